@@ -1,0 +1,147 @@
+"""Seconds a round of fedalg's own loop against a bare PyTorch loop over the same batches, and peak memory.
+
+    python benchmarks/round_time.py [--rounds 7] [--device cpu]
+
+Both loops run in one process and take turns, round by round, on the same clients, batches and starting weights; the
+ratio is that of the medians. The bare loop is what one would write without this program: one module, torch.optim.SGD,
+state_dicts averaged key by key, images normalised beforehand. Memory is the peak of a process of its own.
+
+W1: 50,000 synthetic 3x32x32 images, 100 clients at Dirichlet 0.1, 10 a round, 1 epoch, batches of 32, the small CNN.
+W2: 1,000 clients of 50 images, 50 a round, batches of 10.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import data
+import fedalg
+import utils
+
+WORKS = {
+    "W1": {"n_clients": 100, "participation": 0.1, "dirichlet": 0.1, "batch_size": 32},
+    "W2": {"n_clients": 1000, "participation": 0.05, "dirichlet": "iid", "batch_size": 10},
+    "10 clients": {"n_clients": 10, "participation": 1.0, "dirichlet": "iid", "batch_size": 32},
+    "1000 clients": {"n_clients": 1000, "participation": 0.01, "dirichlet": "iid", "batch_size": 32},
+}
+
+
+def synthetic(device):
+    """Return data.Splits of 50,000 random images with 10 labels."""
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=g)
+    train = data.Images(images, torch.randint(10, (50_000,), generator=g))
+    half = torch.full((3,), 0.5)
+    return data.Splits(train, train[:100], train[:100], 10, half, half).to(device)
+
+
+def experiment(work, device):
+    args = utils.resolve({"model_name": "cnn", "n_client_epochs": 1, "augment": "none", **WORKS[work]})
+    splits = synthetic("cpu")
+    parts = data.partition(splits.train.labels, args.n_clients, args.dirichlet, args.seed)
+    return fedalg.assemble(args, splits, parts, torch.device(device))
+
+
+class BareLoop:
+    """FedAvg written out in plain PyTorch, with none of this program's parts but its clients and batch orders."""
+
+    def __init__(self, exp):
+        self.args, self.parts = exp.args, exp.parts
+        self.module = fedalg.build_module(exp.args, exp.splits).to(exp.device)
+        self.x = ((exp.splits.train.images / 255 - 0.5) / 0.5).contiguous()
+        self.y = exp.splits.train.labels
+        self.state = {k: v.clone() for k, v in self.module.state_dict().items()}
+
+    def round(self, number_of_round):
+        args = self.args
+        clients = fedalg.sample_clients(args.n_clients, args.participation, args.seed, number_of_round)
+        total, merged = sum(len(self.parts[c]) for c in clients), {}
+        for c in clients:
+            self.train(c, utils.generator(args.seed, "batches", number_of_round, c))
+            for key, value in self.module.state_dict().items():
+                merged[key] = merged.get(key, 0) + value * (len(self.parts[c]) / total)
+        self.state = merged
+
+    def train(self, c, rng):
+        args, part = self.args, self.parts[c].to(self.y.device)
+        self.module.load_state_dict(self.state)
+        optimizer = torch.optim.SGD(self.module.parameters(), lr=args.lr, momentum=args.momentum)
+        order = part[torch.randperm(len(part), generator=rng).to(part.device)]
+        for begin, end in data.batch_bounds(len(part), args.batch_size):
+            chosen = order[begin:end]
+            optimizer.zero_grad()
+            loss = F.cross_entropy(self.module(self.x[chosen]), self.y[chosen])
+            loss.backward()
+            optimizer.step()
+
+
+def timed(function, *arguments):
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    function(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def compare(work, rounds, device):
+    """Print a row: median seconds of both loops, their ratio with its range, and how far their models end apart."""
+    exp = experiment(work, device)
+    bare = BareLoop(exp)
+    ours, theirs = [], []
+    for r in range(1, rounds + 2):  # the first warms up
+        pair = [(ours, fedalg.train_round, (exp, r)), (theirs, bare.round, (r,))]
+        for times, function, arguments in pair if r % 2 else pair[::-1]:
+            times.append(timed(function, *arguments))
+    ours, theirs = ours[1:], theirs[1:]
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    flat = torch.cat([bare.state[name].flatten() for name in exp.model.layout.names])
+    apart = ((flat - exp.theta).norm() / flat.norm()).item()
+    a, b = statistics.median(ours), statistics.median(theirs)
+    print(f"| {work} | {a:.2f} | {b:.2f} | {a / b:.2f} | {min(ratios):.2f} to {max(ratios):.2f} | {apart:.0e} |", flush=True)
+
+
+def peak_memory(work, device):
+    """Run two rounds of `work` in a process of its own; return its peak resident (or GPU) memory in MiB."""
+    command = [sys.executable, __file__, "--memory_of", work, "--device", device]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_memory(work, device):
+    exp = experiment(work, device)
+    for r in (1, 2):
+        fedalg.train_round(exp, r)
+    gpu = exp.device.type == "cuda"
+    print(torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--memory_of", choices=WORKS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory_of:
+        return measure_memory(args.memory_of, args.device)
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {platform.machine()}\n")
+    print("| work | fedalg s/round | bare loop s/round | ratio | its range | models apart |\n|---|---|---|---|---|---|")
+    for work in ("W1", "W2"):
+        compare(work, args.rounds, args.device)
+    peaks = {work: peak_memory(work, args.device) for work in ("10 clients", "1000 clients")}
+    print("\npeak memory, 10 clients a round: " + ", ".join(f"{work} {mib:.0f} MiB" for work, mib in peaks.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,409 @@
+"""Datasets as tensors, their split into clients, and the batches clients train on.
+
+`python data.py --download CIFAR10` fetches the published archive; nothing else here uses the network.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import pickle
+import sys
+import tarfile
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from utils import InputError, generator, key_seed, read_json, write_atomic
+
+CROP_PADDING = 4  # pixels on each side
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images on one device: images uint8 [N, C, H, W], labels int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return Images(self.images[index], self.labels[index])
+
+    def to(self, device):
+        return Images(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A dataset, ready to train on: three disjoint sets, and the mean and deviation [C] of the training images / 255."""
+
+    train: Images
+    val: Images
+    test: Images
+    n_classes: int
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def to(self, device):
+        moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test", "mean", "std")}
+        return replace(self, **moved)
+
+    @cached_property
+    def _affine(self):
+        return (1 / (255 * self.std))[:, None, None], (-self.mean / self.std)[:, None, None]
+
+    def normalise(self, images):
+        """Return uint8 images [B, C, H, W] as float32 of mean 0 and deviation 1, in channels_last memory."""
+        scale, shift = self._affine
+        return images.to(torch.float32, memory_format=torch.channels_last).mul_(scale).add_(shift)
+
+
+def load_dataset(name, root, seed):
+    """Return the Splits of `name`, its files under `root`; validation is 10 % of the training set, by seed.
+
+    Raises InputError if the files are not there or not what they should be.
+    """
+    train, test, n_classes = DATASETS[name](Path(root), seed)
+    for part, images in (("training", train), ("test", test)):
+        if not len(images):
+            raise InputError(f"{name} under {root} has no {part} images")
+        if images.labels.min() < 0 or images.labels.max() >= n_classes:
+            raise InputError(f"{name} under {root} has {part} labels outside 0..{n_classes - 1}")
+    order = torch.randperm(len(train), generator=generator(seed, "validation"))
+    n_val = max(1, len(train) // 10)
+    val, train = train[order[:n_val]], train[order[n_val:]]
+    mean, std = _mean_std(train.images)
+    return Splits(train, val, test, n_classes, mean, std)
+
+
+def _mean_std(images):
+    """Return mean and deviation [C] of uint8 images [N, C, H, W] / 255, from a count of each value."""
+    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).double()
+    counts /= counts.sum(1, keepdim=True)
+    values = torch.arange(256) / 255.0
+    mean = counts @ values.double()
+    std = (counts @ values.double().square() - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), std.clamp_min(1e-3).float()  # a channel of one colour would divide by zero
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# DIGITS
+
+
+def load_digits(root, seed):
+    """scikit-learn's bundled 1,797 handwritten 8x8 digits; the test set is a stratified 20 %, the same for every seed."""
+    from sklearn.datasets import load_digits as bundled
+    from sklearn.model_selection import train_test_split
+
+    digits = bundled()
+    images = torch.from_numpy(digits.images * 15).to(torch.uint8).unsqueeze(1)  # 17 grey levels, 0..240
+    labels = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
+    whole = Images(images, labels)
+    return whole[train], whole[test], 10
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# CIFAR-10
+
+CIFAR_FOLDER = "cifar-10-batches-py"
+CIFAR_ARCHIVES = (
+    "cifar-10-python.tar.gz",
+    "cifar10/cifar-10-python.tar.gz",
+    f"{CIFAR_FOLDER}/cifar10.tar.gz",
+    "cifar10.tar.gz",
+)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads pickles of NumPy arrays, lists, dicts, bytes and numbers; refuses every other global by name."""
+
+    def find_class(self, module, name):
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return np.empty(0).__reduce__()[0]
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+
+
+def load_cifar10(root, seed):
+    """The published python version of CIFAR-10, from its folder or from its tar.gz (Krizhevsky 2009)."""
+    import torchvision
+
+    published = torchvision.datasets.CIFAR10
+    source, read = _find_cifar10(root)
+    parts = {}
+    for part, files in (("train", published.train_list), ("test", published.test_list)):
+        contents = [found for name, _ in files if (found := read(name)) is not None]
+        if not contents:
+            raise InputError(f"{source}: holds no {part} batch ({', '.join(name for name, _ in files)})")
+        parts[part] = _join([_cifar_batch(blob, f"{source}/{name}") for name, blob in contents])
+        known = {md5 for _, md5 in files}
+        if any(hashlib.md5(blob).hexdigest() not in known for _, blob in contents) or len(contents) < len(files):
+            warn(f"{source}: the {part} batches are not the published ones (MD5 differs); using them all the same")
+    return parts["train"], parts["test"], 10
+
+
+def _find_cifar10(root):
+    """Return where CIFAR-10 lies and a function file name -> (name, bytes), or None for a file that is missing."""
+    for folder in (root / CIFAR_FOLDER, root / "cifar10" / CIFAR_FOLDER):
+        if list(folder.glob("*_batch*")):
+            return folder, lambda name: (name, (folder / name).read_bytes()) if (folder / name).is_file() else None
+    for archive in (root / name for name in CIFAR_ARCHIVES):
+        if archive.is_file():
+            members = _read_tar(archive)
+            return archive, lambda name: (name, members[name]) if name in members else None
+    raise InputError(
+        f"no CIFAR-10 in {root}: run 'python data.py --download CIFAR10 --data_root {root}', "
+        "or use --dataset DIGITS, which needs no download"
+    )
+
+
+def _read_tar(archive):
+    """Return {file name: bytes} of the batch files in the archive; nothing is written to disk."""
+    try:
+        with tarfile.open(archive) as tar:
+            files = [m for m in tar if m.isfile() and "_batch" in m.name and m.size < 2**26]
+            return {Path(m.name).name: tar.extractfile(m).read() for m in files}
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{archive}: not a whole tar.gz archive ({error})") from None
+
+
+def _cifar_batch(blob, source):
+    """Return the Images in the bytes of one batch file. Raises InputError naming `source` if they are not one."""
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(blob), encoding="bytes").load()
+        pixels, labels = batch[b"data"], torch.tensor(batch[b"labels"], dtype=torch.int64)
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
+            raise ValueError(f"data is {pixels.dtype} {pixels.shape} for {len(labels)} labels")
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise InputError(f"{source}: not a CIFAR-10 batch ({type(error).__name__}: {error})") from None
+    return Images(torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), labels)
+
+
+def _join(parts):
+    return Images(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+
+
+def load_cifar10_thousand(root, seed):
+    """1,000 training samples of CIFAR-10, by seed, with its whole test set: for trying things out."""
+    train, test, n_classes = load_cifar10(root, seed)
+    return train[torch.randperm(len(train), generator=generator(seed, "subset"))[:1000]], test, n_classes
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tiny-ImageNet
+
+
+def load_tiny_imagenet(root, seed):
+    """Tiny-ImageNet-200 from the caches that import_TIN.py writes; the published validation set is the test set."""
+    train, test = (_read_cache(root / f"tinyimagenet_{part}_cache.pt", root) for part in ("train", "val"))
+    if train["wnids"] != test["wnids"]:
+        raise InputError(f"the two Tiny-ImageNet caches in {root} have different classes: run 'python import_TIN.py' again")
+    return *(Images(part["images"], part["labels"]) for part in (train, test)), len(train["wnids"])
+
+
+def _read_cache(path, root):
+    if not path.is_file():
+        raise InputError(
+            f"no {path}: unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in {root} and run "
+            f"'python import_TIN.py --data_root {root}', or use --dataset DIGITS, which needs no download"
+        )
+    try:
+        cache = torch.load(path, map_location="cpu", weights_only=True)
+        images, labels, wnids = cache["images"], cache["labels"], cache["wnids"]
+        good = images.dtype == torch.uint8 and labels.dtype == torch.int64 and images.shape[1:] == (3, 64, 64)
+        if not good or len(images) != len(labels) or not isinstance(wnids, list):
+            raise ValueError(f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}")
+    except Exception as error:  # torch.load raises a different kind for each way a file can be bad
+        raise InputError(f"{path}: not a cache of import_TIN.py ({str(error).splitlines()[0]})") from None
+    return cache
+
+
+# To add a dataset, write a function (root, seed) -> (training Images, test Images, number of classes) and name it here.
+DATASETS = {
+    "CIFAR10": load_cifar10,
+    "CIFAR10T": load_cifar10_thousand,
+    "TinyImageNet": load_tiny_imagenet,
+    "DIGITS": load_digits,
+}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Split into clients
+
+MAX_DRAWS = 1000
+
+
+def partition_iid(labels, n_clients, rng):
+    """Split all of `labels` int64 [N] evenly at random; return a list of n_clients index tensors int64."""
+    order = torch.from_numpy(rng.permutation(len(labels)))
+    return list(order.tensor_split(n_clients))
+
+
+def partition_dirichlet(labels, n_clients, alpha, rng):
+    """For each class draw the clients' shares from Dirichlet(alpha) and hand out its samples so (Hsu et al. 2019).
+
+    labels int64 [N] -> list of n_clients index tensors int64 that hold every position once; some may be empty.
+    """
+    parts = [[] for _ in range(n_clients)]
+    for c in labels.unique().tolist():
+        members = rng.permutation((labels == c).nonzero().flatten().numpy())
+        shares = rng.dirichlet(np.full(n_clients, alpha))
+        cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
+        for part, piece in zip(parts, np.split(members, cuts), strict=True):
+            part.append(piece)
+    return [torch.from_numpy(np.concatenate(part)) for part in parts]
+
+
+def partition(labels, n_clients, dirichlet, seed, min_samples=1):
+    """Split `labels` int64 [N] by `dirichlet` (a concentration, or "iid") so that each client has `min_samples`.
+
+    Redraws at most MAX_DRAWS times. Raises InputError if the samples do not suffice, or no draw gave enough to all.
+    """
+    if n_clients * min_samples > len(labels):
+        raise InputError(
+            f"{len(labels)} training samples are not enough for {n_clients} clients with at least {min_samples} each: "
+            "lower --n_clients or --min_client_samples"
+        )
+    for draw in range(MAX_DRAWS):
+        rng = np.random.default_rng(key_seed(seed, "partition", draw))
+        if dirichlet == "iid":
+            parts = partition_iid(labels, n_clients, rng)
+        else:
+            parts = partition_dirichlet(labels, n_clients, dirichlet, rng)
+        if min(len(part) for part in parts) >= min_samples:
+            return parts
+    raise InputError(
+        f"no Dirichlet({dirichlet}) split in {MAX_DRAWS} draws gave each of {n_clients} clients {min_samples} or more "
+        "samples: raise --dirichlet, or lower --n_clients or --min_client_samples"
+    )
+
+
+def histograms(labels, parts, n_classes):
+    """Return the label counts int64 [n_clients, n_classes] of the samples that `parts` really point at."""
+    return torch.stack([torch.bincount(labels[part], minlength=n_classes) for part in parts])
+
+
+def partition_hash(parts):
+    """Return the SHA-256 (hex) of a split: which sample belongs to which client, in which order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _labels_hash(labels):
+    return hashlib.sha256(labels.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def save_partition(path, labels, parts):
+    """Write a split of `labels` as JSON for `load_partition`."""
+    content = {"labels_sha256": _labels_hash(labels), "clients": [part.tolist() for part in parts]}
+    write_atomic(path, json.dumps(content))
+
+
+def load_partition(path, labels, n_clients, min_samples=1):
+    """Return the split in `path`. Raises InputError if it is not one of these labels into this many clients."""
+    content = read_json(path)
+    try:
+        parts = [torch.tensor(part, dtype=torch.int64) for part in content["clients"]]
+        every = torch.cat(parts).sort().values if parts else torch.empty(0)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{path}: not a partition file") from None
+    if len(parts) != n_clients:
+        raise InputError(f"{path}: splits into {len(parts)} clients, not --n_clients {n_clients}")
+    if content.get("labels_sha256") != _labels_hash(labels):
+        raise InputError(f"{path}: was made for other training data (another --dataset, --seed or --data_root)")
+    if not torch.equal(every, torch.arange(len(labels))):
+        raise InputError(f"{path}: does not hold every one of the {len(labels)} samples exactly once")
+    if min(len(part) for part in parts) < min_samples:
+        raise InputError(f"{path}: has a client with fewer samples than --min_client_samples {min_samples}")
+    return parts
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+def batch_bounds(n, batch_size):
+    """Return the [(begin, end)] of the batches of `n` samples; a single one left over joins the batch before it.
+
+    BatchNorm has no variance to divide by in a batch of one.
+    """
+    cuts = list(range(0, n, batch_size))
+    if len(cuts) > 1 and n - cuts[-1] == 1:
+        cuts.pop()
+    return list(zip(cuts, [*cuts[1:], n], strict=True))
+
+
+def augment(images, draws):
+    """Crop images [B, C, H, W] at random after padding with CROP_PADDING black pixels, and flip them at random.
+
+    draws int64 [B, 3]: rows and columns to move by, 0..2 * CROP_PADDING, and 1 to flip; one row for each sample.
+    """
+    b, c, h, w = images.shape
+    at = images.device
+    down, right, flip = draws[:, 0, None], draws[:, 1, None], draws[:, 2, None] == 1
+    rows = down + torch.arange(h, device=at)  # [B, H]
+    columns = right + torch.where(flip, torch.arange(w - 1, -1, -1, device=at), torch.arange(w, device=at))  # [B, W]
+    padded = F.pad(images, [CROP_PADDING] * 4)
+    which = torch.arange(b, device=at)[:, None, None, None]
+    return padded[which, torch.arange(c, device=at)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def client_batches(splits, indices, batch_size, epochs, rng, augmented=False):
+    """Yield (x float32 [B, C, H, W], y int64 [B]) over `epochs` shuffled passes through one client's samples.
+
+    indices int64 [n] into splits.train; rng: the CPU generator of this client and round. All draws are made and moved
+    to the data's device before the first batch, so that the steps wait for nothing.
+    """
+    n, device = len(indices), splits.train.labels.device
+    orders = torch.stack([torch.randperm(n, generator=rng) for _ in range(epochs)])
+    orders = indices.cpu()[orders].to(device)
+    if augmented:
+        sides = torch.tensor([2 * CROP_PADDING + 1, 2 * CROP_PADDING + 1, 2])
+        draws = (torch.rand(epochs, n, 3, generator=rng) * sides).long().to(device)
+    for epoch in range(epochs):
+        for begin, end in batch_bounds(n, batch_size):
+            chosen = orders[epoch, begin:end]
+            x = splits.train.images[chosen]
+            if augmented:
+                x = augment(x, draws[epoch, begin:end])
+            yield splits.normalise(x), splits.train.labels[chosen]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def warn(message):
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def download_cifar10(root):
+    """Fetch the published archive into `root` with torchvision, which checks its MD5."""
+    import torchvision
+
+    torchvision.datasets.CIFAR10(root, download=True)
+    print(f"CIFAR10 is in {Path(root) / CIFAR_FOLDER}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Fetch a published dataset and check its MD5.")
+    parser.add_argument("--download", required=True, choices=["CIFAR10"])
+    parser.add_argument("--data_root", default="./data")
+    try:
+        download_cifar10(parser.parse_args().data_root)
+    except (OSError, RuntimeError) as error:
+        parser.error(f"CIFAR10 could not be fetched: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""Federated training in one process: `python fedalg.py --algorithm las --dataset DIGITS`; `--help` lists all flags.
+
+Each round the server samples clients, sends them its model, lets each train, merges what they send, and is evaluated.
+A round is one row of metrics/<run>_metrics.csv; a finished run is one row of results.csv.
+"""
+
+if __name__ == "__main__":  # answer --help, and refuse a bad command line, before torch's seconds of importing
+    from utils import parse_args
+
+    ARGS = parse_args()
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import f1_score, precision_score, recall_score
+from tqdm import tqdm
+
+import data
+import models
+import payload
+import utils
+from agg_utils import ALGORITHMS
+from local_training import LocalSettings, Trainer
+from utils import InputError, generator
+
+EVAL_BATCH = 512
+METRICS = "train_losses train_accs val_losses val_accs test_losses test_accs".split()
+COLUMNS = ["epoch", *METRICS, "bytes_up", "bytes_down", "train_seconds", "eval_seconds", "kept_share", "clients"]
+
+
+@dataclass
+class Experiment:
+    """Everything one run works with; `theta [dim]` is the server's model."""
+
+    args: object
+    name: str
+    device: torch.device
+    splits: data.Splits
+    parts: list
+    model: models.FlatModel
+    algorithm: object
+    trainer: Trainer
+    theta: torch.Tensor
+    rows: list = field(default_factory=list)
+    predictions: torch.Tensor = None  # int64 [n_test], of the last evaluation
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Setting up
+
+
+def prepare(args):
+    """Load the data, split it, build the model and the algorithm. Raises InputError for anything the user must mend."""
+    device = pick_device(args.device)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    splits = data.load_dataset(args.dataset, args.data_root, args.seed)
+    return assemble(args, splits, split_into_clients(args, splits.train.labels), device)
+
+
+def assemble(args, splits, parts, device):
+    """Return the Experiment on data.Splits divided into `parts`, with a fresh model and algorithm on `device`."""
+    model = models.FlatModel(build_module(args, splits), device)
+    splits = splits.to(device)
+    settings = LocalSettings(
+        seed=args.seed,
+        epochs=args.n_client_epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        lr_decay=args.lr_decay,
+        clip_norm=args.clip_norm,
+        augment=args.augment == "standard",
+        bf16=args.precision == "bf16",
+    )
+    cls = ALGORITHMS[args.algorithm]
+    algorithm = cls(model.layout, **{name: getattr(args, name) for name in cls.options})
+    trainer = Trainer(model, splits, parts, settings)
+    return Experiment(
+        args, utils.run_name(args), device, splits, parts, model, algorithm, trainer, model.vector.clone()
+    )
+
+
+def pick_device(wanted):
+    """Return the torch.device for --device. Raises InputError if it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[wanted]:
+        raise InputError(f"--device {wanted}: torch {torch.__version__} finds no such device here")
+    return torch.device(wanted)
+
+
+def split_into_clients(args, labels):
+    """Return each client's indices into the training set `labels` int64 [N]; read or write --partition_file."""
+    file = args.partition_file
+    if file and Path(file).exists():
+        parts = data.load_partition(file, labels, args.n_clients, args.min_client_samples)
+    else:
+        parts = data.partition(labels, args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
+    if args.norm == "batch" and min(len(part) for part in parts) < 2:
+        raise InputError("a client has one sample, too few for BatchNorm: --min_client_samples 2, or --norm group")
+    if file and not Path(file).exists():
+        data.save_partition(file, labels, parts)
+    return parts
+
+
+def build_module(args, splits):
+    """Return the network of --model_name with its starting weights."""
+    channels, size = splits.train.images.shape[1:3]
+    seed = utils.key_seed(args.seed, "init")
+    module = models.build_model(args.model_name, channels, size, splits.n_classes, args.norm, seed)
+    if args.pretrained:
+        models.load_pretrained(module, args.model_name)
+    if args.init_weights:
+        models.load_weights(module, args.init_weights)
+    return module
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The round loop
+
+
+def sample_clients(n_clients, participation, seed, round):
+    """Return the sorted numbers of the clients of `round`: round(participation * n_clients) of them, at least one."""
+    n = max(1, round_half_up(participation * n_clients))
+    return sorted(torch.randperm(n_clients, generator=generator(seed, "clients", round))[:n].tolist())
+
+
+def round_half_up(x):
+    return int(x + 0.5)
+
+
+def train_round(exp, round):
+    """Let the clients of `round` train, merge what they send into exp.theta, and return the round's row so far.
+
+    Raises FloatingPointError, before anything is merged, if a client's loss or update is not finite.
+    """
+    started = time.perf_counter()
+    args, layout = exp.args, exp.model.layout
+    numbers = sample_clients(args.n_clients, args.participation, args.seed, round)
+    start = exp.algorithm.broadcast(exp.theta)
+    deltas = exp.theta.new_empty(len(numbers), layout.dim)
+    masks, clients = None, []
+    for i, number in enumerate(numbers):
+        client = exp.trainer.client(number, round)
+        update = exp.algorithm.local_update(start, client)
+        deltas[i] = update.delta
+        if update.mask is not None:
+            if masks is None:
+                masks = torch.ones(len(numbers), layout.n_trainable, dtype=torch.bool, device=exp.device)
+            masks[i] = update.mask
+        clients.append(client)
+    losses, hits = check_finite(round, clients, deltas)
+    samples = torch.tensor([float(c.n_samples) for c in clients], device=exp.device)
+    p = samples / samples.sum() if args.weighting == "samples" else torch.full_like(samples, 1 / len(samples))
+    exp.theta = exp.algorithm.merge(exp.theta, deltas, masks, p)
+    kept = [layout.n_trainable] * len(clients) if masks is None else masks.sum(1).tolist()
+    seen = sum(c.seen for c in clients)
+    return {
+        "epoch": round,
+        "train_losses": losses / seen,
+        "train_accs": hits / seen,
+        "bytes_up": sum(payload.upload_bytes(k, layout) for k in kept),
+        "bytes_down": len(clients) * payload.download_bytes(layout),
+        "train_seconds": time.perf_counter() - started,
+        "kept_share": sum(kept) / (len(kept) * layout.n_trainable),
+        "clients": len(clients),
+    }
+
+
+def check_finite(round, clients, deltas):
+    """Return the sums of the clients' losses and hits, read from the device at once with the sizes of their updates."""
+    sizes = [torch.linalg.vector_norm(delta, float("inf")) for delta in deltas]
+    figures = torch.stack([torch.stack([c.loss, c.hits, size]) for c, size in zip(clients, sizes, strict=True)])
+    for client, (loss, _, size) in zip(clients, figures.tolist(), strict=True):
+        for what, value in (("loss", loss), ("update", size)):
+            if not abs(value) < float("inf"):
+                raise FloatingPointError(
+                    f"round {round}, client {client.number}: the {what} is {value}; a smaller --lr or --clip_norm may help"
+                )
+    return figures[:, 0].sum().item(), figures[:, 1].sum().item()
+
+
+@torch.no_grad()
+def evaluate(exp, images):
+    """Return mean loss, accuracy and predictions int64 [N] of the server's model on data.Images."""
+    exp.model.load(exp.theta)
+    exp.model.module.eval()
+    logits = []
+    for begin in range(0, len(images), EVAL_BATCH):
+        x = exp.splits.normalise(images.images[begin : begin + EVAL_BATCH])
+        with torch.autocast(exp.device.type, torch.bfloat16, enabled=exp.args.precision == "bf16"):
+            logits.append(exp.model.module(x))
+    logits = torch.cat(logits).float()
+    predictions = logits.argmax(1)
+    loss = F.cross_entropy(logits, images.labels).item()
+    return loss, (predictions == images.labels).sum().item() / len(images), predictions
+
+
+def evaluate_round(exp, row):
+    """Add what the server's model reaches on validation, test and (--eval_train) all training data to `row`."""
+    started = time.perf_counter()
+    if exp.args.eval_train:
+        row["train_losses"], row["train_accs"], _ = evaluate(exp, exp.splits.train)
+    row["val_losses"], row["val_accs"], _ = evaluate(exp, exp.splits.val)
+    row["test_losses"], row["test_accs"], exp.predictions = evaluate(exp, exp.splits.test)
+    row["eval_seconds"] = time.perf_counter() - started
+
+
+def run_rounds(exp, csv):
+    """Train all rounds, writing a row for each to `csv`."""
+    args = exp.args
+    on_terminal = sys.stderr.isatty() and not args.quiet
+    bar = tqdm(range(1, args.n_epochs + 1), desc=exp.name, unit="round", disable=not on_terminal)
+    sent = 0
+    for round in bar:
+        row = train_round(exp, round)
+        if round % args.eval_every == 0 or round == args.n_epochs:
+            evaluate_round(exp, row)
+        csv.write(row)
+        exp.rows.append(row)
+        sent += row["bytes_up"] + row["bytes_down"]
+        status = {"test": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
+        status |= {"loss": f"{row['train_losses']:.4f}", "MB": f"{sent / 1e6:.1f}"}
+        bar.set_postfix(status, refresh=False)
+        if not on_terminal and not args.quiet:
+            words = " ".join(f"{key} {value}" for key, value in status.items())
+            print(f"round {round}/{args.n_epochs} {words} {row['train_seconds']:.2f} s", flush=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a run leaves behind
+
+
+def final_figures(exp):
+    """Return {name: figure} of a finished run; accuracy, F1, precision and recall (macro) are on the test set."""
+    evaluated = [row for row in exp.rows if "test_accs" in row]
+    best = max(evaluated, key=lambda row: row["val_accs"])
+    last_ten = [row["test_accs"] for row in evaluated if row["epoch"] > len(exp.rows) - 10]
+    truth, predicted = exp.splits.test.labels.cpu(), exp.predictions.cpu()
+    scores = {"average": "macro", "zero_division": 0}
+    up, down = (sum(row[key] for row in exp.rows) for key in ("bytes_up", "bytes_down"))
+    seconds = sum(row["train_seconds"] for row in exp.rows)
+    return {
+        "accuracy": evaluated[-1]["test_accs"],
+        "f1": float(f1_score(truth, predicted, **scores)),
+        "precision": float(precision_score(truth, predicted, **scores)),
+        "recall": float(recall_score(truth, predicted, **scores)),
+        "communication": (up + down) / len(exp.rows),
+        "train_time": seconds / len(exp.rows),
+        "bytes_up": up,
+        "bytes_down": down,
+        "accuracy_last10": sum(last_ten) / len(last_ten),
+        "accuracy_best_val": best["test_accs"],
+        "best_val_round": best["epoch"],
+        "train_seconds": seconds,
+        "eval_seconds": sum(row.get("eval_seconds", 0) for row in exp.rows),
+    }
+
+
+def result_row(exp, final):
+    """Return the row of results.csv: the columns of the published system first, then ours."""
+    args = exp.args
+    first = {"method": args.algorithm, "dataset": args.dataset, "Dirichlet": args.dirichlet, "rounds": args.n_epochs}
+    return {**first, **{k: v for k, v in final.items() if k != "train_seconds"}, "seed": args.seed, "run": exp.name}
+
+
+def record(exp, finished, final=None):
+    """Return what <run>.json says of the run."""
+    labels = exp.splits.train.labels.cpu()
+    layout = exp.model.layout
+    return {
+        "run": exp.name,
+        "finished": finished,
+        "final": final,
+        "settings": utils.settings_of(exp.args),
+        "environment": utils.environment(exp.device),
+        "model": {"weights": layout.n_trainable, "buffers": layout.dim - layout.n_trainable},
+        "data": {
+            "samples": {name: len(getattr(exp.splits, name)) for name in ("train", "val", "test")},
+            "mean": exp.splits.mean.tolist(),
+            "std": exp.splits.std.tolist(),
+        },
+        "partition": {
+            "sha256": data.partition_hash(exp.parts),
+            "histograms": data.histograms(labels, exp.parts, exp.splits.n_classes).tolist(),
+        },
+    }
+
+
+def already_finished(args, name):
+    """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings."""
+    earlier = utils.read_json(Path(args.metrics_dir) / f"{name}.json")
+    if args.overwrite or not earlier or not earlier.get("finished"):
+        return False
+    for setting in utils.differing_settings(args, earlier.get("settings", {})):
+        was, now = earlier["settings"].get(setting), getattr(args, setting)
+        raise InputError(
+            f"{args.metrics_dir}/{name}.json was run with {setting} = {was}, not {now}: "
+            "use another --metrics_dir, or --overwrite"
+        )
+    return True
+
+
+def main(args):
+    """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
+    name, metrics = utils.run_name(args), Path(args.metrics_dir)
+    if already_finished(args, name):
+        print(f"{name}: already finished, see {metrics / name}_metrics.csv (run again with --overwrite)")
+        return
+    exp = prepare(args)
+    utils.write_json(metrics / f"{name}.json", record(exp, finished=False))
+    csv = utils.MetricsCSV(metrics / f"{name}_metrics.csv", COLUMNS)
+    run_rounds(exp, csv)
+    csv.close()
+    final = final_figures(exp)
+    if args.save_weights:
+        exp.model.load(exp.theta)
+        models.save_weights(args.save_weights, exp.model.module)
+    utils.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))
+    utils.add_result(args.results_file, result_row(exp, final))
+    figures = ""
+    print(
+        f"{name}: test accuracy {final['accuracy']:.4f}, F1 {final['f1']:.4f}, "
+        f"{final['bytes_up'] / 1e6:.2f} MB up, {final['bytes_down'] / 1e6:.2f} MB down, "
+        f"{final['train_seconds']:.1f} s of training; {metrics / name}_metrics.csv, {figures}"
+    )
+
+
+def draw(args, name):
+    """Draw the run's own figures; return where they are."""
+    import plotting
+
+    return plotting.plot_run(Path(args.metrics_dir), name, Path(args.plots_dir))
+
+
+if __name__ == "__main__":
+    try:
+        main(ARGS)
+    except InputError as error:
+        print(f"fedalg.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except FloatingPointError as error:
+        print(f"fedalg.py: stopped: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,133 @@
+"""One client's local work on the flat vector: SGD steps, and learning which weights to send.
+
+Nothing here knows which algorithm it serves. No step waits for the device: losses and hits are summed where they are
+made and read once a round.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from data import client_batches
+from utils import generator
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How clients train. lr is that of the first round; in round t it is lr * lr_decay ** (t - 1)."""
+
+    seed: int
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    lr_decay: float = 1.0
+    clip_norm: float | None = None
+    augment: bool = False
+    bf16: bool = False
+
+
+class Trainer:
+    """Lends its one working model to one client after the other."""
+
+    def __init__(self, model, splits, parts, settings):
+        """model: models.FlatModel; splits: data.Splits on its device; parts: each client's indices into splits.train."""
+        self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
+        self.velocity = torch.zeros_like(model.gradient)
+
+    def client(self, number, round):
+        """Return the Client `number` as it takes part in `round` (from 1)."""
+        decayed = self.settings.lr * self.settings.lr_decay ** (round - 1)
+        return Client(self, number, round, replace(self.settings, lr=decayed))
+
+
+class Client:
+    """One client in one round. After `train`, `loss` and `hits` are scalar tensors: sums over the `seen` samples."""
+
+    def __init__(self, trainer, number, round, settings):
+        self.number, self.round, self.settings = number, round, settings
+        self.model, self.splits = trainer.model, trainer.splits
+        self.indices = trainer.parts[number]
+        self.n_samples = len(self.indices)
+        self._velocity = trainer.velocity
+        self.seen, self.loss, self.hits = 0, None, None
+
+    def _batches(self, epochs, purpose):
+        s = self.settings
+        rng = generator(s.seed, purpose, self.round, self.number)
+        return client_batches(self.splits, self.indices, s.batch_size, epochs, rng, s.augment)
+
+    def _backward(self, x, y):
+        """Put the gradient of the mean loss of a batch into model.gradient; return the logits [B, classes]."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            logits = self.model.module(x)
+        logits = logits.float()
+        self.model.gradient.zero_()
+        F.cross_entropy(logits, y).backward()
+        return logits.detach()
+
+    def train(self, start, pull=None):
+        """Train from `start [dim]` on the client's data; return the trained vector [dim].
+
+        pull(w, start) -> [n_trainable], if given, is added to every gradient. What is returned is the working model's
+        own vector, and changes when the next client trains.
+        """
+        s, model = self.settings, self.model
+        model.load(start)
+        model.module.train()
+        w, g, anchor = model.trainable, model.gradient, start[: model.layout.n_trainable]
+        outputs, targets = [], []
+        for step, (x, y) in enumerate(self._batches(s.epochs, "batches")):
+            outputs.append(self._backward(x, y))
+            targets.append(y)
+            with torch.no_grad():
+                if pull is not None:
+                    g += pull(w, anchor)
+                if s.clip_norm is not None:
+                    g *= (s.clip_norm / (g.norm() + 1e-6)).clamp(max=1)
+                sgd_step(w, g, self._velocity, s.lr, s.momentum, s.weight_decay, first=step == 0)
+        logits, y = torch.cat(outputs), torch.cat(targets)
+        self.seen = len(y)
+        self.loss = F.cross_entropy(logits, y, reduction="sum")
+        self.hits = (logits.argmax(1) == y).sum()
+        return model.vector
+
+    def learn_mask(self, start, delta, mask, epochs, lr, bias, l1_strength):
+        """Return the bool mask [n_trainable] that learning on the client's data makes of `mask`.
+
+        One logit S a weight starts at +bias where `mask` is set and -bias elsewhere; each step descends the loss at
+        start + sigmoid(S) * delta, and an L1 term that pulls every sigmoid(S) towards 0; the end is sigmoid(S) rounded
+        (He et al. 2024, section 3.1). The chain rule through the sigmoid is written out on the vector.
+        """
+        model, n = self.model, self.model.layout.n_trainable
+        model.load(start)
+        model.module.train()
+        update, anchor = delta[:n], start[:n]
+        logits = torch.where(mask, bias, -bias).to(update.dtype)
+        for x, y in self._batches(epochs, "mask"):
+            soft = logits.sigmoid()
+            with torch.no_grad():
+                torch.addcmul(anchor, soft, update, out=model.trainable)
+            self._backward(x, y)
+            slope = soft * (1 - soft)
+            logits -= slope * (lr * model.gradient * update + l1_strength)
+        return logits > 0
+
+
+def sgd_step(w, g, velocity, lr, momentum, weight_decay, first):
+    """One step of SGD in place, as torch.optim.SGD: v = momentum * v + g + weight_decay * w; w -= lr * v.
+
+    All [n_trainable]. `first` starts v at the gradient, whatever velocity held.
+    """
+    if weight_decay:
+        g.add_(w, alpha=weight_decay)
+    if not momentum:
+        w.add_(g, alpha=-lr)
+        return
+    if first:
+        velocity.copy_(g)
+    else:
+        velocity.mul_(momentum).add_(g)
+    w.add_(velocity, alpha=-lr)

@@ -1,0 +1,203 @@
+"""Networks, and the flat vector that holds one network's whole state.
+
+`python models.py --download resnet18` fetches the ImageNet weights that `--pretrained` starts from.
+"""
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils import InputError, write_atomic
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What lies where in a model's vector: trainable tensors in order, then float buffers."""
+
+    names: tuple  # of the trainable tensors
+    sizes: tuple  # numbers of weights of the trainable tensors, "layers"; they sum to n_trainable
+    n_trainable: int
+    dim: int  # with the buffers
+
+
+class FlatModel:
+    """A module whose parameters, gradients and float buffers are views into two contiguous vectors.
+
+    vector [dim]: all parameters in the module's order, then all float buffers (BatchNorm's running statistics).
+    gradient [n_trainable]: backward() accumulates here. Integer buffers (num_batches_tracked) are not state.
+
+    Writing to `vector` changes the module and training the module changes `vector`: nothing is copied either way.
+    Raises ValueError for a module that uses one parameter in two places.
+    """
+
+    def __init__(self, module, device="cpu"):
+        self.module = module.to(device)
+        parameters = list(module.named_parameters(remove_duplicate=False))
+        if len(parameters) != len(list(module.parameters())):
+            raise ValueError("a parameter is used in two places of the module: its vector would hold it twice")
+        buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
+        sizes = tuple(p.numel() for _, p in parameters)
+        self.layout = Layout(
+            names=tuple(name for name, _ in parameters),
+            sizes=sizes,
+            n_trainable=sum(sizes),
+            dim=sum(sizes) + sum(b.numel() for _, b in buffers),
+        )
+        self.vector = torch.cat([t.detach().flatten().float() for _, t in parameters + buffers])
+        self.gradient = torch.zeros_like(self.trainable)
+        self._bind(parameters, buffers)
+
+    def _bind(self, parameters, buffers):
+        offset = 0
+        for name, old in parameters + buffers:
+            owner_name, _, attribute = name.rpartition(".")
+            owner = self.module.get_submodule(owner_name)
+            view = self.vector[offset : offset + old.numel()].view_as(old)
+            if isinstance(old, nn.Parameter):
+                setattr(owner, attribute, nn.Parameter(view))
+                getattr(owner, attribute).grad = self.gradient[offset : offset + old.numel()].view_as(old)
+            else:
+                setattr(owner, attribute, view)
+            offset += old.numel()
+
+    @property
+    def trainable(self):
+        """View of the trainable part of `vector`, [n_trainable]."""
+        return self.vector[: self.layout.n_trainable]
+
+    def load(self, vector):
+        """Copy `vector [dim]` into the model."""
+        self.vector.copy_(vector)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+def _norm_layer(norm):
+    """Return the function channels -> layer for `norm`."""
+    if norm == "group":  # at least 4 channels a group, at most the 32 groups of Wu and He 2018
+        return lambda channels: nn.GroupNorm(min(32, channels // 4), channels)
+    return {"batch": nn.BatchNorm2d, "none": lambda channels: nn.Identity()}[norm]
+
+
+def cnn(channels, image_size, n_classes, norm):
+    """Two 5x5 convolutions (32, 64 channels), each pooled, and 512 hidden units (McMahan et al. 2017, section 3)."""
+    layer = _norm_layer(norm)
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 32, 5, padding=2), layer(32), nn.MaxPool2d(2), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 5, padding=2), layer(64), nn.MaxPool2d(2), nn.ReLU()),
+        nn.Flatten(),
+        *(nn.Linear(64 * (image_size // 4) ** 2, 512), nn.ReLU(), nn.Linear(512, n_classes)),
+    )
+
+
+def _resnet(name, channels, image_size, n_classes, norm):
+    """torchvision's ResNet with a 3x3 stride-1 stem and no max-pool, for images of 32 and 64 pixels."""
+    import torchvision
+
+    model = getattr(torchvision.models, name)(num_classes=n_classes, norm_layer=_norm_layer(norm))
+    model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+MODELS = {
+    "cnn": cnn,
+    "resnet18": partial(_resnet, "resnet18"),
+    "resnet50": partial(_resnet, "resnet50"),
+}
+
+
+def build_model(name, channels, image_size, n_classes, norm, seed):
+    """Return the freshly initialised module; the same `seed` gives the same weights whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MODELS[name](channels, image_size, n_classes, norm)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Starting weights
+
+
+def load_pretrained(module, name):
+    """Put torchvision's ImageNet weights (IMAGENET1K_V1) into a `name` of `build_model`, all but the head.
+
+    The 3x3 stem takes the centre of the published 7x7 kernels; a stem for one channel takes their sum over colours.
+    Raises InputError where the weights are not on this machine and cannot be fetched.
+    """
+    weights = _fetch_pretrained(name)
+    stem = weights["conv1.weight"][:, :, 2:5, 2:5]
+    weights["conv1.weight"] = stem if module.conv1.in_channels == 3 else stem.sum(1, keepdim=True)
+    _load_all_but_head(module, weights, f"the ImageNet weights of {name}")
+
+
+def _fetch_pretrained(name):
+    import torchvision
+
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except Exception as error:  # no network, a bad sum, a damaged file: each library has its own exceptions for them
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"cannot get the ImageNet weights of {name} ({reason}); where there is a network run "
+            f"'python models.py --download {name}', or put {url} into {folder}"
+        ) from None
+
+
+def save_weights(path, module):
+    """Write the module's state for `load_weights`: tensors and primitives only."""
+    import io
+
+    file = io.BytesIO()
+    torch.save({"format": "fedalg-weights-1", "state": {k: v.cpu() for k, v in module.state_dict().items()}}, file)
+    write_atomic(path, file.getvalue())
+
+
+def load_weights(module, path):
+    """Load what `save_weights` wrote; a head for another number of classes is left as it was initialised.
+
+    Raises InputError if the file is not of this program or not of this kind of model.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a different kind for each way a file can be bad
+        raise InputError(f"{path}: not a file of --save_weights ({str(error).splitlines()[0]})") from None
+    if not isinstance(saved, dict) or saved.get("format") != "fedalg-weights-1":
+        raise InputError(f"{path}: not a file of --save_weights")
+    _load_all_but_head(module, saved["state"], path)
+
+
+def _load_all_but_head(module, weights, source):
+    """Load `weights` {name: tensor}; the last layer only if its shape fits. Raises InputError for any other misfit."""
+    own = {name: t for name, t in module.state_dict().items() if t.is_floating_point()}  # not num_batches_tracked
+    given = {name: t for name, t in weights.items() if torch.is_tensor(t) and t.is_floating_point()}
+    head = list(own)[-2:]  # weight and bias of the last linear layer
+    wrong = set(own) ^ set(given)
+    wrong |= {name for name in set(own) - wrong - set(head) if own[name].shape != given[name].shape}
+    if wrong:
+        raise InputError(f"{source}: is for another model ({len(wrong)} tensors do not fit, one is {min(wrong)})")
+    if any(own[name].shape != given[name].shape for name in head):
+        given.update({name: own[name] for name in head})
+    module.load_state_dict(given, strict=False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Fetch the published ImageNet weights for --pretrained.")
+    parser.add_argument("--download", required=True, choices=["resnet18", "resnet50"])
+    try:
+        _fetch_pretrained(parser.parse_args().download)
+    except InputError as error:
+        parser.error(str(error))
+    print(f"in {Path(torch.hub.get_dir()) / 'checkpoints'}")
+
+
+if __name__ == "__main__":
+    main()

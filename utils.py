@@ -1,0 +1,521 @@
+"""Command line, keyed seeds, run names, and the files a run writes.
+
+Nothing here imports torch at module level, so that `--help` and refused command lines answer at once.
+"""
+
+import argparse
+import ast
+import csv
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message is one line that says what to change."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the other modules register, read from their source: importing them would import torch.
+
+
+@functools.cache
+def literal_keys(module, name):
+    """Keys of the dict literal assigned to `name` at the top level of `module`.py, as a list of str."""
+    for node in _source(module).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+            return [ast.literal_eval(key) for key in node.value.keys]
+    raise LookupError(f"{module}.py assigns no {name}")
+
+
+@dataclass(frozen=True)
+class AlgorithmSpec:
+    """What the command line needs to know of an algorithm: a line of help and its own options."""
+
+    summary: str
+    options: dict  # name -> (default, kind, help[, "other_option=value" that it needs])
+
+
+@functools.cache
+def algorithm_specs():
+    """Return {name: AlgorithmSpec} for every class of agg_utils.py that stands under `@register("name")`."""
+    classes = {node.name: node for node in _source("agg_utils").body if isinstance(node, ast.ClassDef)}
+
+    def options_of(node):
+        for statement in node.body:
+            if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == "options":
+                return ast.literal_eval(statement.value)
+        bases = [classes[base.id] for base in node.bases if getattr(base, "id", None) in classes]
+        return options_of(bases[0]) if bases else {}
+
+    specs = {}
+    for node in classes.values():
+        for call in node.decorator_list:
+            if isinstance(call, ast.Call) and call.func.id == "register":
+                summary = (ast.get_docstring(node) or "").split("\n")[0]
+                specs[ast.literal_eval(call.args[0])] = AlgorithmSpec(summary, options_of(node))
+    return specs
+
+
+@functools.cache
+def _source(module):
+    return ast.parse((HERE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Kinds of values
+
+
+def _number(convert, accepts, wanted):
+    """Return an argparse type: `convert` the text, refuse what `accepts` does not, and say what is `wanted`."""
+
+    def parse(text):
+        with suppress(ValueError):
+            value = convert(text)
+            if math.isfinite(value) and accepts(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+def _dirichlet(text):
+    if text.lower() in ("nan", "iid"):
+        return "iid"
+    return _number(float, lambda a: a > 0, "a positive number, nan or iid")(text)
+
+
+KINDS = {
+    "count": _number(int, lambda n: n >= 1, "a whole number of at least 1"),
+    "integer": _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1"),
+    "positive": _number(float, lambda x: x > 0, "a positive number"),
+    "nonnegative": _number(float, lambda x: x >= 0, "a number of at least 0"),
+    "share": _number(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
+    "decay": _number(float, lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    "dirichlet": _dirichlet,
+    "path": str,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag. `kind` names an entry of KINDS, is a tuple of choices, or is "flag" (--x / --no-x)."""
+
+    name: str
+    default: object
+    kind: object
+    help: str
+    named: bool = True  # whether it changes the result, and so belongs into the run's name
+    needs: str = ""  # "other_option=value": has no effect otherwise
+
+
+OPTIONS = {
+    "experiment": [
+        Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
+        Option("dataset", "DIGITS", tuple, "DIGITS needs no download"),
+        Option("model_name", None, tuple, "default: cnn for DIGITS, else resnet18"),
+        Option("seed", 0, "integer", "seed of every random draw"),
+        Option("dirichlet", "iid", "dirichlet", "concentration of the label split; nan or iid = IID"),
+        Option("n_clients", 20, "count", "clients that hold the training data"),
+        Option("participation", 0.2, "share", "share of the clients sampled each round"),
+        Option("n_epochs", 100, "count", "communication rounds"),
+        Option("min_client_samples", 1, "count", "samples every client must hold"),
+        Option("partition_file", None, "path", "split to reuse; written if it is not there"),
+    ],
+    "local training": [
+        Option("n_client_epochs", 5, "count", "epochs over a client's data per round"),
+        Option("batch_size", 64, "count", "samples per step"),
+        Option("lr", 0.01, "positive", "learning rate of a client's SGD"),
+        Option("momentum", 0.9, "decay", "momentum of a client's SGD, reset every round"),
+        Option("weight_decay", 0.0, "nonnegative", "L2 decay of all trainable weights"),
+        Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
+        Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
+        Option("augment", None, ("none", "standard"), "standard = crop with padding 4 and flip; default: none for DIGITS"),
+        Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
+    ],
+    "model": [
+        Option("norm", None, ("batch", "group", "none"), "default: batch for ResNets, none for the cnn"),
+        Option("pretrained", False, "flag", "start from torchvision's ImageNet weights (ResNets)"),
+        Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
+    ],
+    "server": [
+        Option("weighting", "samples", ("samples", "uniform"), "weights of the clients in the average"),
+        Option("eval_every", 1, "count", "rounds between evaluations; the last is always evaluated"),
+        Option("eval_train", False, "flag", "evaluate on all training data too, instead of what clients saw"),
+    ],
+    "machine": [
+        Option("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto = cuda, else mps, else cpu", named=False),
+        Option("deterministic", False, "flag", "only deterministic GPU kernels (slower)", named=False),
+    ],
+    "files": [
+        Option("data_root", "./data", "path", "folder of the datasets", named=False),
+        Option("metrics_dir", "metrics", "path", "folder for <run>_metrics.csv and <run>.json", named=False),
+        Option("plots_dir", "plots", "path", "folder for the figures of each run", named=False),
+        Option("results_file", "results.csv", "path", "one row per finished run", named=False),
+        Option("save_weights", None, "path", "write the final model here, for --init_weights", named=False),
+        Option("overwrite", False, "flag", "run again what is already finished", named=False),
+        Option("quiet", False, "flag", "print only the last line", named=False),
+    ],
+}
+REGISTRIES = {
+    "algorithm": lambda: sorted(algorithm_specs()),
+    "dataset": lambda: literal_keys("data", "DATASETS"),
+    "model_name": lambda: literal_keys("models", "MODELS"),
+}
+
+
+def algorithm_options():
+    """Return {option name: (Option, [algorithms that have it])} over all registered algorithms."""
+    found = {}
+    for algorithm, spec in algorithm_specs().items():
+        for name, (default, kind, text, *needs) in spec.options.items():
+            option = Option(name, default, kind, text, needs=needs[0] if needs else "")
+            known, owners = found.setdefault(name, (option, []))
+            if known != option:
+                raise ValueError(f"{algorithm} and {owners[0]} declare --{name} differently")
+            owners.append(algorithm)
+    return found
+
+
+def all_options():
+    """Return {name: Option} of every flag, those of the algorithms included."""
+    return {o.name: o for group in OPTIONS.values() for o in group} | {
+        name: option for name, (option, _) in algorithm_options().items()
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Parsing
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line per error, exit status 2; no flag is guessed from its first letters."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        sys.stderr.write(f"{self.prog}: error: {' '.join(message.split())}\n")
+        raise SystemExit(2)
+
+
+def build_parser(prog="fedalg.py"):
+    """Return the parser of `fedalg.py`. A flag that was not given is absent from what it returns."""
+    parser = _Parser(
+        prog=prog,
+        description="Federated learning in one process: local training, merging, evaluation, one CSV row a round.",
+        epilog="algorithms: " + "; ".join(f"{name}: {spec.summary}" for name, spec in sorted(algorithm_specs().items())),
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
+    )
+    parser.add_argument("--config", metavar="FILE", help="file of flags, one a line; the command line wins")
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            _add(group, option, option.help)
+    owned = algorithm_options().values()
+    for owners in sorted({tuple(owners) for _, owners in owned}):
+        group = parser.add_argument_group("only with --algorithm " + " or ".join(owners))
+        for option, mine in owned:
+            if tuple(mine) == owners:
+                _add(group, option, option.help + (f" (with --{option.needs.replace('=', ' ')})" if option.needs else ""))
+    return parser
+
+
+def _add(group, option, text):
+    if option.default is not None and option.kind != "flag":
+        text += f" [{option.default}]"
+    if option.kind == "flag":
+        group.add_argument(f"--{option.name}", action=argparse.BooleanOptionalAction, help=text)
+    elif option.kind is tuple or isinstance(option.kind, tuple):
+        choices = REGISTRIES[option.name]() if option.kind is tuple else option.kind
+        group.add_argument(f"--{option.name}", choices=choices, help=text)
+    else:
+        metavar = {"path": "PATH", "count": "N", "integer": "N"}.get(option.kind, "X")
+        group.add_argument(f"--{option.name}", type=KINDS[option.kind], metavar=metavar, help=text)
+
+
+def parse_args(argv=None):
+    """Parse and check the command line; return a Namespace with every setting resolved.
+
+    Exits with status 2 and one line on standard error if a flag is unknown, out of range or contradicts another.
+    Needs no torch and writes nothing.
+    """
+    parser = build_parser()
+    given = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    config = _read_config(parser, given.config) if "config" in given else argparse.Namespace()
+    try:
+        return resolve({**vars(config), **vars(given)}, explicit=set(vars(given)))
+    except InputError as error:
+        parser.error(str(error))
+
+
+def _read_config(parser, path):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        tokens = [token for line in lines for token in shlex.split(line, comments=True)]
+    except (OSError, ValueError) as error:
+        parser.error(f"--config {path}: {error}")
+    config = build_parser(f"fedalg.py: --config {path}").parse_args(tokens)
+    if "config" in config:
+        parser.error(f"--config {path}: a config file cannot name another one")
+    return config
+
+
+def resolve(given, explicit=()):
+    """Fill in the defaults of `given` {name: value} and check how the settings go together.
+
+    `explicit` names the settings typed on the command line: of these, one that the chosen algorithm does not have is an
+    error, whereas a config file may be shared by several algorithms. Raises InputError.
+    """
+    args = _with_defaults(given)
+    _check_algorithm_options(args, explicit)
+    _check_combinations(args)
+    _check_paths(args)
+    return args
+
+
+def _with_defaults(given):
+    values = {name: option.default for name, option in all_options().items()} | given
+    values.pop("config", None)
+    args = argparse.Namespace(**values)
+    args.model_name = args.model_name or ("cnn" if args.dataset == "DIGITS" else "resnet18")
+    args.norm = args.norm or ("none" if args.model_name == "cnn" else "batch")
+    args.augment = args.augment or ("none" if args.dataset == "DIGITS" else "standard")
+    return args
+
+
+def _check_algorithm_options(args, explicit):
+    for name, (option, owners) in algorithm_options().items():
+        value, (other, _, wanted) = getattr(args, name), option.needs.partition("=")
+        idle = args.algorithm not in owners
+        if name in explicit and value != option.default:
+            if idle:
+                raise InputError(f"--{name} has no effect with --algorithm {args.algorithm} (only: {', '.join(owners)})")
+            if wanted and getattr(args, other) != wanted:
+                raise InputError(f"--{name} has no effect without --{other} {wanted}")
+        if idle or (wanted and getattr(args, other) != wanted):
+            setattr(args, name, option.default)
+
+
+def _check_combinations(args):
+    if args.pretrained and args.init_weights:
+        raise InputError("--pretrained and --init_weights both set the starting weights: give one")
+    if args.pretrained and args.model_name == "cnn":
+        raise InputError("--pretrained needs --model_name resnet18 or resnet50: there are no published weights of the cnn")
+    if args.pretrained and args.norm != "batch":
+        raise InputError(f"--pretrained needs --norm batch: the published weights have no {args.norm} norm")
+    if args.norm == "none" and args.model_name != "cnn":
+        raise InputError(f"--norm none is for the cnn; {args.model_name} needs batch or group")
+    if args.augment == "standard" and args.dataset == "DIGITS":
+        raise InputError("--augment standard is not for DIGITS: a flipped or shifted 8x8 digit is another image")
+
+
+def _check_paths(args):
+    if args.partition_file and not Path(args.partition_file).suffix == ".json":
+        raise InputError(f"--partition_file {args.partition_file}: the file's name must end in .json")
+    if args.init_weights and not Path(args.init_weights).is_file():
+        raise InputError(f"--init_weights {args.init_weights}: no such file")
+    for name in ("metrics_dir", "plots_dir"):
+        _check_folder(name, Path(getattr(args, name)))
+    for name in ("results_file", "save_weights", "partition_file"):
+        if getattr(args, name):
+            path = Path(getattr(args, name))
+            if path.is_dir():
+                raise InputError(f"--{name} {path}: is a folder")
+            _check_folder(name, path.parent)
+
+
+def _check_folder(name, folder):
+    """Raise InputError unless `folder`, or the nearest parent of it that exists, is a folder that can be written."""
+    folder = Path(os.path.abspath(folder))
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"--{name}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--{name}: the folder {folder} cannot be written")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names and settings of a run
+
+
+def run_name(args):
+    """Return `algorithm_dataset_dirichlet_seed`, then `_option=value` for each other setting that changes the result
+    and is not at its default. Different settings give different names."""
+    defaults = vars(_with_defaults({"dataset": args.dataset, "model_name": args.model_name}))
+    defaults["model_name"] = _with_defaults({"dataset": args.dataset}).model_name
+    parts = [args.algorithm, args.dataset, str(args.dirichlet), str(args.seed)]
+    for name, option in all_options().items():
+        value = getattr(args, name)
+        if option.named and name not in ("algorithm", "dataset", "dirichlet", "seed") and value != defaults[name]:
+            parts.append(f"{name}={_label(name, value)}")
+    full = "_".join(parts)
+    if len(full) <= 180:
+        return full
+    return f"{full[:160]}_{hashlib.sha256(full.encode()).hexdigest()[:12]}"  # file systems allow 255 bytes a name
+
+
+def _label(name, value):
+    if name == "init_weights":  # the same path may hold other weights tomorrow
+        return f"{_plain(Path(value).stem)}-{hashlib.sha256(Path(value).read_bytes()).hexdigest()[:8]}"
+    if name == "partition_file":
+        return _plain(Path(value).stem)
+    return str(value)
+
+
+def _plain(text):
+    return re.sub(r"[^A-Za-z0-9.-]", "-", text)
+
+
+def settings_of(args):
+    """Return {name: value} of the settings that the run depends on: every option but other algorithms' own."""
+    foreign = {n for n, (_, owners) in algorithm_options().items() if args.algorithm not in owners}
+    return {name: getattr(args, name) for name in all_options() if name not in foreign}
+
+
+def differing_settings(args, settings):
+    """Return the names of the result-changing settings in which `args` differs from `settings` of an earlier run."""
+    mine = settings_of(args)
+    named = [name for name, option in all_options().items() if option.named and name in mine]
+    return [n for n in named if n not in ("partition_file", "init_weights") and mine[n] != settings.get(n, mine[n])]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Randomness
+
+
+def key_seed(seed, *key):
+    """Return the 63-bit seed of one purpose, e.g. `key_seed(0, "batches", round, client)`.
+
+    Draws of different keys are independent, so that an algorithm which draws more, a resumed run or another number of
+    processes changes nothing for the others.
+    """
+    digest = hashlib.sha256(repr((int(seed), *key)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(seed, *key):
+    """Return a CPU torch.Generator for one purpose; see `key_seed`."""
+    import torch
+
+    return torch.Generator().manual_seed(key_seed(seed, *key))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_atomic(path, data):
+    """Write bytes or str to `path` so that a reader, or a kill, finds the old content or the new, never a half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data if isinstance(data, bytes) else data.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write `value` as strict JSON (no NaN), atomically."""
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    """Return the parsed file, or None if there is none. Raises InputError if it is not JSON of an object."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is not a JSON object")
+    return value
+
+
+class MetricsCSV:
+    """One CSV of a run, a row a round, each flushed when it is written."""
+
+    def __init__(self, path, columns):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, columns, restval="")
+        self._writer.writeheader()
+
+    def write(self, row):
+        """Write {column: value}; a missing value leaves its cell empty."""
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+def add_result(path, row):
+    """Put {column: value} into the CSV of all runs, replacing an earlier row of the same `run`.
+
+    The file is rewritten beside itself and renamed, under a lock, so that array jobs may finish at the same time.
+    """
+    from filelock import FileLock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        rows = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [r for r in csv.DictReader(file) if r.get("run") != row["run"]]
+        columns = list(row) + [c for r in rows[:1] for c in r if c is not None and c not in row]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        write_atomic(path, text.getvalue())
+
+
+def environment(device):
+    """Return {name: text} of what a run was made with: versions, device, commit (None outside a git checkout)."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("torch", "torchvision", "numpy", "pandas", "scikit-learn")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*words):
+    try:
+        done = subprocess.run(["git", "-C", HERE, *words], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
