@@ -35,7 +35,6 @@ class Trainer:
     def __init__(self, model, splits, parts, settings):
         """model: models.FlatModel; splits: data.Splits on its device; parts: each client's indices into splits.train."""
         self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
-        self.velocity = torch.zeros_like(model.gradient)
 
     def client(self, number, round):
         """Return the Client `number` as it takes part in `round` (from 1)."""
@@ -51,7 +50,6 @@ class Client:
         self.model, self.splits = trainer.model, trainer.splits
         self.indices = trainer.parts[number]
         self.n_samples = len(self.indices)
-        self._velocity = trainer.velocity
         self.seen, self.loss, self.hits = 0, None, None
 
     def _batches(self, epochs, purpose):
@@ -59,35 +57,43 @@ class Client:
         rng = generator(s.seed, purpose, self.round, self.number)
         return client_batches(self.splits, self.indices, s.batch_size, epochs, rng, s.augment)
 
-    def _backward(self, x, y):
-        """Put the gradient of the mean loss of a batch into model.gradient; return the logits [B, classes]."""
+    def _backward(self, x, y, carry=0.0):
+        """Make model.gradient `carry` times itself plus the gradient of a batch's mean loss; return logits [B, classes]."""
+        gradient = self.model.gradient
+        gradient.mul_(carry) if carry else gradient.zero_()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.bf16):
             logits = self.model.module(x)
         logits = logits.float()
-        self.model.gradient.zero_()
         F.cross_entropy(logits, y).backward()
         return logits.detach()
 
     def train(self, start, pull=None):
-        """Train from `start [dim]` on the client's data; return the trained vector [dim].
+        """Train from `start [dim]` on the client's data by SGD; return the trained vector [dim].
 
-        pull(w, start) -> [n_trainable], if given, is added to every gradient. What is returned is the working model's
-        own vector, and changes when the next client trains.
+        Each step is that of torch.optim.SGD: v = momentum * v + g, w -= lr * v, where g is the gradient of the loss, plus
+        pull(w, start) -> [n_trainable] if given, clipped if asked for, plus weight_decay * w. What is returned is the
+        working model's own vector, and changes when the next client trains.
         """
         s, model = self.settings, self.model
         model.load(start)
         model.module.train()
         w, g, anchor = model.trainable, model.gradient, start[: model.layout.n_trainable]
+        velocity = g if s.clip_norm is None else torch.zeros_like(g)
         outputs, targets = [], []
-        for step, (x, y) in enumerate(self._batches(s.epochs, "batches")):
-            outputs.append(self._backward(x, y))
+        for x, y in self._batches(s.epochs, "batches"):
+            # Without clipping all that enters v is added up, so backward() adds to v itself: two passes less a step.
+            carry = s.momentum if velocity is g and outputs else 0.0
+            outputs.append(self._backward(x, y, carry))
             targets.append(y)
             with torch.no_grad():
                 if pull is not None:
                     g += pull(w, anchor)
-                if s.clip_norm is not None:
+                if velocity is not g:
                     g *= (s.clip_norm / (g.norm() + 1e-6)).clamp(max=1)
-                sgd_step(w, g, self._velocity, s.lr, s.momentum, s.weight_decay, first=step == 0)
+                    velocity.mul_(s.momentum).add_(g)
+                if s.weight_decay:
+                    velocity.add_(w, alpha=s.weight_decay)
+                w.add_(velocity, alpha=-s.lr)
         logits, y = torch.cat(outputs), torch.cat(targets)
         self.seen = len(y)
         self.loss = F.cross_entropy(logits, y, reduction="sum")
@@ -115,19 +121,3 @@ class Client:
             logits -= slope * (lr * model.gradient * update + l1_strength)
         return logits > 0
 
-
-def sgd_step(w, g, velocity, lr, momentum, weight_decay, first):
-    """One step of SGD in place, as torch.optim.SGD: v = momentum * v + g + weight_decay * w; w -= lr * v.
-
-    All [n_trainable]. `first` starts v at the gradient, whatever velocity held.
-    """
-    if weight_decay:
-        g.add_(w, alpha=weight_decay)
-    if not momentum:
-        w.add_(g, alpha=-lr)
-        return
-    if first:
-        velocity.copy_(g)
-    else:
-        velocity.mul_(momentum).add_(g)
-    w.add_(velocity, alpha=-lr)
