@@ -206,7 +206,9 @@ def load_tiny_imagenet(root, seed):
     """Tiny-ImageNet-200 from the caches that import_TIN.py writes; the published validation set is the test set."""
     train, test = (_read_cache(root / f"tinyimagenet_{part}_cache.pt", root) for part in ("train", "val"))
     if train["wnids"] != test["wnids"]:
-        raise InputError(f"the two Tiny-ImageNet caches in {root} have different classes: run 'python import_TIN.py' again")
+        raise InputError(
+            f"the two Tiny-ImageNet caches in {root} have different classes: run 'python import_TIN.py' again"
+        )
     return *(Images(part["images"], part["labels"]) for part in (train, test)), len(train["wnids"])
 
 
@@ -221,7 +223,9 @@ def _read_cache(path, root):
         images, labels, wnids = cache["images"], cache["labels"], cache["wnids"]
         good = images.dtype == torch.uint8 and labels.dtype == torch.int64 and images.shape[1:] == (3, 64, 64)
         if not good or len(images) != len(labels) or not isinstance(wnids, list):
-            raise ValueError(f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}")
+            raise ValueError(
+                f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
+            )
     except Exception as error:  # torch.load raises a different kind for each way a file can be bad
         raise InputError(f"{path}: not a cache of import_TIN.py ({str(error).splitlines()[0]})") from None
     return cache

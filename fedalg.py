@@ -334,7 +334,7 @@ def main(args):
         models.save_weights(args.save_weights, exp.model.module)
     utils.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))
     utils.add_result(args.results_file, result_row(exp, final))
-    figures = ""
+    figures = draw(args, name)
     print(
         f"{name}: test accuracy {final['accuracy']:.4f}, F1 {final['f1']:.4f}, "
         f"{final['bytes_up'] / 1e6:.2f} MB up, {final['bytes_down'] / 1e6:.2f} MB down, "

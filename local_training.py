@@ -120,4 +120,3 @@ class Client:
             slope = soft * (1 - soft)
             logits -= slope * (lr * model.gradient * update + l1_strength)
         return logits > 0
-

@@ -142,7 +142,9 @@ OPTIONS = {
         Option("weight_decay", 0.0, "nonnegative", "L2 decay of all trainable weights"),
         Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
         Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
-        Option("augment", None, ("none", "standard"), "standard = crop with padding 4 and flip; default: none for DIGITS"),
+        Option(
+            "augment", None, ("none", "standard"), "standard = crop with padding 4 and flip; default: none for DIGITS"
+        ),
         Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
     ],
     "model": [
@@ -216,7 +218,8 @@ def build_parser(prog="fedalg.py"):
     parser = _Parser(
         prog=prog,
         description="Federated learning in one process: local training, merging, evaluation, one CSV row a round.",
-        epilog="algorithms: " + "; ".join(f"{name}: {spec.summary}" for name, spec in sorted(algorithm_specs().items())),
+        epilog="algorithms: "
+        + "; ".join(f"{name}: {spec.summary}" for name, spec in sorted(algorithm_specs().items())),
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
     )
@@ -230,7 +233,9 @@ def build_parser(prog="fedalg.py"):
         group = parser.add_argument_group("only with --algorithm " + " or ".join(owners))
         for option, mine in owned:
             if tuple(mine) == owners:
-                _add(group, option, option.help + (f" (with --{option.needs.replace('=', ' ')})" if option.needs else ""))
+                _add(
+                    group, option, option.help + (f" (with --{option.needs.replace('=', ' ')})" if option.needs else "")
+                )
     return parser
 
 
@@ -303,7 +308,9 @@ def _check_algorithm_options(args, explicit):
         idle = args.algorithm not in owners
         if name in explicit and value != option.default:
             if idle:
-                raise InputError(f"--{name} has no effect with --algorithm {args.algorithm} (only: {', '.join(owners)})")
+                raise InputError(
+                    f"--{name} has no effect with --algorithm {args.algorithm} (only: {', '.join(owners)})"
+                )
             if wanted and getattr(args, other) != wanted:
                 raise InputError(f"--{name} has no effect without --{other} {wanted}")
         if idle or (wanted and getattr(args, other) != wanted):
@@ -314,7 +321,9 @@ def _check_combinations(args):
     if args.pretrained and args.init_weights:
         raise InputError("--pretrained and --init_weights both set the starting weights: give one")
     if args.pretrained and args.model_name == "cnn":
-        raise InputError("--pretrained needs --model_name resnet18 or resnet50: there are no published weights of the cnn")
+        raise InputError(
+            "--pretrained needs --model_name resnet18 or resnet50: there are no published weights of the cnn"
+        )
     if args.pretrained and args.norm != "batch":
         raise InputError(f"--pretrained needs --norm batch: the published weights have no {args.norm} norm")
     if args.norm == "none" and args.model_name != "cnn":

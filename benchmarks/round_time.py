@@ -110,7 +110,10 @@ def compare(work, rounds, device):
     flat = torch.cat([bare.state[name].flatten() for name in exp.model.layout.names])
     apart = ((flat - exp.theta).norm() / flat.norm()).item()
     a, b = statistics.median(ours), statistics.median(theirs)
-    print(f"| {work} | {a:.2f} | {b:.2f} | {a / b:.2f} | {min(ratios):.2f} to {max(ratios):.2f} | {apart:.0e} |", flush=True)
+    print(
+        f"| {work} | {a:.2f} | {b:.2f} | {a / b:.2f} | {min(ratios):.2f} to {max(ratios):.2f} | {apart:.0e} |",
+        flush=True,
+    )
 
 
 def peak_memory(work, device):
@@ -124,7 +127,9 @@ def measure_memory(work, device):
     for r in (1, 2):
         fedalg.train_round(exp, r)
     gpu = exp.device.type == "cuda"
-    print(torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(
+        torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
 
 
 def main():

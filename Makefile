@@ -1,0 +1,42 @@
+# `make run` and `make test` set everything up in .venv. Needs python3 (3.11 to 3.13) with its venv module.
+PYTHON ?= python3
+BIN := .venv/bin
+# The demonstration: digits, IID, all algorithms.
+DEMO := --dataset DIGITS --n_epochs 30 --batch_size 16 --lr 0.05 --quiet
+ALGORITHMS ?= fedavg fedprox fedacg las
+ARGS ?=
+
+.PHONY: run test lint benchmark clean
+
+run: .venv/run.stamp
+ifeq ($(strip $(ARGS)),)
+	@set -e; for a in $(ALGORITHMS); do $(BIN)/python fedalg.py --algorithm $$a $(DEMO); done
+	@echo; $(BIN)/python plotting.py --csv_dir metrics --output_dir final_plots --dataset DIGITS
+	@echo "per-round CSVs: metrics/   figures of each run: plots/   one row per run: results.csv"
+else
+	$(BIN)/python fedalg.py $(ARGS)
+endif
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+benchmark: .venv/run.stamp
+	$(BIN)/python benchmarks/round_time.py $(ARGS)
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("needs Python 3.11 or newer, not %d.%d: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/test.stamp: requirements-dev.txt .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,289 @@
+"""Figures and tables from the CSV and JSON files of finished runs.
+
+    python plotting.py --csv_dir metrics --output_dir final_plots --dataset CIFAR10
+
+draws, for every heterogeneity level, all algorithms over rounds and over megabytes (mean and deviation over the seeds),
+and writes one summary table as CSV, Markdown and LaTeX, all from the same files.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's colours, told apart by the colour-blind; line styles and markers tell the lines apart in grey.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
+MARKERS = "os^DvPX*"
+NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedacg": "FedACG", "las": "LaS-FL"}
+MB = 1e6  # bytes
+
+plt.rcParams.update(
+    {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 150, "figure.autolayout": True}
+)
+
+
+@dataclass
+class Run:
+    """One finished run: its settings, its final figures, and a row a round."""
+
+    name: str
+    settings: dict
+    final: dict
+    dense_bytes: int  # of one model, weights and buffers
+    rounds: pd.DataFrame
+
+
+def load_runs(csv_dir, dataset=None):
+    """Return the finished Runs under `csv_dir`; files that are not ours are named on standard error and left out."""
+    runs = []
+    for path in sorted(Path(csv_dir).glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not content["finished"] or dataset not in (None, content["settings"]["dataset"]):
+                continue
+            rounds = pd.read_csv(path.with_name(f"{path.stem}_metrics.csv"))
+            dense = 4 * sum(content["model"].values())
+            runs.append(Run(path.stem, content["settings"], content["final"], dense, rounds))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            print(f"warning: {path}: left out ({type(error).__name__}: {error})", file=sys.stderr)
+    return runs
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One run
+
+
+def plot_run(metrics_dir, name, plots_dir):
+    """Draw <run>_accuracy_curves.png, _loss_curves.png and _partition.png into `plots_dir`; return their pattern."""
+    plots_dir.mkdir(parents=True, exist_ok=True)
+    rounds = pd.read_csv(metrics_dir / f"{name}_metrics.csv")
+    for what, column, label in (("accuracy", "accs", "accuracy"), ("loss", "losses", "cross-entropy")):
+        figure, axes = plt.subplots(figsize=(5, 3.5))
+        for i, part in enumerate(("train", "val", "test")):
+            line = rounds[["epoch", f"{part}_{column}"]].dropna()
+            every = max(1, len(line) // 10)
+            axes.plot(*line.to_numpy().T, color=COLOURS[i], ls=LINES[i], marker=MARKERS[i], markevery=every, label=part)
+        axes.set(xlabel="round", ylabel=label)
+        axes.set_title(name, fontsize=7, wrap=True)
+        axes.legend()
+        save(figure, plots_dir / f"{name}_{what}_curves", ["png"])
+    partition = json.loads((metrics_dir / f"{name}.json").read_text(encoding="utf-8"))["partition"]
+    plot_partition(partition["histograms"], plots_dir / f"{name}_partition", name)
+    return f"{plots_dir / name}_*.png"
+
+
+def plot_partition(histograms, path, title):
+    """Draw how many samples of each class every client holds; `histograms` is [n_clients][n_classes] counts."""
+    figure, axes = plt.subplots(figsize=(5, 4))
+    image = axes.imshow(histograms, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
+    axes.grid(visible=False)
+    axes.set(xlabel="class", ylabel="client")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(title, fontsize=7, wrap=True)
+    figure.colorbar(image, label="training samples")
+    save(figure, path, ["png"])
+
+
+def save(figure, path, kinds):
+    for kind in kinds:
+        figure.savefig(f"{path}.{kind}")
+    plt.close(figure)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Many runs
+
+
+def group_series(runs):
+    """Return {label: [Runs that differ only in their seed]} of the runs of one figure.
+
+    The label is the algorithm's name, and those of its settings in which the series of the figure differ.
+    """
+    ignored = {"seed", "dirichlet", "dataset", "algorithm", *unnamed_settings()}
+    key_of = {run.name: {k: str(v) for k, v in run.settings.items() if k not in ignored} for run in runs}
+    order = list(NAMES)
+    series = {}
+    for run in sorted(runs, key=lambda run: (order + [run.settings["algorithm"]]).index(run.settings["algorithm"])):
+        series.setdefault((run.settings["algorithm"], *sorted(key_of[run.name].items())), []).append(run)
+    values = {}
+    for key in series:
+        for setting, value in key[1:]:
+            values.setdefault(setting, set()).add(value)
+    labelled = {}
+    for (algorithm, *settings), members in series.items():
+        extra = [f"{k}={v}" for k, v in settings if len(values[k]) > 1]
+        labelled[" ".join([NAMES.get(algorithm, algorithm), *extra])] = members
+    return labelled
+
+
+def unnamed_settings():
+    """Names of the settings that do not change a result, such as folders."""
+    from utils import all_options
+
+    return {name for name, option in all_options().items() if not option.named}
+
+
+def over_seeds(members, column):
+    """Return a frame indexed by round: mean and deviation of `column` over the runs, and megabytes sent until then."""
+    frames = []
+    for run in members:
+        rounds = run.rounds
+        up, down = rounds["bytes_up"].cumsum() / MB, rounds["bytes_down"].cumsum() / MB
+        frames.append(pd.DataFrame({"epoch": rounds["epoch"], "value": rounds[column], "up": up, "both": up + down}))
+    grouped = pd.concat(frames).dropna().groupby("epoch")
+    means = grouped.mean()
+    means["std"] = grouped["value"].std().fillna(0)  # one seed has no deviation
+    return means
+
+
+def draw_lines(axes, series, column, x, xlabel, ylabel):
+    """Draw the mean of `column` over x ("epoch", "up" or "both") for every series, with a band of one deviation."""
+    for i, (label, members) in enumerate(series.items()):
+        line = over_seeds(members, column).reset_index()
+        style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
+        every = max(1, len(line) // 8)
+        label = f"{label} (n={len(members)})"
+        axes.plot(line[x], line["value"], markevery=(i % every, every), markersize=4, label=label, **style)
+        low, high = line["value"] - line["std"], line["value"] + line["std"]
+        axes.fill_between(line[x], low, high, color=style["color"], alpha=0.15, lw=0)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def draw_comparison(series, path, title):
+    """Draw test accuracy of all series over rounds, megabytes up, and megabytes up and down, beside one another."""
+    figure, panels = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
+    axis_titles = {"epoch": "round", "up": "megabytes sent up by all clients", "both": "megabytes sent, up + down"}
+    for axes, (x, xlabel) in zip(panels, axis_titles.items(), strict=True):
+        draw_lines(axes, series, "test_accs", x, xlabel, "test accuracy" if x == "epoch" else "")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(f"{title}: mean and deviation over n seeds", fontsize=10)
+    save(figure, path, ["png", "pdf"])
+
+
+def draw_train_val(series, path, title):
+    """Draw training and validation accuracy and loss of all series over rounds."""
+    figure, panels = plt.subplots(2, 2, figsize=(9, 6), sharex=True)
+    for row, (column, ylabel) in zip(panels, (("accs", "accuracy"), ("losses", "loss")), strict=True):
+        for axes, part in zip(row, ("train", "val"), strict=True):
+            draw_lines(axes, series, f"{part}_{column}", "epoch", "round", f"{part} {ylabel}")
+    panels[0, 0].legend(fontsize=8)
+    figure.suptitle(f"{title}: mean and deviation over n seeds", fontsize=10)
+    save(figure, path, ["png", "pdf"])
+
+
+def level_order(dirichlet):
+    return float("inf") if dirichlet == "iid" else float(dirichlet)
+
+
+def summarise(dataset, dirichlet, series):
+    """Return the rows of the summary table, one {column: text} for each series of one heterogeneity level."""
+    rows = []
+    for label, members in series.items():
+        finals = pd.DataFrame([run.final for run in members])
+        seconds = pd.Series([run.rounds["train_seconds"].mean() for run in members])
+        n_rounds = members[0].settings["n_epochs"]
+        dense = pd.Series([run.dense_bytes * run.rounds["clients"].sum() for run in members])
+        rows.append(
+            {
+                "dataset": dataset,
+                "Dirichlet": str(dirichlet),
+                "method": label,
+                "rounds": str(n_rounds),
+                "seeds": str(len(members)),
+                "accuracy %": spread(100 * finals["accuracy"]),
+                "last 10 %": spread(100 * finals["accuracy_last10"]),
+                "at best val %": spread(100 * finals["accuracy_best_val"]),
+                "F1 %": spread(100 * finals["f1"]),
+                "MB up/round": f"{finals['bytes_up'].mean() / n_rounds / MB:.2f}",
+                "MB down/round": f"{finals['bytes_down'].mean() / n_rounds / MB:.2f}",
+                "less up": f"{(dense / finals['bytes_up']).mean():.1f}x",
+                "less in all": f"{(2 * dense / (finals['bytes_up'] + finals['bytes_down'])).mean():.1f}x",
+                "s/round": f"{seconds.mean():.2f}",
+            }
+        )
+    return rows
+
+
+def spread(values):
+    """Return "mean ± deviation" of the values, or the value alone if there is one."""
+    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+
+
+def as_text(rows):
+    """Return the table for a terminal: columns padded with spaces."""
+    widths = {c: max(len(c), *(len(r[c]) for r in rows)) for c in rows[0]}
+    lines = [dict(zip(widths, widths, strict=True)), *rows]
+    return "\n".join("  ".join(line[c].ljust(w) for c, w in widths.items()).rstrip() for line in lines)
+
+
+def as_markdown(rows):
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(r.values()) for r in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def as_latex(rows):
+    def escaped(text):
+        for plain, latex in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("±", r"$\pm$")):
+            text = text.replace(plain, latex)
+        return text
+
+    lines = [" & ".join(map(escaped, cells)) + r" \\" for cells in [list(rows[0]), *(list(r.values()) for r in rows)]]
+    begin, end = rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", end]) + "\n"
+
+
+def compare(csv_dir, output_dir, dataset):
+    """Draw all figures of `dataset` and write its summary table; return the table's rows and the paths written.
+
+    Raises ValueError if there is no finished run of it.
+    """
+    runs = load_runs(csv_dir, dataset)
+    if not runs:
+        raise ValueError(f"no finished run of {dataset} in {csv_dir}: run fedalg.py --dataset {dataset} first")
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    rows, paths = [], []
+    for level in sorted({run.settings["dirichlet"] for run in runs}, key=level_order):
+        series = group_series([run for run in runs if run.settings["dirichlet"] == level])
+        title = f"{dataset}, {'IID' if level == 'iid' else f'Dirichlet({level})'}"
+        for kind, draw in (("comparison", draw_comparison), ("train_val", draw_train_val)):
+            paths.append(output_dir / f"{dataset}_{level}_{kind}.png")
+            draw(series, paths[-1].with_suffix(""), title)
+        rows += summarise(dataset, level, series)
+    stem = output_dir / f"{dataset}_summary"
+    stem.with_suffix(".md").write_text(as_markdown(rows), encoding="utf-8")
+    stem.with_suffix(".tex").write_text(as_latex(rows), encoding="utf-8")
+    pd.DataFrame(rows).to_csv(stem.with_suffix(".csv"), index=False)
+    return rows, [*paths, stem.with_suffix(".md")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Compare the finished runs of a dataset: figures and a summary table.")
+    parser.add_argument("--csv_dir", default="metrics", help="folder of <run>_metrics.csv and <run>.json [metrics]")
+    parser.add_argument("--output_dir", default="final_plots", help="folder for figures and tables [final_plots]")
+    parser.add_argument("--dataset", help="default: every dataset that has a finished run")
+    args = parser.parse_args()
+    datasets = [args.dataset] if args.dataset else sorted({run.settings["dataset"] for run in load_runs(args.csv_dir)})
+    if not datasets:
+        parser.error(f"no finished run in {args.csv_dir}: run fedalg.py first")
+    for dataset in datasets:
+        try:
+            rows, paths = compare(args.csv_dir, args.output_dir, dataset)
+        except ValueError as error:
+            parser.error(str(error))
+        print(as_text(rows), end="\n\n")
+        print("figures and tables: " + ", ".join(map(str, paths)), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
