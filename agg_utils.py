@@ -181,7 +181,7 @@ class Localiser:
 def top_k_mask(delta, keep, sizes):
     """Return the bool mask `[n]` of the largest |delta|, delta `[n]`: round(keep * size) of every block of `sizes`.
 
-    At least one of each block is kept. The "dataless" localisation of He et al. 2024, section 3.2, with per-layer blocks.
+    At least one of each block is kept. The "dataless" localisation of He et al. 2024.
     """
     mask = torch.zeros_like(delta, dtype=torch.bool)
     for part, chosen in zip(delta.abs().split(sizes), mask.split(sizes), strict=True):
@@ -193,7 +193,7 @@ class Stitcher:
     """Merges sparse updates: `stitcher(theta, deltas, masks, p) -> theta`.
 
     A weight becomes the p-weighted mean of those clients that kept it, and stays the server's where none did
-    (He et al. 2024, section 3.3, with sample weights). Buffers `[dim - n_trainable]` are averaged over all clients.
+    (He et al. 2024, with sample weights). Buffers `[dim - n_trainable]` are averaged over all clients.
     """
 
     def __init__(self, layout):

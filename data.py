@@ -10,6 +10,7 @@ import json
 import pickle
 import sys
 import tarfile
+import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Splits:
-    """A dataset, ready to train on: three disjoint sets, and the mean and deviation [C] of the training images / 255."""
+    """A dataset, ready to train on: three disjoint sets; mean and deviation [C] of the training images / 255."""
 
     train: Images
     val: Images
@@ -98,7 +99,7 @@ def _mean_std(images):
 
 
 def load_digits(root, seed):
-    """scikit-learn's bundled 1,797 handwritten 8x8 digits; the test set is a stratified 20 %, the same for every seed."""
+    """scikit-learn's bundled 1,797 handwritten 8x8 digits; the test set is a stratified 20 %, whatever the seed."""
     from sklearn.datasets import load_digits as bundled
     from sklearn.model_selection import train_test_split
 
@@ -138,28 +139,28 @@ def load_cifar10(root, seed):
     import torchvision
 
     published = torchvision.datasets.CIFAR10
-    source, read = _find_cifar10(root)
-    parts = {}
+    source, blobs = _read_cifar10(root)
+    parts, foreign = {}, False
     for part, files in (("train", published.train_list), ("test", published.test_list)):
-        contents = [found for name, _ in files if (found := read(name)) is not None]
-        if not contents:
+        found = {name: blobs[name] for name, _ in files if name in blobs}
+        if not found:
             raise InputError(f"{source}: holds no {part} batch ({', '.join(name for name, _ in files)})")
-        parts[part] = _join([_cifar_batch(blob, f"{source}/{name}") for name, blob in contents])
-        known = {md5 for _, md5 in files}
-        if any(hashlib.md5(blob).hexdigest() not in known for _, blob in contents) or len(contents) < len(files):
-            warn(f"{source}: the {part} batches are not the published ones (MD5 differs); using them all the same")
+        parts[part] = _join([_cifar_batch(blob, f"{source}/{name}") for name, blob in found.items()])
+        foreign |= any(name not in found or hashlib.md5(found[name]).hexdigest() != md5 for name, md5 in files)
+    if foreign:
+        warn(f"{source} does not hold the published files (their MD5 differs); using it all the same")
     return parts["train"], parts["test"], 10
 
 
-def _find_cifar10(root):
-    """Return where CIFAR-10 lies and a function file name -> (name, bytes), or None for a file that is missing."""
+def _read_cifar10(root):
+    """Return where CIFAR-10 lies and {file name: bytes} of its batch files. Raises InputError if there are none."""
     for folder in (root / CIFAR_FOLDER, root / "cifar10" / CIFAR_FOLDER):
-        if list(folder.glob("*_batch*")):
-            return folder, lambda name: (name, (folder / name).read_bytes()) if (folder / name).is_file() else None
+        files = [path for path in folder.glob("*_batch*") if path.is_file()]
+        if files:
+            return folder, {path.name: path.read_bytes() for path in files}
     for archive in (root / name for name in CIFAR_ARCHIVES):
         if archive.is_file():
-            members = _read_tar(archive)
-            return archive, lambda name: (name, members[name]) if name in members else None
+            return archive, _read_tar(archive)
     raise InputError(
         f"no CIFAR-10 in {root}: run 'python data.py --download CIFAR10 --data_root {root}', "
         "or use --dataset DIGITS, which needs no download"
@@ -172,7 +173,7 @@ def _read_tar(archive):
         with tarfile.open(archive) as tar:
             files = [m for m in tar if m.isfile() and "_batch" in m.name and m.size < 2**26]
             return {Path(m.name).name: tar.extractfile(m).read() for m in files}
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{archive}: not a whole tar.gz archive ({error})") from None
 
 

@@ -30,7 +30,7 @@ from local_training import LocalSettings, Trainer
 from utils import InputError, generator
 
 EVAL_BATCH = 512
-METRICS = "train_losses train_accs val_losses val_accs test_losses test_accs".split()
+METRICS = ["train_losses", "train_accs", "val_losses", "val_accs", "test_losses", "test_accs"]
 COLUMNS = ["epoch", *METRICS, "bytes_up", "bytes_down", "train_seconds", "eval_seconds", "kept_share", "clients"]
 
 
@@ -191,7 +191,7 @@ def check_finite(round, clients, deltas):
         for what, value in (("loss", loss), ("update", total)):
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"round {round}, client {client.number}: the {what} is not finite; a smaller --lr or --clip_norm may help"
+                    f"round {round}, client {client.number}: the {what} is not finite; try a smaller --lr"
                 )
     return figures[:, 0].sum().item(), figures[:, 1].sum().item()
 
@@ -222,8 +222,8 @@ def evaluate_round(exp, row):
     row["eval_seconds"] = time.perf_counter() - started
 
 
-def run_rounds(exp, csv):
-    """Train all rounds, writing a row for each to `csv`."""
+def run_rounds(exp, write):
+    """Train all rounds; `write` gets the row of each."""
     args = exp.args
     on_terminal = sys.stderr.isatty() and not args.quiet
     bar = tqdm(range(1, args.n_epochs + 1), desc=exp.name, unit="round", disable=not on_terminal)
@@ -232,7 +232,7 @@ def run_rounds(exp, csv):
         row = train_round(exp, round)
         if round % args.eval_every == 0 or round == args.n_epochs:
             evaluate_round(exp, row)
-        csv.write(row)
+        write(row)
         exp.rows.append(row)
         sent += row["bytes_up"] + row["bytes_down"]
         status = {"test": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
@@ -325,9 +325,8 @@ def main(args):
         return
     exp = prepare(args)
     utils.write_json(metrics / f"{name}.json", record(exp, finished=False))
-    csv = utils.MetricsCSV(metrics / f"{name}_metrics.csv", COLUMNS)
-    run_rounds(exp, csv)
-    csv.close()
+    with utils.metrics_csv(metrics / f"{name}_metrics.csv", COLUMNS) as write:
+        run_rounds(exp, write)
     final = final_figures(exp)
     if args.save_weights:
         exp.model.load(exp.theta)

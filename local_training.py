@@ -33,7 +33,7 @@ class Trainer:
     """Lends its one working model to one client after the other."""
 
     def __init__(self, model, splits, parts, settings):
-        """model: models.FlatModel; splits: data.Splits on its device; parts: each client's indices into splits.train."""
+        """model: FlatModel; splits: data.Splits on its device; parts: each client's indices into splits.train."""
         self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
 
     def client(self, number, round):
@@ -58,7 +58,7 @@ class Client:
         return client_batches(self.splits, self.indices, s.batch_size, epochs, rng, s.augment)
 
     def _backward(self, x, y, carry=0.0):
-        """Make model.gradient `carry` times itself plus the gradient of a batch's mean loss; return logits [B, classes]."""
+        """Make model.gradient `carry` times itself plus the gradient of a batch's mean loss; return the logits."""
         gradient = self.model.gradient
         gradient.mul_(carry) if carry else gradient.zero_()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.bf16):
@@ -70,9 +70,9 @@ class Client:
     def train(self, start, pull=None):
         """Train from `start [dim]` on the client's data by SGD; return the trained vector [dim].
 
-        Each step is that of torch.optim.SGD: v = momentum * v + g, w -= lr * v, where g is the gradient of the loss, plus
-        pull(w, start) -> [n_trainable] if given, clipped if asked for, plus weight_decay * w. What is returned is the
-        working model's own vector, and changes when the next client trains.
+        Each step is that of torch.optim.SGD: v = momentum * v + g, w -= lr * v, where g is the gradient of the loss,
+        plus pull(w, start) -> [n_trainable] if given, clipped if asked for, plus weight_decay * w. What is returned is
+        the working model's own vector, and changes when the next client trains.
         """
         s, model = self.settings, self.model
         model.load(start)
@@ -105,7 +105,7 @@ class Client:
 
         One logit S a weight starts at +bias where `mask` is set and -bias elsewhere; each step descends the loss at
         start + sigmoid(S) * delta, and an L1 term that pulls every sigmoid(S) towards 0; the end is sigmoid(S) rounded
-        (He et al. 2024, section 3.1). The chain rule through the sigmoid is written out on the vector.
+        (He et al. 2024). The chain rule through the sigmoid is written out on the vector.
         """
         model, n = self.model, self.model.layout.n_trainable
         model.load(start)

@@ -111,9 +111,8 @@ def group_series(runs):
     """
     ignored = {"seed", "dirichlet", "dataset", "algorithm", *unnamed_settings()}
     key_of = {run.name: {k: str(v) for k, v in run.settings.items() if k not in ignored} for run in runs}
-    order = list(NAMES)
     series = {}
-    for run in sorted(runs, key=lambda run: (order + [run.settings["algorithm"]]).index(run.settings["algorithm"])):
+    for run in sorted(runs, key=lambda run: [*NAMES, run.settings["algorithm"]].index(run.settings["algorithm"])):
         series.setdefault((run.settings["algorithm"], *sorted(key_of[run.name].items())), []).append(run)
     values = {}
     for key in series:

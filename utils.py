@@ -16,7 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -461,23 +461,20 @@ def read_json(path):
     return value
 
 
-class MetricsCSV:
-    """One CSV of a run, a row a round, each flushed when it is written."""
+@contextmanager
+def metrics_csv(path, columns):
+    """Open the CSV of a run; yields write({column: value}), which flushes every row. Missing values are empty cells."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
 
-    def __init__(self, path, columns):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, columns, restval="")
-        self._writer.writeheader()
+        def write(row):
+            writer.writerow(row)
+            file.flush()
 
-    def write(self, row):
-        """Write {column: value}; a missing value leaves its cell empty."""
-        self._writer.writerow(row)
-        self._file.flush()
-
-    def close(self):
-        self._file.close()
+        yield write
 
 
 def add_result(path, row):
