@@ -182,8 +182,8 @@ def _cifar_batch(blob, source):
     try:
         batch = _ArrayUnpickler(io.BytesIO(blob), encoding="bytes").load()
         pixels, labels = batch[b"data"], torch.tensor(batch[b"labels"], dtype=torch.int64)
-        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
-            raise ValueError(f"data is {pixels.dtype} {pixels.shape} for {len(labels)} labels")
+        if pixels.dtype != np.uint8 or labels.dim() != 1 or pixels.shape != (len(labels), 3072):
+            raise ValueError(f"data is {pixels.dtype} {pixels.shape}, labels are {tuple(labels.shape)}")
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise InputError(f"{source}: not a CIFAR-10 batch ({type(error).__name__}: {error})") from None
     return Images(torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), labels)
@@ -317,21 +317,30 @@ def save_partition(path, labels, parts):
 
 def load_partition(path, labels, n_clients, min_samples=1):
     """Return the split in `path`. Raises InputError if it is not one of these labels into this many clients."""
-    content = read_json(path)
-    try:
-        parts = [torch.tensor(part, dtype=torch.int64) for part in content["clients"]]
-        every = torch.cat(parts).sort().values if parts else torch.empty(0)
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
-        raise InputError(f"{path}: not a partition file") from None
+    parts, labels_hash = _read_partition(path)
     if len(parts) != n_clients:
         raise InputError(f"{path}: splits into {len(parts)} clients, not --n_clients {n_clients}")
-    if content.get("labels_sha256") != _labels_hash(labels):
+    if labels_hash != _labels_hash(labels):
         raise InputError(f"{path}: was made for other training data (another --dataset, --seed or --data_root)")
-    if not torch.equal(every, torch.arange(len(labels))):
+    if not torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels))):
         raise InputError(f"{path}: does not hold every one of the {len(labels)} samples exactly once")
     if min(len(part) for part in parts) < min_samples:
         raise InputError(f"{path}: has a client with fewer samples than --min_client_samples {min_samples}")
     return parts
+
+
+def partition_file_hash(path):
+    """Return the `partition_hash` of the split in a file, of whatever data it is."""
+    return partition_hash(_read_partition(path)[0])
+
+
+def _read_partition(path):
+    content = read_json(path)
+    try:
+        parts = [torch.tensor(part, dtype=torch.int64) for part in content["clients"]]
+        return parts, content["labels_sha256"]
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{path}: not a partition file") from None
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -314,6 +314,11 @@ def already_finished(args, name):
             f"{args.metrics_dir}/{name}.json was run with {setting} = {was}, not {now}: "
             "use another --metrics_dir, or --overwrite"
         )
+    split = args.partition_file
+    if split and Path(split).exists() and data.partition_file_hash(split) != earlier["partition"]["sha256"]:
+        raise InputError(
+            f"{args.metrics_dir}/{name}.json was run on another split than {split} holds now: rename it, or --overwrite"
+        )
     return True
 
 
@@ -354,6 +359,6 @@ if __name__ == "__main__":
     except InputError as error:
         print(f"fedalg.py: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
         print(f"fedalg.py: stopped: {error}", file=sys.stderr)
         sys.exit(1)

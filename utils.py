@@ -506,10 +506,11 @@ def environment(device):
 
     import torch
 
-    packages = ("torch", "torchvision", "numpy", "pandas", "scikit-learn")
+    packages = ("torchvision", "numpy", "pandas", "scikit-learn")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
+        "torch": torch.__version__,
         **{package: version(package) for package in packages},
         "device": str(device),
         "device_name": name,

@@ -1,0 +1,51 @@
+"""Shared by the tests: a toy layout, a tiny experiment on the digits, and running the program as a user would."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedalg
+import utils
+from models import Layout
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = {"n_epochs": 2, "n_client_epochs": 1, "batch_size": 16, "lr": 0.05}
+
+
+@pytest.fixture
+def layout():
+    """Two "layers" of 3 and 2 weights and two buffers."""
+    return Layout(names=("a", "b"), sizes=(3, 2), n_trainable=5, dim=7)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """A function of settings -> Experiment on the digits."""
+
+    def make(**settings):
+        args = utils.resolve({**QUICK, "device": "cpu", "metrics_dir": str(tmp_path / "metrics"), **settings})
+        return fedalg.prepare(args)
+
+    return make
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A function of flags -> finished process of fedalg.py, its outputs under tmp_path."""
+
+    def run(*flags, script="fedalg.py"):
+        folders = {"metrics_dir": "metrics", "plots_dir": "plots", "results_file": "results.csv"}
+        where = [part for flag, path in folders.items() for part in (f"--{flag}", str(tmp_path / path))]
+        command = [sys.executable, str(ROOT / script), *(where if script == "fedalg.py" else ()), *map(str, flags)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    return run
+
+
+def flat_state(module):
+    """The module's parameters, then its float buffers, as one vector: what FlatModel.vector holds."""
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    return torch.cat([t.detach().flatten() for t in [*module.parameters(), *buffers]])

@@ -1,0 +1,275 @@
+"""Each algorithm against hand-worked numbers, against a slow per-tensor twin, and against its reduction to FedAvg."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import utils
+from agg_utils import ALGORITHMS, FedACG, FedAvg, FedProx, LaSFL, top_k_mask
+from models import Layout
+
+SIZES, N_BUFFERS = (4, 3, 2), 3
+LAYOUT = Layout(names=("a", "b", "c"), sizes=SIZES, n_trainable=9, dim=12)
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def cohort(seed, clients=4, layout=LAYOUT):
+    """Random (theta [dim], deltas [clients, dim], p [clients]) in float64."""
+    g = torch.Generator().manual_seed(seed)
+    theta = torch.randn(layout.dim, generator=g, dtype=torch.float64)
+    deltas = torch.randn(clients, layout.dim, generator=g, dtype=torch.float64)
+    p = torch.rand(clients, generator=g, dtype=torch.float64) + 0.1
+    return theta, deltas, p / p.sum()
+
+
+class FakeClient:
+    """A client whose training adds a fixed `delta`, and records what it was given."""
+
+    def __init__(self, delta):
+        self.delta = delta
+
+    def train(self, start, pull):
+        self.start, self.pull = start.clone(), pull
+        return start + self.delta
+
+
+def send(algorithm, theta, deltas):
+    """Pass the `deltas` through an algorithm's client side; return what arrives, as merge() takes it."""
+    updates = [algorithm.local_update(algorithm.broadcast(theta), FakeClient(d)) for d in deltas]
+    masks = None if updates[0].mask is None else torch.stack([u.mask for u in updates])
+    return torch.stack([u.delta for u in updates]), masks
+
+
+def one_round(algorithm, theta, deltas, p):
+    return algorithm.merge(theta, *send(algorithm, theta, deltas), p)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# By hand
+
+
+def test_fedavg_by_hand(layout):
+    theta = vector(0, 0, 0, 0, 1, 10, 20)
+    deltas = torch.stack([vector(1, 0, 0, 0, 4, 8, 0), vector(0, 2, 0, 0, 4, 0, 4)])
+    merged = one_round(FedAvg(layout), theta, deltas, vector(0.25, 0.75))
+    assert torch.equal(merged, vector(0.25, 1.5, 0, 0, 5, 12, 23))
+
+
+def test_fedprox_pull_by_hand(layout):
+    pull = FedProx(layout, prox_momentum=0.5).pull(vector(1, 2, 3, 4, 5), vector(0, 2, 4, 4, 4))
+    assert torch.equal(pull, vector(0.5, 0, -0.5, 0, 0.5))
+
+
+def test_fedacg_by_hand(layout):
+    """Two rounds of lambda = 0.5: m1 = mean delta; the clients then start at theta + m1 / 2, and m2 = m1 / 2 + mean."""
+    algorithm, p = FedACG(layout, acg_momentum=0.5), vector(0.5, 0.5)
+    theta = vector(0, 0, 0, 0, 0, 7, 7)
+    first = torch.stack([vector(2, 0, 0, 0, 0, 1, 0), vector(2, 4, 0, 0, 0, 1, 0)])
+    theta = one_round(algorithm, theta, first, p)
+    assert torch.equal(theta, vector(2, 2, 0, 0, 0, 8, 7))
+    start = algorithm.broadcast(theta)
+    assert torch.equal(start, vector(3, 3, 0, 0, 0, 8, 7))  # the buffers have no momentum
+    theta = one_round(algorithm, theta, torch.stack([vector(1, 0, 0, 0, 0, 2, 0)] * 2), p)
+    assert torch.equal(theta, vector(2 + 1 + 1, 2 + 1, 0, 0, 0, 10, 7))
+
+
+def test_fedacg_pull_is_to_the_lookahead_point(layout):
+    algorithm = FedACG(layout, acg_momentum=0.5, acg_beta=2.0)
+    theta = vector(0, 0, 0, 0, 0, 0, 0)
+    theta = one_round(algorithm, theta, torch.stack([vector(4, 0, 0, 0, 0, 0, 0)]), vector(1))
+    client = FakeClient(torch.zeros_like(theta))
+    algorithm.local_update(algorithm.broadcast(theta), client)
+    assert torch.equal(client.start, vector(6, 0, 0, 0, 0, 0, 0))
+    w = client.start[:5] + 1
+    assert torch.equal(client.pull(w, client.start[:5]), vector(2, 2, 2, 2, 2))
+
+
+def test_las_by_hand(layout):
+    """One of three weights of layer a and one of two of layer b are kept; where two clients overlap, their mean."""
+    theta = vector(10, 10, 10, 10, 10, 1, 1)
+    deltas = torch.stack([vector(5, -1, 0, 3, 1, 4, 0), vector(-3, 1, 2, 0, -6, 0, 4)])
+    sent, masks = send(LaSFL(layout, sparsity=0.4), theta, deltas)
+    assert masks.tolist() == [[True, False, False, True, False], [True, False, False, False, True]]
+    assert torch.equal(sent, torch.stack([vector(5, 0, 0, 3, 0, 4, 0), vector(-3, 0, 0, 0, -6, 0, 4)]))
+    merged = one_round(LaSFL(layout, sparsity=0.4), theta, deltas, vector(0.75, 0.25))
+    assert torch.equal(merged, vector(10 + 0.75 * 5 - 0.25 * 3, 10, 10, 13, 4, 4, 2))
+
+
+def test_las_global_scope_by_hand(layout):
+    deltas = torch.stack([vector(5, -4, 3, 2, 1, 0, 0)])
+    _, masks = send(LaSFL(layout, sparsity=0.4, mask_scope="global"), torch.zeros(7, dtype=torch.float64), deltas)
+    assert masks.tolist() == [[True, True, False, False, False]]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Slow twins: dictionaries of tensors and loops, as the papers' codes have them
+
+
+def as_dict(vector_):
+    names = [*LAYOUT.names, "buffers"]
+    return dict(zip(names, vector_.split([*SIZES, N_BUFFERS]), strict=True))
+
+
+def as_vector(tensors):
+    return torch.cat(list(tensors.values()))
+
+
+def twin_fedavg(theta, deltas, p):
+    clients = [as_dict(d) for d in deltas]
+    return as_vector({k: v + sum(w * c[k] for w, c in zip(p, clients, strict=True)) for k, v in as_dict(theta).items()})
+
+
+def twin_fedacg(theta, rounds, lam):
+    """FedACG's models written with whole client models w_c, as in the paper: m = lam m + sum p_c (w_c - lookahead)."""
+    theta = {k: v.clone() for k, v in as_dict(theta).items()}
+    momentum = {k: torch.zeros_like(v) for k, v in theta.items()}
+    for deltas, p in rounds:
+        lookahead = {k: v + (lam * momentum[k] if k != "buffers" else 0) for k, v in theta.items()}
+        clients = [{k: lookahead[k] + v for k, v in as_dict(d).items()} for d in deltas]
+        for k in theta:
+            mean = sum(w * c[k] for w, c in zip(p, clients, strict=True))
+            momentum[k] = lam * momentum[k] + (mean - lookahead[k]) if k != "buffers" else mean - lookahead[k]
+            theta[k] = theta[k] + momentum[k]
+    return as_vector(theta)
+
+
+def twin_las(theta, deltas, p, keep):
+    """Entry by entry: sort a layer's changes, keep the largest, average those that kept the entry."""
+    merged = {k: v.clone() for k, v in as_dict(theta).items()}
+    clients = [as_dict(d) for d in deltas]
+    for name, layer in merged.items():
+        if name == "buffers":
+            layer += sum(w * c[name] for w, c in zip(p, clients, strict=True))
+            continue
+        k = max(1, round(keep * len(layer)))
+        kept = [sorted(range(len(layer)), key=lambda i: -abs(c[name][i].item()))[:k] for c in clients]
+        for i in range(len(layer)):
+            voters = [j for j in range(len(clients)) if i in kept[j]]
+            if voters:
+                layer[i] += sum(p[j] * clients[j][name][i] for j in voters) / sum(p[j] for j in voters)
+    return as_vector(merged)
+
+
+@given(seed=st.integers(0, 10**6), clients=st.integers(1, 6))
+def test_fedavg_equals_its_twin(seed, clients):
+    theta, deltas, p = cohort(seed, clients)
+    assert torch.allclose(one_round(FedAvg(LAYOUT), theta, deltas, p), twin_fedavg(theta, deltas, p))
+
+
+@given(seed=st.integers(0, 10**6), lam=st.floats(0, 0.99))
+def test_fedacg_equals_its_twin_over_three_rounds(seed, lam):
+    algorithm, rounds = FedACG(LAYOUT, acg_momentum=lam), [cohort(seed + i)[1:] for i in range(3)]
+    start = theta = cohort(seed)[0]
+    for deltas, p in rounds:
+        theta = one_round(algorithm, theta, deltas, p)
+    assert torch.allclose(theta, twin_fedacg(start, rounds, lam))
+
+
+@given(seed=st.integers(0, 10**6), clients=st.integers(1, 5), keep=st.floats(0.01, 1))
+def test_las_equals_its_twin(seed, clients, keep):
+    theta, deltas, p = cohort(seed, clients)
+    merged = one_round(LaSFL(LAYOUT, sparsity=keep), theta, deltas, p)
+    assert torch.allclose(merged, twin_las(theta, deltas, p, keep))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Laws
+
+REDUCED = {  # settings at which an algorithm is FedAvg
+    "fedavg": {},
+    "fedprox": {"prox_momentum": 0.0},
+    "fedacg": {"acg_momentum": 0.0, "acg_beta": 0.0},
+    "las": {"sparsity": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", REDUCED)
+@given(seed=st.integers(0, 10**6), clients=st.integers(1, 6))
+@settings(max_examples=20)
+def test_each_reduces_to_fedavg(name, seed, clients):
+    algorithm, theta = ALGORITHMS[name](LAYOUT, **REDUCED[name]), cohort(seed)[0]
+    expected = theta
+    for i in range(2):
+        _, deltas, p = cohort(seed + i, clients)
+        theta = one_round(algorithm, theta, deltas, p)
+        expected = one_round(FedAvg(LAYOUT), expected, deltas, p)
+    assert torch.allclose(theta, expected)
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(4)))
+@settings(max_examples=20)
+def test_the_order_of_clients_does_not_matter(name, seed, order):
+    theta, deltas, p = cohort(seed)
+    merged = [one_round(ALGORITHMS[name](LAYOUT), theta, deltas[list(i)], p[list(i)]) for i in (range(4), order)]
+    assert torch.allclose(*merged)
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_buffers_are_averaged_whatever_the_algorithm_does_to_weights(name):
+    theta, deltas, p = cohort(3)
+    algorithm = ALGORITHMS[name](LAYOUT)
+    for _ in range(2):  # the second round has momentum
+        merged = one_round(algorithm, theta, deltas, p)
+        assert torch.allclose(merged[9:], theta[9:] + p @ deltas[:, 9:])
+        theta = merged
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_nothing_given_is_changed(name):
+    theta, deltas, p = cohort(4)
+    before = [t.clone() for t in (theta, deltas, p)]
+    algorithm = ALGORITHMS[name](LAYOUT)
+    for _ in range(2):
+        one_round(algorithm, theta, deltas, p)
+    assert all(torch.equal(a, b) for a, b in zip((theta, deltas, p), before, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_loaded_state_continues_like_the_one_it_came_from(name):
+    theta, deltas, p = cohort(5)
+    algorithm, other = ALGORITHMS[name](LAYOUT), ALGORITHMS[name](LAYOUT)
+    theta = one_round(algorithm, theta, deltas, p)
+    other.load({key: value.clone() for key, value in algorithm.state().items()})
+    _, deltas, p = cohort(6)
+    assert torch.equal(one_round(algorithm, theta, deltas, p), one_round(other, theta, deltas, p))
+
+
+def test_a_weight_nobody_kept_stays_the_servers():
+    theta, deltas, p = cohort(7)
+    sent, masks = send(LaSFL(LAYOUT, sparsity=0.3), theta, deltas)
+    merged = LaSFL(LAYOUT).merge(theta, sent, masks, p)
+    untouched = ~masks.any(0)
+    assert untouched.any()
+    assert torch.equal(merged[:9][untouched], theta[:9][untouched])
+
+
+@given(values=st.lists(st.integers(-50, 50), min_size=1, max_size=40), keep=st.floats(0.01, 1), cut=st.integers(0, 40))
+def test_top_k_keeps_exactly_the_share_of_each_block_and_the_largest(values, keep, cut):
+    delta = torch.tensor(values, dtype=torch.float64)
+    cut = min(cut, len(values) - 1)
+    sizes = [cut, len(values) - cut] if cut else [len(values)]
+    mask = top_k_mask(delta, keep, sizes)
+    for part, chosen in zip(delta.split(sizes), mask.split(sizes), strict=True):
+        assert chosen.sum() == max(1, round(keep * len(part)))
+        if not chosen.all():
+            assert part[chosen].abs().min() >= part[~chosen].abs().max()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The registry
+
+
+def test_the_command_line_reads_what_is_registered():
+    specs = utils.algorithm_specs()
+    assert {name: spec.options for name, spec in specs.items()} == {n: cls.options for n, cls in ALGORITHMS.items()}
+    assert all(spec.summary for spec in specs.values())
+
+
+def test_an_unknown_option_is_refused(layout):
+    with pytest.raises(TypeError, match="FedProx has no option mu"):
+        FedProx(layout, mu=1)

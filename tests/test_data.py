@@ -1,0 +1,301 @@
+"""Readers on files the tests write themselves, splits by their laws, batches and augmentation by slow twins."""
+
+import io
+import os
+import pickle
+import tarfile
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+from utils import InputError, generator
+
+# --------------------------------------------------------------------------------------------------------------------
+# CIFAR-10
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes bytes as Python 2 wrote its str, as in the published batches."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_str(self, value):
+        self.write(b"T" + len(value).to_bytes(4, "little") + value)
+
+    dispatch[bytes] = save_str
+
+
+def pickled(value, pickler=Python2Pickler, protocol=2):
+    file = io.BytesIO()
+    pickler(file, protocol).dump(value)
+    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def batch(n, seed):
+    rng = np.random.default_rng(seed)
+    return {
+        b"labels": [int(y) for y in rng.integers(10, size=n)],
+        b"data": rng.integers(256, size=(n, 3072), dtype="u1"),
+    }
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    """A folder of the published layout with 20 images in each of two training batches and 10 test images."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name, n, seed in (("data_batch_1", 20, 1), ("data_batch_2", 20, 2), ("test_batch", 10, 3)):
+        (folder / name).write_bytes(pickled(batch(n, seed)))
+    return tmp_path
+
+
+def test_cifar_is_read_pixel_for_pixel_and_a_foreign_sum_is_said(cifar, capsys):
+    train, test, n_classes = data.load_cifar10(cifar, seed=0)
+    assert "MD5 differs" in capsys.readouterr().err
+    assert (len(train), len(test), n_classes) == (40, 10, 10)
+    pixels = np.concatenate([batch(20, 1)[b"data"], batch(20, 2)[b"data"]])
+    assert train.images.dtype == torch.uint8
+    assert train.images[25, 2, 31, 7] == pixels[25, 2 * 1024 + 31 * 32 + 7]
+    assert train.labels.tolist() == batch(20, 1)[b"labels"] + batch(20, 2)[b"labels"]
+
+
+@pytest.mark.parametrize("place", data.CIFAR_ARCHIVES)
+def test_cifar_is_read_from_its_archive_in_every_place(cifar, tmp_path, place):
+    expected, _, _ = data.load_cifar10(cifar, seed=0)
+    archive = tmp_path / "other" / place
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(cifar / "cifar-10-batches-py", "cifar-10-batches-py")
+    train, _, _ = data.load_cifar10(tmp_path / "other", seed=0)
+    assert torch.equal(train.images, expected.images)
+    archive.write_bytes(archive.read_bytes()[:5000])
+    with pytest.raises(InputError, match="not a whole tar"):
+        data.load_cifar10(tmp_path / "other", seed=0)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch evil",)
+
+
+BAD = {
+    "truncated": lambda: pickled(batch(20, 1))[:30000],
+    "empty": lambda: b"",
+    "not a pickle": lambda: b"hello world",
+    "os.system": lambda: pickle.dumps(Evil()),
+    "os.system inside": lambda: pickle.dumps({b"data": Evil(), b"labels": []}),
+    "a NumPy function": lambda: pickle.dumps({b"data": np.load, b"labels": []}),
+    "other keys": lambda: pickled({b"images": [1]}),
+    "a list": lambda: pickled([1, 2]),
+    "fewer labels": lambda: pickled(batch(20, 1) | {b"labels": [0] * 19}),
+    "floats": lambda: pickled(batch(20, 1) | {b"data": np.zeros((20, 3072))}),
+    "labels beyond 9": lambda: pickled(batch(20, 1) | {b"labels": [10] * 20}),
+    "words for labels": lambda: pickled(batch(20, 1) | {b"labels": [b"cat"] * 20}),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_batch_is_refused_in_one_line(cifar, kind, monkeypatch):
+    monkeypatch.chdir(cifar)
+    (cifar / "cifar-10-batches-py" / "data_batch_2").write_bytes(BAD[kind]())
+    with pytest.raises(InputError) as caught:
+        data.load_dataset("CIFAR10", cifar, seed=0)
+    assert "data_batch_2" in str(caught.value) or "outside 0..9" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (cifar / "evil").exists()
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "TinyImageNet"])
+def test_missing_data_names_the_command_and_the_way_without(tmp_path, name):
+    with pytest.raises(InputError, match=r"python .*\.py .*--data_root .*--dataset DIGITS") as caught:
+        data.load_dataset(name, tmp_path, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_test_batch_is_refused(cifar):
+    (cifar / "cifar-10-batches-py" / "test_batch").unlink()
+    with pytest.raises(InputError, match="holds no test batch"):
+        data.load_cifar10(cifar, seed=0)
+
+
+def test_cifar10t_is_a_thousand_by_seed(cifar):
+    (cifar / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickled(batch(1500, 1)))
+    sets = [data.load_cifar10_thousand(cifar, seed)[0] for seed in (0, 0, 1)]
+    assert [len(s) for s in sets] == [1000] * 3
+    assert torch.equal(sets[0].images, sets[1].images)
+    assert not torch.equal(sets[0].images, sets[2].images)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Digits and the validation set
+
+
+def keys(images):
+    return {
+        (label, image.numpy().tobytes()) for image, label in zip(images.images, images.labels.tolist(), strict=True)
+    }
+
+
+def test_digits_are_split_into_three_disjoint_sets():
+    splits = data.load_dataset("DIGITS", ".", seed=0)
+    sets = [splits.train, splits.val, splits.test]
+    assert [len(s) for s in sets] == [1294, 143, 360]
+    assert len(set.union(*map(keys, sets))) == sum(len(keys(s)) for s in sets)
+    share = torch.bincount(splits.test.labels) / 360
+    assert share.max() - share.min() < 0.01  # stratified
+
+
+def test_the_seed_moves_the_validation_set_and_never_the_test_set():
+    a, b, c = (data.load_dataset("DIGITS", ".", seed) for seed in (0, 0, 1))
+    assert torch.equal(a.val.images, b.val.images)
+    assert not torch.equal(a.val.images, c.val.images)
+    assert torch.equal(a.test.images, c.test.images)
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1():
+    splits = data.load_dataset("DIGITS", ".", seed=0)
+    x = splits.normalise(splits.train.images)
+    assert abs(x.mean()) < 1e-4
+    assert abs(x.std() - 1) < 1e-3
+    slow = (splits.train.images / 255 - splits.mean[:, None, None]) / splits.std[:, None, None]
+    assert torch.allclose(x, slow, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Partitions
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=30, max_size=200),
+    n_clients=st.integers(1, 8),
+    dirichlet=st.sampled_from(["iid", 0.05, 0.5, 100.0]),
+    seed=st.integers(0, 1000),
+    min_samples=st.integers(1, 3),
+)
+@settings(max_examples=60)
+def test_every_sample_belongs_to_exactly_one_client(labels, n_clients, dirichlet, seed, min_samples):
+    labels = torch.tensor(labels)
+    if dirichlet == 0.05:  # so skewed a split may fail on so few samples, and nothing else may
+        with suppress(InputError):
+            data.partition(labels, n_clients, dirichlet, seed, min_samples)
+        min_samples = 0
+    parts = data.partition(labels, n_clients, dirichlet, seed, min_samples)
+    assert len(parts) == n_clients
+    assert min(map(len, parts)) >= min_samples
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels)))
+    again = data.partition(labels, n_clients, dirichlet, seed, min_samples)
+    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def test_histograms_are_those_of_the_images_a_client_really_trains_on(experiment):
+    """Trap: positions within a subset are not positions within the whole. Here the images themselves are looked up."""
+    exp = experiment(dirichlet=0.3)
+    truth = {image: label for label, image in keys(data.load_dataset("DIGITS", ".", 0).train)}
+    table = data.histograms(exp.splits.train.labels, exp.parts, 10)
+    for number, part in enumerate(exp.parts):
+        counts = [0] * 10
+        for x, y in zip(exp.splits.train.images[part], exp.splits.train.labels[part], strict=True):
+            assert truth[x.numpy().tobytes()] == y
+            counts[y] += 1
+        assert counts == table[number].tolist()
+    assert table.sum() == len(exp.splits.train)
+
+
+def test_a_small_dirichlet_is_skewed_and_a_large_one_is_not():
+    labels = torch.arange(10).repeat(500)
+
+    def classes_held(alpha):
+        table = data.histograms(labels, data.partition(labels, 20, alpha, 0), 10)
+        return (table > 0.02 * table.sum(1, keepdim=True)).sum(1).float().mean()
+
+    assert classes_held(0.1) < 5
+    assert classes_held(100.0) == 10
+    assert classes_held("iid") == 10
+
+
+def test_what_cannot_be_split_ends_soon_and_says_what_to_change():
+    labels = torch.arange(10).repeat(20)
+    with pytest.raises(InputError, match="lower --n_clients or --min_client_samples"):
+        data.partition(labels, 201, "iid", 0)
+    with pytest.raises(InputError, match="1000 draws"):
+        data.partition(labels, 100, 0.01, 0, min_samples=2)
+
+
+def test_a_partition_file_gives_the_same_split_back_and_no_other(tmp_path):
+    labels, file = torch.arange(10).repeat(20), tmp_path / "split.json"
+    parts = data.partition(labels, 5, 0.5, 0)
+    data.save_partition(file, labels, parts)
+    again = data.load_partition(file, labels, 5)
+    assert data.partition_hash(again) == data.partition_hash(parts)
+    assert data.partition_hash(again) != data.partition_hash(data.partition(labels, 5, 0.5, 1))
+    with pytest.raises(InputError, match="into 5 clients, not --n_clients 6"):
+        data.load_partition(file, labels, 6)
+    with pytest.raises(InputError, match="other training data"):
+        data.load_partition(file, labels.flip(0), 5)
+    with pytest.raises(InputError, match="--min_client_samples 150"):
+        data.load_partition(file, labels, 5, min_samples=150)
+    data.save_partition(file, labels, [parts[0], *parts[:4]])
+    with pytest.raises(InputError, match="exactly once"):
+        data.load_partition(file, labels, 5)
+    for text in ("", "[]", "{}", '{"clients": 3}', '{"clients": [["a"]]}', '{"clients": [[1e30]]}', '{"clients": []}'):
+        file.write_text(text)
+        with pytest.raises(InputError):
+            data.load_partition(file, labels, 5)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+@given(n=st.integers(1, 300), size=st.integers(1, 70))
+def test_batches_cover_everything_once_and_leave_no_single_sample(n, size):
+    bounds = data.batch_bounds(n, size)
+    assert [begin for begin, _ in bounds] == [0, *(end for _, end in bounds)][:-1]
+    assert bounds[-1][1] == n
+    sizes = [end - begin for begin, end in bounds]
+    assert all(s <= size + 1 for s in sizes)
+    assert 1 not in sizes or size == 1 or n == 1
+
+
+def test_every_epoch_is_another_order_of_the_same_samples(experiment):
+    exp = experiment()
+    epochs = 3
+    seen = list(data.client_batches(exp.splits, exp.parts[0], 16, epochs, generator(0, "x")))
+    images = torch.cat([x for x, _ in seen]).chunk(epochs)
+    labels = torch.cat([y for _, y in seen]).chunk(epochs)
+    own = exp.splits.train.labels[exp.parts[0]]
+    assert all(torch.equal(y.sort().values, own.sort().values) for y in labels)
+    assert not torch.equal(images[0], images[1])
+    assert torch.allclose(images[0].sum(0), images[1].sum(0), atol=1e-3)
+    assert not torch.equal(labels[0], own)
+
+
+def test_augmentation_equals_padding_cropping_and_flipping_one_by_one():
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (50, 3, 12, 10), dtype=torch.uint8, generator=g)
+    draws = torch.stack([torch.randint(n, (50,), generator=g) for n in (9, 9, 2)], dim=1)
+    expected = []
+    for image, (down, right, flip) in zip(images, draws.tolist(), strict=True):
+        crop = F.pad(image, [4] * 4)[:, down : down + 12, right : right + 10]
+        expected.append(crop.flip(-1) if flip else crop)
+    assert torch.equal(data.augment(images, draws), torch.stack(expected))
+
+
+def test_augmented_batches_draw_for_each_sample_and_epoch():
+    image = torch.arange(3 * 32 * 32).remainder(251).to(torch.uint8).view(1, 3, 32, 32)
+    same = data.Images(image.repeat(200, 1, 1, 1), torch.arange(200) % 10)
+    splits = data.Splits(same, same, same, 10, torch.zeros(3), torch.ones(3))
+    kinds = [
+        {
+            x.numpy().tobytes()
+            for x in torch.cat([x for x, _ in data.client_batches(splits, torch.arange(200), 32, 1, g, True)])
+        }
+        for g in (generator(0, "a"), generator(0, "b"))
+    ]
+    assert all(len(k) > 100 for k in kinds)  # of 9 * 9 * 2 = 162

@@ -1,0 +1,292 @@
+"""The program as a user runs it, and the round loop."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+import fedalg
+import payload
+import utils
+from agg_utils import ALGORITHMS
+
+QUICK = ["--dataset=DIGITS", "--n_epochs=2", "--n_client_epochs=1", "--batch_size=16", "--device=cpu"]
+TIMES = ["train_seconds", "eval_seconds"]
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def metrics_of(folder):
+    return pd.read_csv(only(folder, "metrics/*.csv"))
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_each_algorithm_leaves_all_its_outputs(program, tmp_path, algorithm):
+    done = program("--algorithm", algorithm, "--dirichlet", 0.5, "--seed", 3, *QUICK)
+    assert done.returncode == 0, done.stderr
+    name = f"{algorithm}_DIGITS_0.5_3_n_epochs=2_n_client_epochs=1_batch_size=16"
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    plots = {f"plots/{name}_{kind}.png" for kind in ("accuracy_curves", "loss_curves", "partition")}
+    assert (
+        files - {"results.csv.lock"} == {f"metrics/{name}_metrics.csv", f"metrics/{name}.json", "results.csv"} | plots
+    )
+    assert all((tmp_path / plot).stat().st_size > 5000 for plot in plots)
+    rows = metrics_of(tmp_path)
+    assert list(rows) == fedalg.COLUMNS
+    assert rows["epoch"].tolist() == [1, 2]
+    assert rows.notna().all(axis=None)
+    record = json.loads((tmp_path / f"metrics/{name}.json").read_text())
+    assert record["finished"]
+    assert record["settings"]["dirichlet"] == 0.5
+    assert sum(map(sum, record["partition"]["histograms"])) == record["data"]["samples"]["train"] == 1294
+    assert record["environment"]["torch"] == torch.__version__
+    (result,) = pd.read_csv(tmp_path / "results.csv").to_dict("records")
+    published = "method,dataset,Dirichlet,rounds,accuracy,f1,precision,recall,communication,train_time"
+    assert (tmp_path / "results.csv").read_text().startswith(published + ",")
+    assert result["run"] == name
+    assert result["accuracy"] == pytest.approx(rows["test_accs"].iloc[-1])
+    assert result["communication"] == pytest.approx((rows["bytes_up"] + rows["bytes_down"]).mean())
+    assert "round 2/2" in done.stdout  # not on a terminal: a line a round
+
+
+def test_the_same_seed_gives_the_same_csv_bit_for_bit_and_another_does_not(program, tmp_path):
+    frames = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        where = ["--metrics_dir", tmp_path / folder / "metrics", "--seed", seed]
+        assert program("--algorithm", "las", "--norm", "batch", *QUICK, *where).returncode == 0
+        frames.append(metrics_of(tmp_path / folder).drop(columns=TIMES))
+    assert frames[0].equals(frames[1])
+    assert not frames[0].equals(frames[2])
+
+
+def test_a_finished_run_is_not_run_again_without_overwrite(program, tmp_path):
+    assert program(*QUICK).returncode == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.suffix != ".lock"}
+    again = program(*QUICK)
+    assert again.returncode == 0
+    assert "already finished" in again.stdout
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert program(*QUICK, "--overwrite").returncode == 0
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 1
+
+
+def test_an_unfinished_run_is_run_again(program, tmp_path):
+    assert program(*QUICK).returncode == 0
+    path = only(tmp_path, "metrics/*.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"finished": False}))
+    assert "test accuracy" in program(*QUICK).stdout
+
+
+def test_a_name_that_holds_a_run_of_other_settings_is_refused(program, tmp_path):
+    """As after a default has changed between versions, or with another split in a partition file of the same name."""
+    assert program(*QUICK).returncode == 0
+    path = only(tmp_path, "metrics/*.json")
+    record = json.loads(path.read_text())
+    record["settings"]["momentum"] = 0.5
+    path.write_text(json.dumps(record))
+    done = program(*QUICK)
+    assert done.returncode == 2
+    assert "was run with momentum = 0.5, not 0.9" in done.stderr
+
+
+def test_a_partition_file_is_written_reused_and_not_confused(program, tmp_path):
+    flags = [*QUICK, "--dirichlet", 0.5, "--partition_file", tmp_path / "split.json"]
+    assert program(*flags).returncode == 0
+    assert "already finished" in program(*flags).stdout
+    first = json.loads(only(tmp_path, "metrics/*.json").read_text())["partition"]["sha256"]
+    assert program(*flags, "--algorithm", "fedprox").returncode == 0
+    assert {json.loads(p.read_text())["partition"]["sha256"] for p in tmp_path.glob("metrics/*.json")} == {first}
+    split = json.loads((tmp_path / "split.json").read_text())
+    split["clients"] = split["clients"][::-1]
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    done = program(*flags)
+    assert done.returncode == 2
+    assert "another split" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "status"),
+    [
+        ("--dataset CIFAR10", "python data.py --download CIFAR10", 2),
+        ("--dataset TinyImageNet", "python import_TIN.py", 2),
+        ("--n_clients 1295", "1294 training samples are not enough for 1295 clients", 2),
+        ("--dirichlet 0.01 --n_clients 500", "raise --dirichlet", 2),
+        ("--norm batch --n_clients 1200", "too few for BatchNorm", 2),
+        ("--device mps", "--device mps", 2),
+        ("--lr 1e9 --n_epochs 3", "client", 1),
+    ],
+)
+def test_what_cannot_run_ends_with_one_line_and_nothing_finished(program, tmp_path, flags, message, status):
+    done = program(*QUICK, "--quiet", *flags.split())
+    assert done.returncode == status, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "results.csv").exists()
+    assert status == 1 or not (tmp_path / "metrics").exists()
+
+
+def test_a_client_that_turns_nan_is_named_before_it_is_merged(experiment):
+    exp = experiment()
+    number = fedalg.sample_clients(20, 0.2, 0, 1)[2]
+    train = exp.algorithm.local_update
+
+    def poisoned(start, client):
+        update = train(start, client)
+        if client.number == number:
+            update.delta[123] = float("nan")
+        return update
+
+    exp.algorithm.local_update = poisoned
+    before = exp.theta.clone()
+    with pytest.raises(FloatingPointError, match=f"round 1, client {number}: the update is not finite"):
+        fedalg.train_round(exp, 1)
+    assert torch.equal(exp.theta, before)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def test_a_round_of_fedavg_is_the_weighted_mean_of_separately_trained_clients(experiment):
+    exp = experiment(dirichlet=0.5, norm="batch", min_client_samples=2)
+    start = exp.theta.clone()
+    numbers = fedalg.sample_clients(20, 0.2, 0, 1)
+    row = fedalg.train_round(exp, 1)
+    total = sum(len(exp.parts[n]) for n in numbers)
+    mean = sum(exp.trainer.client(n, 1).train(start).clone() * (len(exp.parts[n]) / total) for n in numbers)
+    assert torch.allclose(exp.theta, mean, atol=1e-5)
+    assert row["clients"] == 4
+    assert row["bytes_up"] == row["bytes_down"] == 4 * payload.download_bytes(exp.model.layout)
+    uniform = experiment(dirichlet=0.5, norm="batch", min_client_samples=2, weighting="uniform")
+    fedalg.train_round(uniform, 1)
+    mean = sum(exp.trainer.client(n, 1).train(start).clone() / 4 for n in numbers)
+    assert torch.allclose(uniform.theta, mean, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "reduced",
+    [
+        {"algorithm": "fedprox", "prox_momentum": 0.0},
+        {"algorithm": "fedacg", "acg_momentum": 0.0},
+        {"algorithm": "las", "sparsity": 1.0},
+    ],
+    ids=lambda settings: settings["algorithm"],
+)
+def test_zero_strength_or_keeping_everything_trains_fedavgs_model(experiment, reduced):
+    models = []
+    for settings in ({}, reduced):
+        exp = experiment(norm="batch", dirichlet=0.5, min_client_samples=2, **settings)
+        for round in (1, 2, 3):
+            fedalg.train_round(exp, round)
+        models.append(exp.theta)
+    assert (models[0] - models[1]).norm() < 1e-3 * models[0].norm()
+
+
+def test_las_sends_the_share_it_says_and_its_bytes(experiment):
+    exp = experiment(algorithm="las", sparsity=0.1)
+    row = fedalg.train_round(exp, 1)
+    layout = exp.model.layout
+    kept = sum(max(1, round(0.1 * size)) for size in layout.sizes)
+    assert row["kept_share"] == pytest.approx(kept / layout.n_trainable)
+    assert row["bytes_up"] == 4 * (4 * kept + (layout.n_trainable + 7) // 8)
+    assert row["bytes_down"] == 4 * 4 * layout.dim
+
+
+def test_clients_are_sampled_by_round_and_seed_and_nothing_else():
+    rounds = [fedalg.sample_clients(20, 0.2, 0, r) for r in range(1, 101)]
+    assert all(len(set(numbers)) == 4 and numbers == sorted(numbers) for numbers in rounds)
+    assert set().union(*rounds) == set(range(20))
+    assert rounds == [fedalg.sample_clients(20, 0.2, 0, r) for r in range(1, 101)]
+    assert rounds != [fedalg.sample_clients(20, 0.2, 1, r) for r in range(1, 101)]
+    assert fedalg.sample_clients(20, 0.001, 0, 1) == fedalg.sample_clients(20, 0.05, 0, 1)
+    assert fedalg.sample_clients(5, 1.0, 0, 1) == [0, 1, 2, 3, 4]
+    assert len(fedalg.sample_clients(10, 0.25, 0, 1)) == len(fedalg.sample_clients(10, 0.35, 0, 1)) - 1
+
+
+def test_evaluation_is_of_the_servers_model_in_evaluation_mode(experiment):
+    exp = experiment(norm="batch")
+    fedalg.train_round(exp, 1)
+    before = exp.theta.clone()
+    loss, accuracy, predictions = fedalg.evaluate(exp, exp.splits.test)
+    module = fedalg.build_module(exp.args, exp.splits)
+    flat = fedalg.models.FlatModel(module)
+    flat.load(before)
+    logits = module.eval()(exp.splits.normalise(exp.splits.test.images))
+    assert torch.equal(predictions, logits.argmax(1))
+    assert accuracy == (logits.argmax(1) == exp.splits.test.labels).double().mean().item()
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, exp.splits.test.labels).item(), rel=1e-4)
+    assert torch.equal(exp.theta, before)
+    assert torch.equal(exp.model.vector, before)  # evaluating moves no running statistics
+
+
+def test_eval_every_and_eval_train(experiment):
+    exp, rows = experiment(n_epochs=5, eval_every=2, eval_train=True, quiet=True), []
+    fedalg.run_rounds(exp, rows.append)
+    assert [row["epoch"] for row in rows if "test_accs" in row] == [2, 4, 5]
+    assert rows[-1]["train_accs"] == fedalg.evaluate(exp, exp.splits.train)[1]
+
+
+def test_final_figures_by_hand(experiment):
+    exp = experiment()
+    accuracies = [0.1 * i for i in range(10)] + [0.5, 0.7]
+    exp.rows = [
+        {
+            "epoch": i + 1,
+            "test_accs": a,
+            "val_accs": 1 - abs(i - 4),
+            "bytes_up": 10,
+            "bytes_down": 30,
+            "train_seconds": 2.0,
+        }
+        for i, a in enumerate(accuracies)
+    ]
+    exp.predictions = exp.splits.test.labels.clone()
+    exp.predictions[exp.splits.test.labels == 3] = 4
+    final = fedalg.final_figures(exp)
+    assert final["accuracy"] == 0.7
+    assert final["accuracy_last10"] == pytest.approx(sum(accuracies[2:]) / 10)
+    assert (final["best_val_round"], final["accuracy_best_val"]) == (5, accuracies[4])
+    assert (final["communication"], final["bytes_up"], final["train_time"]) == (40, 120, 2.0)
+    n3, n4 = (int((exp.splits.test.labels == c).sum()) for c in (3, 4))
+    assert final["recall"] == pytest.approx(0.9)
+    assert final["precision"] == pytest.approx((8 + n4 / (n3 + n4)) / 10)
+    assert final["f1"] == pytest.approx((8 + 2 * n4 / (n3 + 2 * n4)) / 10)
+
+
+@pytest.mark.parametrize("settings", [{}, {"localiser": "learned", "graft_epochs": 3, "mask_scope": "global"}], ids=str)
+def test_las_learned_or_not_trains(experiment, settings):
+    exp = experiment(algorithm="las", n_epochs=8, n_client_epochs=5, quiet=True, **settings)
+    fedalg.run_rounds(exp, lambda row: None)
+    assert exp.rows[-1]["test_accs"] > 0.9
+    assert exp.rows[-1]["kept_share"] < 0.5
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_every_algorithm_learns_the_digits(experiment, algorithm):
+    """The quick version of `make run`: IID, the same settings, 20 of its 30 rounds."""
+    exp = experiment(algorithm=algorithm, n_epochs=20, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True)
+    fedalg.run_rounds(exp, lambda row: None)
+    assert exp.rows[-1]["test_accs"] >= 0.95
+
+
+def test_saved_weights_start_another_run_where_the_first_ended(program, tmp_path):
+    assert program(*QUICK, "--norm", "batch", "--save_weights", tmp_path / "w.pt").returncode == 0
+    args = utils.resolve({"init_weights": str(tmp_path / "w.pt"), "norm": "batch", "device": "cpu"})
+    exp = fedalg.prepare(args)
+    _, accuracy, _ = fedalg.evaluate(exp, exp.splits.test)
+    assert accuracy == pytest.approx(metrics_of(tmp_path)["test_accs"].iloc[-1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_trains_what_a_cpu_trains(experiment):
+    models = []
+    for device in ("cpu", "cuda"):
+        exp = experiment(device=device, norm="batch", min_client_samples=2)
+        fedalg.train_round(exp, 1)
+        models.append(exp.theta.cpu())
+    assert (models[0] - models[1]).norm() < 1e-2 * models[0].norm()

@@ -1,0 +1,161 @@
+"""A client's local work against plain PyTorch: modules, autograd, torch.optim, one tensor at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import flat_state
+
+import data
+import fedalg
+import utils
+
+
+def plain_sgd(exp, number, round=1, penalty=None):
+    """Train client `number` from exp.theta with torch.optim.SGD on a module of its own; return its flat state."""
+    args = exp.args
+    module = fedalg.build_module(args, exp.splits)
+    begin = [p.detach().clone() for p in module.parameters()]
+    optimiser = torch.optim.SGD(
+        module.parameters(),
+        lr=args.lr * args.lr_decay ** (round - 1),
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+    )
+    rng = utils.generator(args.seed, "batches", round, number)
+    batches = data.client_batches(exp.splits, exp.parts[number], args.batch_size, args.n_client_epochs, rng)
+    losses, hits = [], 0
+    for x, y in batches:
+        logits = module(x)
+        loss = F.cross_entropy(logits, y)
+        losses.append(loss.item() * len(y))
+        hits += (logits.argmax(1) == y).sum().item()
+        if penalty is not None:
+            loss = loss + penalty(list(module.parameters()), begin)
+        optimiser.zero_grad()
+        loss.backward()
+        if args.clip_norm:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), args.clip_norm)
+        optimiser.step()
+    return flat_state(module), sum(losses), hits
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"momentum": 0.0},
+        {"weight_decay": 0.01},
+        {"clip_norm": 0.5},
+        {"clip_norm": 0.5, "weight_decay": 0.01},
+        {"norm": "batch"},
+        {"norm": "group", "dirichlet": 0.5},
+        {"lr_decay": 0.5},
+    ],
+    ids=str,
+)
+def test_training_equals_torch_sgd(experiment, settings):
+    exp = experiment(n_client_epochs=3, **settings)
+    client = exp.trainer.client(4, round=3)
+    trained = client.train(exp.theta)
+    expected, loss, hits = plain_sgd(exp, 4, round=3)
+    moved = (expected - exp.theta).norm()
+    assert moved > 0.1
+    assert (trained - expected).norm() < 1e-5 * moved
+    assert client.loss.item() == pytest.approx(loss, rel=1e-5)
+    assert client.hits.item() == hits
+    assert client.seen == 3 * client.n_samples
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_the_pull_of_fedprox_is_the_gradient_of_its_penalty(experiment, clip_norm):
+    """FedProx written with autograd: loss + mu / 2 |w - start|^2."""
+    exp = experiment(algorithm="fedprox", prox_momentum=0.3, n_client_epochs=3, clip_norm=clip_norm)
+
+    def penalty(now, begin):
+        return 0.15 * sum((a - b).square().sum() for a, b in zip(now, begin, strict=True))
+
+    trained = exp.trainer.client(2, 1).train(exp.theta, exp.algorithm.pull)
+    expected, _, _ = plain_sgd(exp, 2, penalty=penalty)
+    without, _, _ = plain_sgd(exp, 2)
+    assert (trained - expected).norm() < 1e-3 * (without - expected).norm()
+
+
+def test_a_client_trains_the_same_whoever_trained_before(experiment):
+    exp = experiment(norm="batch")
+    alone = exp.trainer.client(7, 2).train(exp.theta).clone()
+    exp.trainer.client(3, 2).train(exp.theta)
+    assert torch.equal(exp.trainer.client(7, 2).train(exp.theta), alone)
+    assert not torch.equal(exp.trainer.client(7, 3).train(exp.theta), alone)  # another round, another order
+
+
+def test_the_start_is_not_changed(experiment):
+    exp = experiment(norm="batch")
+    before = exp.theta.clone()
+    exp.trainer.client(0, 1).train(exp.theta)
+    assert torch.equal(exp.theta, before)
+
+
+def twin_mask(exp, client, delta, mask, epochs, lr, bias, l1_strength):
+    """Mask learning with autograd through functional_call, tensor by tensor."""
+    module, layout = fedalg.build_module(exp.args, exp.splits), exp.model.layout
+    start = dict(module.named_parameters())
+    change = dict(zip(layout.names, delta[: layout.n_trainable].split(layout.sizes), strict=True))
+    logits = {
+        name: torch.where(m, bias, -bias).requires_grad_()
+        for name, m in zip(layout.names, mask.split(layout.sizes), strict=True)
+    }
+    rng = utils.generator(exp.args.seed, "mask", client.round, client.number)
+    for x, y in data.client_batches(exp.splits, client.indices, exp.args.batch_size, epochs, rng):
+        soft = {name: logit.sigmoid() for name, logit in logits.items()}
+        weights = {n: start[n].detach() + (soft[n] * change[n]).view_as(start[n]) for n in layout.names}
+        loss = lr * F.cross_entropy(torch.func.functional_call(module, weights, (x,)), y)
+        loss = loss + l1_strength * sum(s.sum() for s in soft.values())
+        for logit, gradient in zip(logits.values(), torch.autograd.grad(loss, list(logits.values())), strict=True):
+            logit.data -= gradient
+    return torch.cat([logit.sigmoid().round().bool() for logit in logits.values()])
+
+
+def test_mask_learning_equals_its_twin_and_changes_the_mask(experiment):
+    exp = experiment(algorithm="las", n_client_epochs=3)
+    client = exp.trainer.client(1, 1)
+    delta = client.train(exp.theta) - exp.theta
+    mask = delta[: exp.model.layout.n_trainable].abs() > 0.003
+    learning = {"epochs": 3, "lr": 1e5, "bias": 2.0, "l1_strength": 0.5}
+    learned = client.learn_mask(exp.theta, delta, mask, **learning)
+    expected = twin_mask(exp, client, delta, mask, **learning)
+    assert (learned != mask).sum() > 100
+    assert (learned != expected).sum() <= 1e-4 * len(mask)  # logits within rounding of 0 may fall either way
+
+
+def test_a_strong_l1_pull_empties_the_mask_and_none_without_gradient_keeps_it(experiment):
+    exp = experiment(algorithm="las")
+    client = exp.trainer.client(1, 1)
+    mask = torch.arange(exp.model.layout.n_trainable) % 3 == 0
+    still = torch.zeros_like(exp.theta)  # no change: the loss does not depend on the mask
+    keep = client.learn_mask(exp.theta, still, mask, epochs=2, lr=1.0, bias=5.0, l1_strength=0.0)
+    assert torch.equal(keep, mask)
+    drop = client.learn_mask(exp.theta, still, mask, epochs=5, lr=1.0, bias=1.0, l1_strength=5.0)
+    assert not drop.any()
+
+
+def test_bf16_training_stays_near_float32(experiment):
+    trained = {}
+    for precision in ("float32", "bf16"):
+        exp = experiment(precision=precision)
+        trained[precision] = exp.trainer.client(0, 1).train(exp.theta).clone() - exp.theta
+    apart = (trained["bf16"] - trained["float32"]).norm() / trained["float32"].norm()
+    assert 0 < apart < 0.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: only there can waiting for it be seen")
+def test_no_step_waits_for_the_gpu(experiment):
+    exp = experiment(device="cuda", n_client_epochs=3)
+    exp.trainer.client(0, 1).train(exp.theta, exp.algorithm.pull)
+    client = exp.trainer.client(1, 1)
+    batches = list(client._batches(1, "batches"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for x, y in batches:
+            client._backward(x, y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,150 @@
+"""Tables against hand-worked numbers, series told apart, and figures that show something."""
+
+import csv
+import json
+
+import matplotlib.image
+import pandas as pd
+import pytest
+
+import plotting
+import utils
+
+
+def write_run(folder, accuracies, seconds=2.0, **settings):
+    """Leave what a finished run leaves: 4 clients a round send 1 MB each and receive 3 MB each."""
+    args = utils.resolve({"n_epochs": len(accuracies), **settings})
+    name = utils.run_name(args)
+    rows = [
+        {
+            "epoch": i + 1,
+            **{f"{part}_accs": a for part in ("train", "val", "test")},
+            **{f"{part}_losses": 1 - a for part in ("train", "val", "test")},
+            "bytes_up": 4e6,
+            "bytes_down": 12e6,
+            "train_seconds": seconds,
+            "eval_seconds": 1.0,
+            "kept_share": 1.0,
+            "clients": 4,
+        }
+        for i, a in enumerate(accuracies)
+    ]
+    folder.mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / f"{name}_metrics.csv", index=False)
+    final = {
+        "accuracy": accuracies[-1],
+        "f1": accuracies[-1] / 2,
+        "accuracy_last10": 0.5,
+        "accuracy_best_val": 0.6,
+        "bytes_up": 4e6 * len(rows),
+        "bytes_down": 12e6 * len(rows),
+    }
+    utils.write_json(
+        folder / f"{name}.json",
+        {
+            "run": name,
+            "finished": True,
+            "settings": utils.settings_of(args),
+            "final": final,
+            "model": {"weights": 700_000, "buffers": 50_000},
+            "partition": {"histograms": [[3, 0], [1, 7]]},
+        },
+    )
+    return name
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    folder = tmp_path / "metrics"
+    write_run(folder, [0.2, 0.4], seed=0)
+    write_run(folder, [0.4, 0.8], seed=1, seconds=4.0)
+    write_run(folder, [0.3, 0.7], algorithm="las")
+    write_run(folder, [0.3, 0.6], algorithm="las", sparsity=0.01)
+    write_run(folder, [0.1, 0.2], dirichlet=0.1)
+    return folder
+
+
+def test_the_summary_by_hand(metrics, tmp_path):
+    rows, _ = plotting.compare(metrics, tmp_path / "out", "DIGITS")
+    assert [(r["Dirichlet"], r["method"], r["seeds"]) for r in rows] == [
+        ("0.1", "FedAvg", "1"),
+        ("iid", "FedAvg", "2"),
+        ("iid", "LaS-FL sparsity=0.2", "1"),
+        ("iid", "LaS-FL sparsity=0.01", "1"),
+    ] or [(r["Dirichlet"], r["method"], r["seeds"]) for r in rows][2:] == [
+        ("iid", "LaS-FL sparsity=0.01", "1"),
+        ("iid", "LaS-FL sparsity=0.2", "1"),
+    ]
+    two = rows[1]
+    assert two["accuracy %"] == "60.00 ± 28.28"  # 40 and 80
+    assert two["F1 %"] == "30.00 ± 14.14"
+    assert (two["MB up/round"], two["MB down/round"], two["s/round"]) == ("4.00", "12.00", "3.00")
+    assert (two["less up"], two["less in all"]) == ("3.0x", "1.5x")  # a dense model is 3 MB; 4 of them each way
+    assert rows[0]["accuracy %"] == "20.00"
+    with open(tmp_path / "out" / "DIGITS_summary.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+    markdown = (tmp_path / "out" / "DIGITS_summary.md").read_text().splitlines()
+    assert len(markdown) == 2 + len(rows)
+    assert "| 60.00 ± 28.28 |" in markdown[3]
+    latex = (tmp_path / "out" / "DIGITS_summary.tex").read_text()
+    assert r"60.00 $\pm$ 28.28" in latex
+    assert r"accuracy \%" in latex
+
+
+def test_mean_and_deviation_over_seeds_by_hand(metrics):
+    runs = [r for r in plotting.load_runs(metrics, "DIGITS") if r.settings["dirichlet"] == "iid"]
+    line = plotting.over_seeds(plotting.group_series(runs)["FedAvg"], "test_accs")
+    assert line["value"].tolist() == pytest.approx([0.3, 0.6])
+    assert line["std"].tolist() == pytest.approx([0.1414, 0.2828], abs=1e-3)
+    assert line["up"].tolist() == [4, 8]
+    assert line["both"].tolist() == [16, 32]
+
+
+def test_every_level_gets_its_figures_and_they_are_not_blank(metrics, tmp_path):
+    _, paths = plotting.compare(metrics, tmp_path / "out", "DIGITS")
+    figures = [path for path in paths if path.suffix == ".png"]
+    assert [f.name for f in figures] == [
+        f"DIGITS_{level}_{kind}.png" for level in ("0.1", "iid") for kind in ("comparison", "train_val")
+    ]
+    for figure in figures:
+        assert matplotlib.image.imread(figure).std() > 0.05
+        assert figure.with_suffix(".pdf").stat().st_size > 5000
+
+
+def test_lines_carry_n_and_every_round(metrics):
+    axes = plotting.plt.subplots()[1]
+    runs = [r for r in plotting.load_runs(metrics, "DIGITS") if r.settings["dirichlet"] == "iid"]
+    plotting.draw_lines(axes, plotting.group_series(runs), "test_accs", "both", "MB", "accuracy")
+    labels = [line.get_label() for line in axes.lines]
+    assert "FedAvg (n=2)" in labels
+    assert len({(line.get_linestyle(), line.get_marker(), line.get_color()) for line in axes.lines}) == 3
+    assert axes.lines[0].get_xdata().tolist() == [16, 32]
+
+
+def test_a_runs_own_figures(metrics, tmp_path):
+    name = write_run(metrics, [0.1, 0.5, 0.7])
+    plotting.plot_run(metrics, name, tmp_path / "plots")
+    for kind in ("accuracy_curves", "loss_curves", "partition"):
+        assert matplotlib.image.imread(tmp_path / "plots" / f"{name}_{kind}.png").std() > 0.05
+
+
+def test_unfinished_and_foreign_files_are_left_out(metrics, capsys):
+    n = len(plotting.load_runs(metrics))
+    (metrics / "foreign.json").write_text('{"hello": 1}')
+    (metrics / "list.json").write_text("[1]")
+    (metrics / "torn.json").write_text('{"finished": tr')
+    path = metrics / f"{write_run(metrics, [0.1, 0.5, 0.7])}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
+    assert len(plotting.load_runs(metrics)) == n
+    warned = capsys.readouterr().err
+    assert all(f"{name}.json: left out" in warned for name in ("foreign", "list", "torn"))
+
+
+def test_the_program_prints_the_table_or_says_there_is_none(metrics, tmp_path, program):
+    done = program("--csv_dir", metrics, "--output_dir", tmp_path / "out", script="plotting.py")
+    assert done.returncode == 0, done.stderr
+    assert "60.00 ± 28.28" in done.stdout
+    done = program("--csv_dir", metrics, "--dataset", "CIFAR10", script="plotting.py")
+    assert done.returncode == 2
+    assert "no finished run of CIFAR10" in done.stderr
+    assert program("--csv_dir", tmp_path / "none", script="plotting.py").returncode == 2

@@ -1,0 +1,257 @@
+"""The command line, run names, keyed seeds, and files that survive."""
+
+import csv
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+import utils
+
+BAD = {
+    "--sparsity 0": "--sparsity: '0' is not a share in (0, 1]",
+    "--sparsity 2": "--sparsity",
+    "--participation 0": "--participation",
+    "--participation 1.5": "--participation: '1.5' is not a share in (0, 1]",
+    "--dirichlet 0": "--dirichlet: '0' is not a positive number, nan or iid",
+    "--dirichlet -1": "--dirichlet",
+    "--dirichlet inf": "--dirichlet",
+    "--lr nan": "--lr: 'nan' is not a positive number",
+    "--lr -0.1": "--lr",
+    "--lr one": "--lr: 'one'",
+    "--momentum 1": "--momentum",
+    "--seed -1": "--seed",
+    "--seed 1.5": "--seed",
+    "--n_clients 0": "--n_clients",
+    "--n_epochs 0": "--n_epochs",
+    "--batch_size 2.5": "--batch_size",
+    "--algorithm fedsgd": "--algorithm",
+    "--dataset MNIST": "--dataset",
+    "--learning_rate 0.1": "--learning_rate",
+    "--spars 0.1": "--spars",
+    "extra": "extra",
+    "--pretrained --init_weights x": "give one",
+    "--pretrained": "--pretrained needs --model_name",
+    "--model_name resnet18 --pretrained --norm group": "--norm batch",
+    "--model_name resnet18 --norm none": "--norm none",
+    "--augment standard": "not for DIGITS",
+    "--init_weights nowhere.pt": "no such file",
+    "--partition_file split.txt": ".json",
+    "--metrics_dir /dev/null/x": "--metrics_dir: /dev/null is not a folder",
+    "--results_file /": "is a folder",
+    "--config nowhere.txt": "nowhere.txt",
+    "--algorithm fedavg --sparsity 0.1": "no effect with --algorithm fedavg (only: las)",
+    "--algorithm las --prox_momentum 0.5": "no effect with --algorithm las (only: fedprox)",
+    "--algorithm las --graft_epochs 3": "no effect without --localiser learned",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_a_bad_command_line_is_one_line_and_status_2(flags, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        utils.parse_args(flags.split())
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.count("\n") == 1
+    assert BAD[flags] in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_refusals_do_not_import_torch():
+    """What makes them quick: neither torch nor numpy is imported on the way."""
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['fedalg.py', *sys.argv[1:]]\n"
+        "try: runpy.run_path('fedalg.py', run_name='__main__')\n"
+        "except SystemExit as end: print('status', end.code, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    for flags, status in ((["--help"], 0), (["--lr", "nan"], 2)):
+        done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True)
+        assert f"status {status} False False" in done.stdout, done.stderr
+
+
+def test_help_names_every_option_and_algorithm(capsys):
+    with pytest.raises(SystemExit):
+        utils.parse_args(["--help"])
+    text = capsys.readouterr().out
+    for name in [*utils.all_options(), *utils.algorithm_specs()]:
+        assert name in text
+
+
+def test_the_published_command_line_and_its_defaults():
+    flags = "--algorithm fedavg --dataset CIFAR10 --dirichlet 0.1 --n_epochs 100 --seed 42"
+    args = utils.parse_args(flags.split())
+    published = {
+        "data_root": "./data",
+        "model_name": "resnet18",
+        "n_clients": 20,
+        "participation": 0.2,
+        "n_client_epochs": 5,
+        "batch_size": 64,
+        "lr": 0.01,
+        "momentum": 0.9,
+        "sparsity": 0.2,
+        "prox_momentum": 0.01,
+        "acg_momentum": 0.1,
+        "acg_beta": 0.0,
+    }
+    assert {name: getattr(args, name) for name in published} == published
+    assert utils.run_name(args) == "fedavg_CIFAR10_0.1_42"
+    assert utils.parse_args(["--dirichlet", "nan"]).dirichlet == utils.parse_args([]).dirichlet == "iid"
+    assert utils.parse_args([]).model_name == "cnn"
+
+
+def test_a_config_file_holds_flags_and_the_command_line_wins(tmp_path, capsys):
+    file = tmp_path / "flags.txt"
+    file.write_text("# shared by several algorithms\n--lr 0.5\n\n--n_epochs 7  # few\n--sparsity 0.3\n--quiet\n")
+    args = utils.parse_args(["--config", str(file), "--lr", "0.25", "--no-quiet"])
+    assert (args.lr, args.n_epochs, args.quiet) == (0.25, 7, False)
+    assert args.sparsity == 0.2  # fedavg has none, so that its name does not tell of it
+    assert utils.parse_args(["--algorithm", "las", "--config", str(file)]).sparsity == 0.3
+    for text in ("--lr nan\n", "--nonsense 3\n", '--data_root "open\n', "--config x\n"):
+        file.write_text(text)
+        with pytest.raises(SystemExit) as caught:
+            utils.parse_args(["--config", str(file)])
+        assert caught.value.code == 2
+        assert "flags.txt" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def test_a_name_tells_every_setting_that_changes_the_result():
+    plain = utils.run_name(utils.resolve({"algorithm": "las"}))
+    assert plain == "las_DIGITS_iid_0"
+    named = [o for o in utils.all_options().values() if o.named and o.name not in ("init_weights", "pretrained")]
+    other = {
+        "dataset": "CIFAR10T",
+        "model_name": "resnet18",
+        "norm": "group",
+        "dirichlet": 0.5,
+        "clip_norm": 1.0,
+        "partition_file": "a.json",
+        "augment": "standard",
+    }
+    owners = {name: found[1][0] for name, found in utils.algorithm_options().items()}
+    seen = {}
+    for option in named:
+        if option.name == "algorithm":
+            continue
+        given = {"algorithm": owners.get(option.name, "las")}
+        base = dict(given)
+        if option.needs:
+            given |= dict([option.needs.split("=")])
+        value = other.get(option.name)
+        if value is None:
+            value = not option.default if option.kind == "flag" else None
+        if value is None:
+            value = option.kind[-1] if isinstance(option.kind, tuple) else option.default * 0.5 or 0.5
+        if option.kind in ("count", "integer"):
+            value = option.default + 1
+        if option.name == "augment":
+            given["dataset"], value = "CIFAR10", "none"
+        given[option.name] = value
+        name = utils.run_name(utils.resolve(given))
+        assert name not in seen, (option.name, seen.get(name))
+        assert name != utils.run_name(utils.resolve(base))
+        seen[name] = option.name
+
+
+settings_pairs = st.fixed_dictionaries(
+    {
+        "algorithm": st.sampled_from(["fedavg", "las"]),
+        "lr": st.sampled_from([0.01, 0.1, 0.010000000000000002, 1e-5]),
+        "seed": st.integers(0, 3),
+        "n_epochs": st.integers(1, 200),
+        "dirichlet": st.sampled_from(["iid", 0.1, 1.0, 10.0]),
+        "weight_decay": st.floats(0, 1),
+    }
+)
+
+
+@given(a=settings_pairs, b=settings_pairs)
+def test_two_names_are_equal_exactly_if_the_settings_are(a, b):
+    assert (utils.run_name(utils.resolve(a)) == utils.run_name(utils.resolve(b))) == (a == b)
+
+
+def test_folders_device_and_quiet_do_not_change_the_name():
+    settings = {"metrics_dir": "m", "plots_dir": "p", "device": "cpu", "quiet": True, "data_root": "elsewhere"}
+    assert utils.run_name(utils.resolve(settings)) == utils.run_name(utils.resolve({}))
+
+
+def test_starting_weights_are_named_by_content(tmp_path):
+    file = tmp_path / "w.pt"
+    names = []
+    for content in (b"a", b"b", b"a"):
+        file.write_bytes(content)
+        names.append(utils.run_name(utils.resolve({"init_weights": str(file)})))
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_very_long_name_still_fits_a_file_system():
+    args = utils.resolve({"algorithm": "las", "localiser": "learned", "lr": 0.123456789012345, "clip_norm": 1 / 3,
+                          "weight_decay": 1 / 7, "lr_decay": 1 / 9, "sparsity": 1 / 11, "graft_lr": 1 / 13,
+                          "sigmoid_bias": 1 / 17, "l1_strength": 1 / 19, "momentum": 1 / 23})  # fmt: skip
+    other = utils.resolve({**vars(args), "momentum": 1 / 29})
+    assert len(utils.run_name(args)) < 200
+    assert utils.run_name(args) != utils.run_name(other)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Seeds and files
+
+
+def test_keys_give_independent_seeds_that_never_change():
+    keys = [(seed, what, i) for seed in (0, 1) for what in ("batches", "clients") for i in range(50)]
+    assert len({utils.key_seed(*key) for key in keys}) == len(keys)
+    assert utils.key_seed(0, "clients", 1) == 2815739281608643980  # a change here changes every published result
+
+
+def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path):
+    file = tmp_path / "x.json"
+    utils.write_json(file, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        utils.write_json(file, {"a": float("nan")})
+    with pytest.raises(AttributeError):
+        utils.write_atomic(file, 3)
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def finish(path, i):
+    for j in range(5):
+        utils.add_result(path, {"method": "x", "accuracy": i, "run": f"run{i}-{j}"})
+
+
+def test_results_of_processes_that_finish_at_once_are_all_there(tmp_path):
+    path = tmp_path / "results.csv"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=finish, args=(path, i)) for i in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["run"] for row in rows) == sorted(f"run{i}-{j}" for i in range(6) for j in range(5))
+
+
+def test_a_result_replaces_that_of_the_same_run_and_keeps_foreign_columns(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("method,run,mine\na,one,note\nb,two,\n")
+    utils.add_result(path, {"method": "c", "accuracy": 0.5, "run": "two"})
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {"method": "a", "accuracy": "", "run": "one", "mine": "note"},
+        {"method": "c", "accuracy": "0.5", "run": "two", "mine": ""},
+    ]
