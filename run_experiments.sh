@@ -23,6 +23,8 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")}"
 experiments=${EXPERIMENTS:-experiments.txt}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 read -ra extra <<<"${EXTRA:-}"
+# torch would start a thread for each core of the node, and jobs that share one would trip over each other.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
 # One experiment an entry: comments and empty lines dropped. No line is ever given to a shell to interpret.
 [ -r "$experiments" ] || { echo "run_experiments.sh: error: cannot read $experiments" >&2; exit 2; }

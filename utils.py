@@ -507,7 +507,7 @@ def environment(device):
     import torch
 
     packages = ("torchvision", "numpy", "pandas", "scikit-learn")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -518,6 +518,16 @@ def environment(device):
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def _processor():
+    import platform
+
+    with suppress(OSError):  # Linux; elsewhere platform knows
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
 def _git(*words):

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -91,3 +92,20 @@ def test_the_readme_names_only_files_that_are_there():
     text = (ROOT / "README.md").read_text()
     for path in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / path).exists(), path
+
+
+def test_the_readmes_worked_example_is_an_algorithm(tmp_path):
+    """Paste it into a copy, and nothing else: it must have its flag, train, and be FedAvg without momentum."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    with open(tmp_path / "agg_utils.py", "a") as file:
+        file.write("\n\n" + example)
+    flags = ["--n_epochs", "3", "--n_client_epochs", "1", "--batch_size", "16", "--norm", "batch"]
+    last = []
+    for algorithm in (["fedavgm", "--server_beta", "0"], ["fedavg"], ["fedavgm"]):
+        command = [sys.executable, "fedalg.py", "--algorithm", *algorithm, *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        last.append(re.search("test accuracy ([0-9.]+), F1 ([0-9.]+)", done.stdout).groups())
+    assert last[0] == last[1] != last[2]
