@@ -305,8 +305,8 @@ def record(exp, finished, final=None):
 
 def already_finished(args, name):
     """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings."""
-    earlier = utils.read_json(Path(args.metrics_dir) / f"{name}.json")
-    if args.overwrite or not earlier or not earlier.get("finished"):
+    earlier = None if args.overwrite else utils.read_json(Path(args.metrics_dir) / f"{name}.json")
+    if not earlier or not earlier.get("finished"):
         return False
     for setting in utils.differing_settings(args, earlier.get("settings", {})):
         was, now = earlier["settings"].get(setting), getattr(args, setting)

@@ -164,6 +164,9 @@ def draw_comparison(series, path, title):
     axis_titles = {"epoch": "round", "up": "megabytes sent up by all clients", "both": "megabytes sent, up + down"}
     for axes, (x, xlabel) in zip(panels, axis_titles.items(), strict=True):
         draw_lines(axes, series, "test_accs", x, xlabel, "test accuracy" if x == "epoch" else "")
+        if x != "epoch":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
     panels[0].legend(fontsize=8)
     figure.suptitle(f"{title}: mean and deviation over n seeds", fontsize=10)
     save(figure, path, ["png", "pdf"])
