@@ -21,7 +21,9 @@ test: .venv/test.stamp
 	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: .venv/test.stamp
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck *.sh .ci/run
 
 benchmark: .venv/run.stamp
 	$(BIN)/python benchmarks/round_time.py $(ARGS)

@@ -12,8 +12,6 @@ from conftest import ROOT
 
 import utils
 
-SCRIPTS = ["run_experiments.sh", "plotting.sh", ".ci/run"]
-
 
 @pytest.fixture
 def launch(tmp_path):
@@ -68,13 +66,6 @@ def test_the_grid_is_whole_parses_and_fits_the_array():
     assert len({utils.run_name(args) for args in runs}) == 4 * 2 * 4 * 3
     assert {args.algorithm for args in runs} == set(utils.algorithm_specs())
     assert f"#SBATCH --array=1-{len(lines)}" in (ROOT / "run_experiments.sh").read_text()
-
-
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_shellcheck_finds_nothing(script):
-    done = subprocess.run(["shellcheck", ROOT / script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 def commands_of_the_readme():
