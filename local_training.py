@@ -108,7 +108,6 @@ class Client:
         (He et al. 2024). The chain rule through the sigmoid is written out on the vector.
         """
         model, n = self.model, self.model.layout.n_trainable
-        model.load(start)
         model.module.train()
         update, anchor = delta[:n], start[:n]
         logits = torch.where(mask, bias, -bias).to(update.dtype)

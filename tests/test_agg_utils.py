@@ -105,6 +105,24 @@ def test_las_global_scope_by_hand(layout):
     assert masks.tolist() == [[True, True, False, False, False]]
 
 
+def test_las_hands_its_options_to_the_clients_mask_learning(layout):
+    asked = {}
+
+    class Learner(FakeClient):
+        def learn_mask(self, start, delta, mask, **learning):
+            asked.update(learning, start=start, mask=mask)
+            return torch.tensor([False, True, False, False, True])
+
+    theta, delta = vector(1, 1, 1, 1, 1, 1, 1), vector(5, -1, 0, 3, 1, 4, 0)
+    options = {"graft_epochs": 3, "graft_lr": 2.0, "sigmoid_bias": 4.0, "l1_strength": 0.5}
+    algorithm = LaSFL(layout, sparsity=0.4, localiser="learned", **options)
+    update = algorithm.local_update(theta, Learner(delta))
+    assert torch.equal(asked.pop("start"), theta)
+    assert asked.pop("mask").tolist() == [True, False, False, True, False]
+    assert asked == {"epochs": 3, "lr": 2.0, "bias": 4.0, "l1_strength": 0.5}
+    assert torch.equal(update.delta, vector(0, -1, 0, 0, 1, 4, 0))
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Slow twins: dictionaries of tensors and loops, as the papers' codes have them
 

@@ -234,6 +234,8 @@ def test_a_partition_file_gives_the_same_split_back_and_no_other(tmp_path):
     again = data.load_partition(file, labels, 5)
     assert data.partition_hash(again) == data.partition_hash(parts)
     assert data.partition_hash(again) != data.partition_hash(data.partition(labels, 5, 0.5, 1))
+    assert data.partition_hash([*parts[:4], parts[4].flip(0)]) != data.partition_hash(parts)
+    assert data.partition_file_hash(file) == data.partition_hash(parts)
     with pytest.raises(InputError, match="into 5 clients, not --n_clients 6"):
         data.load_partition(file, labels, 6)
     with pytest.raises(InputError, match="other training data"):

@@ -149,8 +149,48 @@ def test_a_client_that_turns_nan_is_named_before_it_is_merged(experiment):
     assert torch.equal(exp.theta, before)
 
 
+def test_a_loss_that_is_not_finite_is_named_even_if_the_update_is(experiment):
+    clients = [fedalg.Trainer.client(experiment().trainer, number, 1) for number in (5, 6)]
+    for client, loss in zip(clients, (1.0, float("inf")), strict=True):
+        client.loss, client.hits = torch.tensor(loss), torch.tensor(3)
+    with pytest.raises(FloatingPointError, match="round 2, client 6: the loss is not finite"):
+        fedalg.check_finite(2, clients, torch.zeros(2, 4))
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The loop
+
+
+def test_the_seed_decides_the_split_the_start_and_the_clients(experiment):
+    a, b, c = (experiment(seed=seed, dirichlet=0.5) for seed in (0, 0, 1))
+    assert torch.equal(a.theta, b.theta)
+    assert not torch.equal(a.theta, c.theta)
+    split_of = {name: fedalg.data.partition_hash(exp.parts) for name, exp in (("a", a), ("b", b), ("c", c))}
+    assert split_of["a"] == split_of["b"] != split_of["c"]
+
+
+def test_augmentation_reaches_the_clients():
+    g = torch.Generator().manual_seed(0)
+    images = fedalg.data.Images(
+        torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(40) % 10
+    )
+    splits = fedalg.data.Splits(images, images, images, 10, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    models = []
+    for augment in ("none", "standard", "standard"):
+        settings = {"dataset": "CIFAR10", "model_name": "cnn", "augment": augment, "n_client_epochs": 1, "n_clients": 1}
+        exp = fedalg.assemble(utils.resolve(settings), splits, [torch.arange(40)], torch.device("cpu"))
+        fedalg.train_round(exp, 1)
+        models.append(exp.theta)
+    assert not torch.equal(models[0], models[1])
+    assert torch.equal(models[1], models[2])
+
+
+def test_deterministic_asks_torch_for_it(experiment):
+    try:
+        experiment(deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_round_of_fedavg_is_the_weighted_mean_of_separately_trained_clients(experiment):
@@ -229,7 +269,12 @@ def test_eval_every_and_eval_train(experiment):
     exp, rows = experiment(n_epochs=5, eval_every=2, eval_train=True, quiet=True), []
     fedalg.run_rounds(exp, rows.append)
     assert [row["epoch"] for row in rows if "test_accs" in row] == [2, 4, 5]
-    assert rows[-1]["train_accs"] == fedalg.evaluate(exp, exp.splits.train)[1]
+    for part in ("train", "val", "test"):
+        loss, accuracy, predictions = fedalg.evaluate(exp, getattr(exp.splits, part))
+        assert (rows[-1][f"{part}_losses"], rows[-1][f"{part}_accs"]) == (loss, accuracy)
+    assert torch.equal(exp.predictions, predictions)
+    exp.args.precision = "bf16"
+    assert 0 < abs(fedalg.evaluate(exp, exp.splits.test)[0] - loss) < 0.1 * loss
 
 
 def test_final_figures_by_hand(experiment):

@@ -1,5 +1,7 @@
 """A client's local work against plain PyTorch: modules, autograd, torch.optim, one tensor at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from conftest import flat_state
 import data
 import fedalg
 import utils
+from local_training import Trainer
 
 
 def plain_sgd(exp, number, round=1, penalty=None):
@@ -88,6 +91,18 @@ def test_a_client_trains_the_same_whoever_trained_before(experiment):
     assert not torch.equal(exp.trainer.client(7, 3).train(exp.theta), alone)  # another round, another order
 
 
+def test_the_seed_and_the_clients_number_decide_the_order_of_its_samples(experiment):
+    exp = experiment()
+    orders = []
+    for seed, number in ((0, 1), (1, 1), (0, 2), (0, 1)):
+        settings = replace(exp.trainer.settings, seed=seed)
+        trainer = Trainer(exp.model, exp.splits, [exp.parts[1]] * 3, settings)  # the same samples for everybody
+        orders.append(trainer.client(number, 1).train(exp.theta).clone())
+    assert torch.equal(orders[0], orders[3])
+    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
 def test_the_start_is_not_changed(experiment):
     exp = experiment(norm="batch")
     before = exp.theta.clone()
@@ -115,8 +130,9 @@ def twin_mask(exp, client, delta, mask, epochs, lr, bias, l1_strength):
     return torch.cat([logit.sigmoid().round().bool() for logit in logits.values()])
 
 
-def test_mask_learning_equals_its_twin_and_changes_the_mask(experiment):
-    exp = experiment(algorithm="las", n_client_epochs=3)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_mask_learning_equals_its_twin_and_changes_the_mask(experiment, norm):
+    exp = experiment(algorithm="las", n_client_epochs=3, norm=norm)
     client = exp.trainer.client(1, 1)
     delta = client.train(exp.theta) - exp.theta
     mask = delta[: exp.model.layout.n_trainable].abs() > 0.003
