@@ -10,7 +10,10 @@ import torchvision
 from conftest import flat_state
 from torch import nn
 
+import data
+import fedalg
 import models
+import utils
 from utils import InputError
 
 build = partial(models.build_model, image_size=32, n_classes=10, seed=0)
@@ -135,3 +138,14 @@ def test_pretrained_without_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(InputError, match=r"python models\.py --download resnet50"):
         models.load_pretrained(build("resnet50", channels=3, norm="batch"), "resnet50")
+
+
+def test_the_pretrained_flag_reaches_the_model(monkeypatch):
+    asked = []
+    monkeypatch.setattr(models, "load_pretrained", lambda module, name: asked.append(name))
+    settings = {"model_name": "resnet18", "dataset": "CIFAR10", "pretrained": True}
+    tiny = data.Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))
+    splits = data.Splits(tiny, tiny, tiny, 4, torch.zeros(3), torch.ones(3))
+    module = fedalg.build_module(utils.resolve(settings), splits)
+    assert asked == ["resnet18"]
+    assert module.fc.out_features == 4
