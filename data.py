@@ -77,6 +77,8 @@ def load_dataset(name, root, seed):
             raise InputError(f"{name} under {root} has no {part} images")
         if images.labels.min() < 0 or images.labels.max() >= n_classes:
             raise InputError(f"{name} under {root} has {part} labels outside 0..{n_classes - 1}")
+    if len(train) < 2:
+        raise InputError(f"{name} under {root} has one training image: there is none for validation")
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
     n_val = max(1, len(train) // 10)
     val, train = train[order[:n_val]], train[order[n_val:]]
@@ -146,7 +148,10 @@ def load_cifar10(root, seed):
         if not found:
             raise InputError(f"{source}: holds no {part} batch ({', '.join(name for name, _ in files)})")
         parts[part] = _join([_cifar_batch(blob, f"{source}/{name}") for name, blob in found.items()])
-        foreign |= any(name not in found or hashlib.md5(found[name]).hexdigest() != md5 for name, md5 in files)
+        if len(found) < len(files):
+            missing = ", ".join(name for name, _ in files if name not in found)
+            warn(f"{source} holds a part of CIFAR-10 only: {missing} missing")
+        foreign |= any(hashlib.md5(found[name]).hexdigest() != md5 for name, md5 in files if name in found)
     if foreign:
         warn(f"{source} does not hold the published files (their MD5 differs); using it all the same")
     return parts["train"], parts["test"], 10
@@ -309,15 +314,21 @@ def _labels_hash(labels):
     return hashlib.sha256(labels.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def save_partition(path, labels, parts):
-    """Write a split of `labels` as JSON for `load_partition`."""
-    content = {"labels_sha256": _labels_hash(labels), "clients": [part.tolist() for part in parts]}
+def save_partition(path, labels, parts, dirichlet):
+    """Write a split of `labels` by `dirichlet` as JSON for `load_partition`."""
+    content = {
+        "dirichlet": dirichlet,
+        "labels_sha256": _labels_hash(labels),
+        "clients": [part.tolist() for part in parts],
+    }
     write_atomic(path, json.dumps(content))
 
 
-def load_partition(path, labels, n_clients, min_samples=1):
-    """Return the split in `path`. Raises InputError if it is not one of these labels into this many clients."""
-    parts, labels_hash = _read_partition(path)
+def load_partition(path, labels, n_clients, dirichlet, min_samples=1):
+    """Return the split in `path`. Raises InputError if it is not one of these labels, so divided."""
+    parts, labels_hash, made_by = _read_partition(path)
+    if made_by != dirichlet:
+        raise InputError(f"{path}: is a split by --dirichlet {made_by}, not {dirichlet}")
     if len(parts) != n_clients:
         raise InputError(f"{path}: splits into {len(parts)} clients, not --n_clients {n_clients}")
     if labels_hash != _labels_hash(labels):
@@ -337,8 +348,10 @@ def partition_file_hash(path):
 def _read_partition(path):
     content = read_json(path)
     try:
-        parts = [torch.tensor(part, dtype=torch.int64) for part in content["clients"]]
-        return parts, content["labels_sha256"]
+        parts = [torch.tensor(part) if part else torch.empty(0, dtype=torch.int64) for part in content["clients"]]
+        if not parts or any(part.dtype != torch.int64 or part.dim() != 1 for part in parts):
+            raise ValueError
+        return parts, content["labels_sha256"], content["dirichlet"]
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(f"{path}: not a partition file") from None
 
@@ -353,7 +366,7 @@ def batch_bounds(n, batch_size):
     BatchNorm has no variance to divide by in a batch of one.
     """
     cuts = list(range(0, n, batch_size))
-    if len(cuts) > 1 and n - cuts[-1] == 1:
+    if batch_size > 1 and len(cuts) > 1 and n - cuts[-1] == 1:
         cuts.pop()
     return list(zip(cuts, [*cuts[1:], n], strict=True))
 

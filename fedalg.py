@@ -104,13 +104,13 @@ def split_into_clients(args, labels):
     """Return each client's indices into the training set `labels` int64 [N]; read or write --partition_file."""
     file = args.partition_file
     if file and Path(file).exists():
-        parts = data.load_partition(file, labels, args.n_clients, args.min_client_samples)
+        parts = data.load_partition(file, labels, args.n_clients, args.dirichlet, args.min_client_samples)
     else:
         parts = data.partition(labels, args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
     if args.norm == "batch" and min(len(part) for part in parts) < 2:
         raise InputError("a client has one sample, too few for BatchNorm: --min_client_samples 2, or --norm group")
     if file and not Path(file).exists():
-        data.save_partition(file, labels, parts)
+        data.save_partition(file, labels, parts, args.dirichlet)
     return parts
 
 
@@ -183,7 +183,7 @@ def train_round(exp, round):
 def check_finite(round, clients, deltas):
     """Return the sums of the clients' losses and hits; raise FloatingPointError if a loss or an update is not finite.
 
-    deltas [clients, dim]. The one place in a round that waits for the device.
+    deltas [clients, dim]. All figures of the clients are read from the device here, at once.
     """
     sums = deltas.sum(1)  # not finite if any entry is not; the cheapest pass there is
     figures = torch.stack([torch.stack([c.loss, c.hits, total]) for c, total in zip(clients, sums, strict=True)])
@@ -220,6 +220,10 @@ def evaluate_round(exp, row):
     row["val_losses"], row["val_accs"], _ = evaluate(exp, exp.splits.val)
     row["test_losses"], row["test_accs"], exp.predictions = evaluate(exp, exp.splits.test)
     row["eval_seconds"] = time.perf_counter() - started
+    if not math.isfinite(row["val_losses"] + row["test_losses"]):
+        raise FloatingPointError(
+            f"round {row['epoch']}: the loss of the merged model is not finite; try a smaller --lr"
+        )
 
 
 def run_rounds(exp, write):
@@ -304,20 +308,27 @@ def record(exp, finished, final=None):
 
 
 def already_finished(args, name):
-    """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings."""
-    earlier = None if args.overwrite else utils.read_json(Path(args.metrics_dir) / f"{name}.json")
-    if not earlier or not earlier.get("finished"):
+    """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings,
+    or one that did not leave what is asked for now."""
+    path = Path(args.metrics_dir) / f"{name}.json"
+    earlier = None if args.overwrite else utils.read_json(path)
+    if not earlier or not earlier.get("finished") or not path.with_name(f"{name}_metrics.csv").exists():
         return False
-    for setting in utils.differing_settings(args, earlier.get("settings", {})):
-        was, now = earlier["settings"].get(setting), getattr(args, setting)
+    try:
+        settings, split = dict(earlier["settings"]), earlier["partition"]["sha256"]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: is not the record of a run; move it away, or --overwrite") from None
+    for setting in utils.differing_settings(args, settings):
         raise InputError(
-            f"{args.metrics_dir}/{name}.json was run with {setting} = {was}, not {now}: "
+            f"{path} was run with {setting} = {settings.get(setting)}, not {getattr(args, setting)}: "
             "use another --metrics_dir, or --overwrite"
         )
-    split = args.partition_file
-    if split and Path(split).exists() and data.partition_file_hash(split) != earlier["partition"]["sha256"]:
+    for file in (args.partition_file, args.save_weights):
+        if file and not Path(file).exists():
+            raise InputError(f"{name} is finished, but {file} is not there: name the file it wrote, or --overwrite")
+    if args.partition_file and data.partition_file_hash(args.partition_file) != split:
         raise InputError(
-            f"{args.metrics_dir}/{name}.json was run on another split than {split} holds now: rename it, or --overwrite"
+            f"{path} was run on another split than {args.partition_file} holds now: rename it, or --overwrite"
         )
     return True
 
@@ -325,10 +336,22 @@ def already_finished(args, name):
 def main(args):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
     name, metrics = utils.run_name(args), Path(args.metrics_dir)
+    finished = f"{name}: already finished, see {metrics / name}_metrics.csv (run again with --overwrite)"
     if already_finished(args, name):
-        print(f"{name}: already finished, see {metrics / name}_metrics.csv (run again with --overwrite)")
-        return
+        return print(finished)
+    if args.save_weights and Path(args.save_weights).exists() and not args.overwrite:
+        raise InputError(f"--save_weights {args.save_weights}: is there already; another name, or --overwrite")
+    utils.read_results(args.results_file)  # so that a bad one is found before the work, not after
     exp = prepare(args)
+    with utils.exclusively(metrics / f".{name}.lock"):
+        if already_finished(args, name):  # by another process, meanwhile
+            return print(finished)
+        run(exp, metrics)
+
+
+def run(exp, metrics):
+    """Train and evaluate `exp`, and leave everything a finished run leaves; it counts as finished at the very end."""
+    args, name = exp.args, exp.name
     utils.write_json(metrics / f"{name}.json", record(exp, finished=False))
     with utils.metrics_csv(metrics / f"{name}_metrics.csv", COLUMNS) as write:
         run_rounds(exp, write)
@@ -336,9 +359,9 @@ def main(args):
     if args.save_weights:
         exp.model.load(exp.theta)
         models.save_weights(args.save_weights, exp.model.module)
-    utils.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))
-    utils.add_result(args.results_file, result_row(exp, final))
     figures = draw(args, name)
+    utils.add_result(args.results_file, result_row(exp, final))
+    utils.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))
     print(
         f"{name}: test accuracy {final['accuracy']:.4f}, F1 {final['f1']:.4f}, "
         f"{final['bytes_up'] / 1e6:.2f} MB up, {final['bytes_down'] / 1e6:.2f} MB down, "

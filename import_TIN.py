@@ -70,12 +70,12 @@ def list_images(source):
     train = []
     for name in source.names:
         parts = name.split("/")
-        if parts[0] == "train" and len(parts) == 4 and parts[2] == "images":
+        if parts[0] == "train" and len(parts) == 4 and parts[2] == "images" and name.upper().endswith(".JPEG"):
             if parts[1] not in label:
                 raise InputError(f"{source.path}: {name} is of a class that wnids.txt does not list")
             train.append((name, label[parts[1]]))
     val = []
-    for number, line in enumerate(_text(source, "val/val_annotations.txt").splitlines(), start=1):
+    for number, line in enumerate(_text(source, "val/val_annotations.txt").rstrip().splitlines(), start=1):
         words = line.split("\t")
         if len(words) < 2 or words[1] not in label:
             raise InputError(f"{source.path}: line {number} of val/val_annotations.txt names no class of wnids.txt")
@@ -89,7 +89,10 @@ def list_images(source):
 def _text(source, name):
     if name not in source.names:
         raise InputError(f"{source.path}: holds no {name}, so it is not Tiny-ImageNet-200")
-    return source.read(name).decode()
+    try:
+        return source.read(name).decode()
+    except Exception as error:  # each way a zip member can be broken has its own exception
+        raise InputError(f"{source.path}: {name} cannot be read ({error})") from None
 
 
 def read_images(source, entries, title):
@@ -134,8 +137,8 @@ def main():
     args = parser.parse_args()
     try:
         write_caches(args.source or Path(args.data_root) / "tiny-imagenet-200", args.data_root)
-    except InputError as error:
-        raise SystemExit(f"import_TIN.py: error: {error}") from None
+    except (InputError, OSError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

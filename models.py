@@ -170,7 +170,11 @@ def load_weights(module, path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different kind for each way a file can be bad
         raise InputError(f"{path}: not a file of --save_weights ({str(error).splitlines()[0]})") from None
-    if not isinstance(saved, dict) or saved.get("format") != "fedalg-weights-1":
+    if (
+        not isinstance(saved, dict)
+        or saved.get("format") != "fedalg-weights-1"
+        or not isinstance(saved.get("state"), dict)
+    ):
         raise InputError(f"{path}: not a file of --save_weights")
     _load_all_but_head(module, saved["state"], path)
 
@@ -178,9 +182,10 @@ def load_weights(module, path):
 def _load_all_but_head(module, weights, source):
     """Load `weights` {name: tensor}; the last layer only if its shape fits. Raises InputError for any other misfit."""
     own = {name: t for name, t in module.state_dict().items() if t.is_floating_point()}  # not num_batches_tracked
-    given = {name: t for name, t in weights.items() if torch.is_tensor(t) and t.is_floating_point()}
+    given = {n: t for n, t in weights.items() if isinstance(n, str) and torch.is_tensor(t) and t.is_floating_point()}
     head = list(own)[-2:]  # weight and bias of the last linear layer
     wrong = set(own) ^ set(given)
+    wrong |= {name for name in set(own) - wrong if given[name].layout != torch.strided}
     wrong |= {name for name in set(own) - wrong - set(head) if own[name].shape != given[name].shape}
     if wrong:
         raise InputError(f"{source}: is for another model ({len(wrong)} tensors do not fit, one is {min(wrong)})")

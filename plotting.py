@@ -23,6 +23,9 @@ from matplotlib.ticker import MaxNLocator
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 MARKERS = "os^DvPX*"
+FINAL = ["accuracy", "f1", "accuracy_last10", "accuracy_best_val", "bytes_up", "bytes_down"]
+CURVES = [f"{part}_{what}" for what in ("accs", "losses") for part in ("train", "val", "test")]
+ROUNDS = ["epoch", *CURVES, "bytes_up", "bytes_down", "train_seconds", "clients"]
 NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedacg": "FedACG", "las": "LaS-FL"}
 MB = 1e6  # bytes
 
@@ -48,14 +51,24 @@ def load_runs(csv_dir, dataset=None):
     for path in sorted(Path(csv_dir).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if not content["finished"] or dataset not in (None, content["settings"]["dataset"]):
-                continue
-            rounds = pd.read_csv(path.with_name(f"{path.stem}_metrics.csv"))
-            dense = 4 * sum(content["model"].values())
-            runs.append(Run(path.stem, content["settings"], content["final"], dense, rounds))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if content["finished"] and dataset in (None, content["settings"]["dataset"]):
+                runs.append(_read_run(path, content))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             print(f"warning: {path}: left out ({type(error).__name__}: {error})", file=sys.stderr)
     return runs
+
+
+def _read_run(path, content):
+    """Return the Run of a record; raises one of load_runs' exceptions if something that the figures need is missing."""
+    settings = content["settings"]
+    level_order(settings["dirichlet"])
+    if {"algorithm", "dataset", "n_epochs"} - set(settings):
+        raise ValueError("no algorithm, dataset or n_epochs among its settings")
+    final = {name: float(content["final"][name]) for name in FINAL}
+    rounds = pd.read_csv(path.with_name(f"{path.stem}_metrics.csv"))[ROUNDS].astype(float)
+    if rounds["test_accs"].isna().all():
+        raise ValueError("no round with a test accuracy")
+    return Run(path.stem, settings, final, 4 * sum(content["model"].values()), rounds)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -281,7 +294,7 @@ def main():
     for dataset in datasets:
         try:
             rows, paths = compare(args.csv_dir, args.output_dir, dataset)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             parser.error(str(error))
         print(as_text(rows), end="\n\n")
         print("figures and tables: " + ", ".join(map(str, paths)), end="\n\n")

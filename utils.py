@@ -78,13 +78,16 @@ def _source(module):
 # Kinds of values
 
 
+LARGEST, TINIEST = 3e38, 1e-37  # what float32 holds
+
+
 def _number(convert, accepts, wanted):
     """Return an argparse type: `convert` the text, refuse what `accepts` does not, and say what is `wanted`."""
 
     def parse(text):
         with suppress(ValueError):
             value = convert(text)
-            if math.isfinite(value) and accepts(value):
+            if math.isfinite(value) and (value == 0 or TINIEST <= abs(value) <= LARGEST) and accepts(value):
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
@@ -98,7 +101,7 @@ def _dirichlet(text):
 
 
 KINDS = {
-    "count": _number(int, lambda n: n >= 1, "a whole number of at least 1"),
+    "count": _number(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000"),
     "integer": _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1"),
     "positive": _number(float, lambda x: x > 0, "a positive number"),
     "nonnegative": _number(float, lambda x: x >= 0, "a number of at least 0"),
@@ -326,6 +329,8 @@ def _check_combinations(args):
         )
     if args.pretrained and args.norm != "batch":
         raise InputError(f"--pretrained needs --norm batch: the published weights have no {args.norm} norm")
+    if args.norm == "batch" and args.batch_size == 1:
+        raise InputError("--batch_size 1 is too small for BatchNorm: at least 2, or --norm group")
     if args.norm == "none" and args.model_name != "cnn":
         raise InputError(f"--norm none is for the cnn; {args.model_name} needs batch or group")
     if args.augment == "standard" and args.dataset == "DIGITS":
@@ -333,6 +338,9 @@ def _check_combinations(args):
 
 
 def _check_paths(args):
+    for name, option in all_options().items():
+        if option.kind == "path" and getattr(args, name) == "":
+            raise InputError(f"--{name}: the path is empty")
     if args.partition_file and not Path(args.partition_file).suffix == ".json":
         raise InputError(f"--partition_file {args.partition_file}: the file's name must end in .json")
     if args.init_weights and not Path(args.init_weights).is_file():
@@ -340,10 +348,10 @@ def _check_paths(args):
     for name in ("metrics_dir", "plots_dir"):
         _check_folder(name, Path(getattr(args, name)))
     for name in ("results_file", "save_weights", "partition_file"):
-        if getattr(args, name):
+        if getattr(args, name) is not None:
             path = Path(getattr(args, name))
-            if path.is_dir():
-                raise InputError(f"--{name} {path}: is a folder")
+            if path.is_dir() or (path.exists() and not path.is_file()):
+                raise InputError(f"--{name} {path}: is not a file that can be written")
             _check_folder(name, path.parent)
 
 
@@ -430,7 +438,7 @@ def generator(seed, *key):
 
 def write_atomic(path, data):
     """Write bytes or str to `path` so that a reader, or a kill, finds the old content or the new, never a half."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a symbolic link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -454,11 +462,28 @@ def read_json(path):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: is not a JSON object")
     return value
+
+
+@contextmanager
+def exclusively(path):
+    """Hold the lock file `path` while the body runs. Raises InputError if another process holds it."""
+    from filelock import FileLock, Timeout
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)  # ends with its process, however that ends
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"this very run is going on in another process (it holds {path})") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -477,6 +502,21 @@ def metrics_csv(path, columns):
         yield write
 
 
+def read_results(path):
+    """Return the rows of the CSV of all runs, [] if there is none. Raises InputError for a file that is another's."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as the CSV of results ({error})") from None
+    if "run" not in (reader.fieldnames or []) or any(None in row for row in rows):
+        raise InputError(f"{path}: is not a CSV of results: it has no column 'run', or rows longer than its header")
+    return rows
+
+
 def add_result(path, row):
     """Put {column: value} into the CSV of all runs, replacing an earlier row of the same `run`.
 
@@ -487,13 +527,10 @@ def add_result(path, row):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        rows = []
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = [r for r in csv.DictReader(file) if r.get("run") != row["run"]]
-        columns = list(row) + [c for r in rows[:1] for c in r if c is not None and c not in row]
+        rows = [earlier for earlier in read_results(path) if earlier["run"] != row["run"]]
+        columns = list(row) + [c for r in rows[:1] for c in r if c not in row]
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+        writer = csv.DictWriter(text, columns, restval="")
         writer.writeheader()
         writer.writerows([*rows, row])
         write_atomic(path, text.getvalue())

@@ -1,6 +1,7 @@
 """Readers on files the tests write themselves, splits by their laws, batches and augmentation by slow twins."""
 
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -57,7 +58,9 @@ def cifar(tmp_path):
 
 def test_cifar_is_read_pixel_for_pixel_and_a_foreign_sum_is_said(cifar, capsys):
     train, test, n_classes = data.load_cifar10(cifar, seed=0)
-    assert "MD5 differs" in capsys.readouterr().err
+    warned = capsys.readouterr().err
+    assert "MD5 differs" in warned
+    assert "data_batch_3, data_batch_4, data_batch_5 missing" in warned
     assert (len(train), len(test), n_classes) == (40, 10, 10)
     pixels = np.concatenate([batch(20, 1)[b"data"], batch(20, 2)[b"data"]])
     assert train.images.dtype == torch.uint8
@@ -181,7 +184,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1():
 @settings(max_examples=60)
 def test_every_sample_belongs_to_exactly_one_client(labels, n_clients, dirichlet, seed, min_samples):
     labels = torch.tensor(labels)
-    if dirichlet == 0.05:  # so skewed a split may fail on so few samples, and nothing else may
+    if dirichlet in (0.05, 0.5):  # so skewed a split may fail on so few samples, and nothing else may
         with suppress(InputError):
             data.partition(labels, n_clients, dirichlet, seed, min_samples)
         min_samples = 0
@@ -230,25 +233,32 @@ def test_what_cannot_be_split_ends_soon_and_says_what_to_change():
 def test_a_partition_file_gives_the_same_split_back_and_no_other(tmp_path):
     labels, file = torch.arange(10).repeat(20), tmp_path / "split.json"
     parts = data.partition(labels, 5, 0.5, 0)
-    data.save_partition(file, labels, parts)
-    again = data.load_partition(file, labels, 5)
+    data.save_partition(file, labels, parts, 0.5)
+    again = data.load_partition(file, labels, 5, 0.5)
     assert data.partition_hash(again) == data.partition_hash(parts)
     assert data.partition_hash(again) != data.partition_hash(data.partition(labels, 5, 0.5, 1))
     assert data.partition_hash([*parts[:4], parts[4].flip(0)]) != data.partition_hash(parts)
     assert data.partition_file_hash(file) == data.partition_hash(parts)
     with pytest.raises(InputError, match="into 5 clients, not --n_clients 6"):
-        data.load_partition(file, labels, 6)
+        data.load_partition(file, labels, 6, 0.5)
     with pytest.raises(InputError, match="other training data"):
-        data.load_partition(file, labels.flip(0), 5)
+        data.load_partition(file, labels.flip(0), 5, 0.5)
     with pytest.raises(InputError, match="--min_client_samples 150"):
-        data.load_partition(file, labels, 5, min_samples=150)
-    data.save_partition(file, labels, [parts[0], *parts[:4]])
+        data.load_partition(file, labels, 5, 0.5, min_samples=150)
+    data.save_partition(file, labels, [parts[0], *parts[:4]], 0.5)
     with pytest.raises(InputError, match="exactly once"):
-        data.load_partition(file, labels, 5)
-    for text in ("", "[]", "{}", '{"clients": 3}', '{"clients": [["a"]]}', '{"clients": [[1e30]]}', '{"clients": []}'):
+        data.load_partition(file, labels, 5, 0.5)
+    with pytest.raises(InputError, match=r"by --dirichlet 0\.5, not iid"):
+        data.load_partition(file, labels, 5, "iid")
+    good = json.loads(file.read_text())
+    for clients in (3, [], ["a"], [["a"]], [[1e30]], [[0.5]], [[2**70]], [0, 1], [[[0]]], [[0], [True]], None):
+        file.write_text(json.dumps(good | {"clients": clients}))
+        with pytest.raises(InputError, match="not a partition file"):
+            data.load_partition(file, labels, 5, 0.5)
+    for text in ("", "[]", "{}", "[" * 100_000):
         file.write_text(text)
         with pytest.raises(InputError):
-            data.load_partition(file, labels, 5)
+            data.load_partition(file, labels, 5, 0.5)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -262,7 +272,7 @@ def test_batches_cover_everything_once_and_leave_no_single_sample(n, size):
     assert bounds[-1][1] == n
     sizes = [end - begin for begin, end in bounds]
     assert all(s <= size + 1 for s in sizes)
-    assert 1 not in sizes or size == 1 or n == 1
+    assert 1 not in sizes or n == 1 or set(sizes) == {size}
 
 
 def test_every_epoch_is_another_order_of_the_same_samples(experiment):

@@ -32,9 +32,8 @@ def test_each_algorithm_leaves_all_its_outputs(program, tmp_path, algorithm):
     name = f"{algorithm}_DIGITS_0.5_3_n_epochs=2_n_client_epochs=1_batch_size=16"
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     plots = {f"plots/{name}_{kind}.png" for kind in ("accuracy_curves", "loss_curves", "partition")}
-    assert (
-        files - {"results.csv.lock"} == {f"metrics/{name}_metrics.csv", f"metrics/{name}.json", "results.csv"} | plots
-    )
+    files = {name for name in files if not name.endswith(".lock")}
+    assert files == {f"metrics/{name}_metrics.csv", f"metrics/{name}.json", "results.csv"} | plots
     assert all((tmp_path / plot).stat().st_size > 5000 for plot in plots)
     rows = metrics_of(tmp_path)
     assert list(rows) == fedalg.COLUMNS
@@ -102,12 +101,45 @@ def test_a_partition_file_is_written_reused_and_not_confused(program, tmp_path):
     first = json.loads(only(tmp_path, "metrics/*.json").read_text())["partition"]["sha256"]
     assert program(*flags, "--algorithm", "fedprox").returncode == 0
     assert {json.loads(p.read_text())["partition"]["sha256"] for p in tmp_path.glob("metrics/*.json")} == {first}
+    done = program(*flags, "--dirichlet", 0.1)
+    assert (done.returncode, "by --dirichlet 0.5, not 0.1" in done.stderr) == (2, True)
     split = json.loads((tmp_path / "split.json").read_text())
     split["clients"] = split["clients"][::-1]
     (tmp_path / "split.json").write_text(json.dumps(split))
     done = program(*flags)
     assert done.returncode == 2
     assert "another split" in done.stderr
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(program, tmp_path):
+    name = utils.run_name(utils.parse_args(QUICK))
+    with utils.exclusively(tmp_path / "metrics" / f".{name}.lock"):
+        done = program(*QUICK)
+    assert done.returncode == 2
+    assert "going on in another process" in done.stderr
+    assert program(*QUICK).returncode == 0
+
+
+def test_finished_means_that_everything_asked_for_is_there(program, tmp_path):
+    assert program(*QUICK).returncode == 0
+    weights = tmp_path / "w.pt"
+    done = program(*QUICK, "--save_weights", weights)
+    assert (done.returncode, "w.pt is not there" in done.stderr) == (2, True)
+    assert program(*QUICK, "--save_weights", weights, "--overwrite").returncode == 0
+    assert "already finished" in program(*QUICK, "--save_weights", weights).stdout
+    done = program(*QUICK, "--seed", 1, "--save_weights", weights)
+    assert (done.returncode, "is there already" in done.stderr) == (2, True)
+    only(tmp_path, "metrics/*.csv").unlink()
+    assert "test accuracy" in program(*QUICK).stdout
+
+
+def test_a_result_that_cannot_be_recorded_does_not_count_as_finished(program, tmp_path):
+    (tmp_path / "results.csv").write_text("my precious notes\n")
+    done = program(*QUICK)
+    assert (done.returncode, "is not a CSV of results" in done.stderr) == (2, True)
+    assert not (tmp_path / "metrics").exists()
+    (tmp_path / "results.csv").unlink()
+    assert "test accuracy" in program(*QUICK).stdout
 
 
 @pytest.mark.parametrize(
@@ -207,6 +239,25 @@ def test_a_round_of_fedavg_is_the_weighted_mean_of_separately_trained_clients(ex
     fedalg.train_round(uniform, 1)
     mean = sum(exp.trainer.client(n, 1).train(start).clone() / 4 for n in numbers)
     assert torch.allclose(uniform.theta, mean, atol=1e-5)
+
+
+def test_fedacg_merges_into_the_servers_model_and_not_into_the_lookahead(experiment):
+    """Three rounds of the loop against whole client models: theta + m, m = lambda m + (mean - lookahead)."""
+    exp = experiment(algorithm="fedacg", acg_momentum=0.5, weighting="uniform")
+    theta, momentum = exp.theta.clone(), 0
+    for round in (1, 2, 3):
+        fedalg.train_round(exp, round)
+        lookahead = theta + 0.5 * momentum
+        numbers = fedalg.sample_clients(20, 0.2, 0, round)
+        mean = sum(exp.trainer.client(n, round).train(lookahead).clone() for n in numbers) / 4
+        momentum = 0.5 * momentum + mean - lookahead
+        theta = theta + momentum
+        assert (exp.theta - theta).norm() < 1e-3 * momentum.norm()
+
+
+def test_every_client_has_the_samples_asked_for(experiment):
+    sizes = [sorted(map(len, experiment(dirichlet=0.1, min_client_samples=n).parts)) for n in (1, 15)]
+    assert sizes[0][0] < 15 <= sizes[1][0]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def tiny(tmp_path):
         folder = root / "train" / wnid / "images"
         folder.mkdir(parents=True)
         (folder.parent / f"{wnid}_boxes.txt").write_text("not an image")
+        (folder / ".DS_Store").write_text("not an image")
         for j in range(i + 1):
             (folder / f"{wnid}_{j}.JPEG").write_bytes(jpeg(60 * i + j, "L" if j == 1 else "RGB"))
     (root / "val" / "images").mkdir(parents=True)
@@ -37,7 +38,7 @@ def tiny(tmp_path):
     for name, i in (("val_0.JPEG", 2), ("val_1.JPEG", 0), ("val_2.JPEG", 1)):
         (root / "val" / "images" / name).write_bytes(jpeg(60 * i))
         lines.append(f"{name}\t{sorted(WNIDS)[i]}\t0\t0\t62\t62\n")
-    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "val" / "val_annotations.txt").write_text("".join(lines) + "\n")
     (root / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
     (root / "words.txt").write_text("n01\tfirst\n")
     return tmp_path
@@ -89,6 +90,8 @@ def spoil(root, how):
         (root / "train" / "n03").rename(root / "train" / "n99")
     elif how == "bad annotation":
         (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn77\t0\t0\t1\t1\n")
+    elif how == "garbled class list":
+        (root / "wnids.txt").write_bytes(b"\xff\xfe\xff")
     elif how == "no annotations":
         (root / "val" / "val_annotations.txt").unlink()
     elif how == "no training images":
@@ -105,6 +108,7 @@ def spoil(root, how):
         ("missing validation image", "val_1.JPEG is missing"),
         ("unknown class", "train/n99"),
         ("bad annotation", "line 1 of val/val_annotations.txt"),
+        ("garbled class list", "wnids.txt cannot be read"),
         ("no annotations", "val/val_annotations.txt"),
         ("no training images", "no training images"),
     ],

@@ -164,14 +164,17 @@ def test_bf16_training_stays_near_float32(experiment):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: only there can waiting for it be seen")
-def test_no_step_waits_for_the_gpu(experiment):
-    exp = experiment(device="cuda", n_client_epochs=3)
-    exp.trainer.client(0, 1).train(exp.theta, exp.algorithm.pull)
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_no_step_waits_for_the_gpu(experiment, clip_norm):
+    exp = experiment(device="cuda", algorithm="fedprox", weight_decay=0.01, clip_norm=clip_norm, n_client_epochs=2)
     client = exp.trainer.client(1, 1)
-    batches = list(client._batches(1, "batches"))
+    client.train(exp.theta, exp.algorithm.pull)  # warms up
+    batches = list(client._batches(2, "batches"))
+    client._batches = lambda *_: batches
+    learning = {"epochs": 2, "lr": 1e5, "bias": 5.0, "l1_strength": 1.0}
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for x, y in batches:
-            client._backward(x, y)
+        delta = client.train(exp.theta, exp.algorithm.pull) - exp.theta
+        client.learn_mask(exp.theta, delta, delta[: exp.model.layout.n_trainable] > 0, **learning)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -103,11 +103,21 @@ def test_weights_of_another_model_or_nobody_knows_what_are_refused(tmp_path, mon
         models.load_weights(build("cnn", channels=3, norm="none"), "cnn.pt")
     with pytest.raises(InputError, match="another model"):
         models.load_weights(build("cnn", channels=1, norm="batch"), "cnn.pt")
+    state = build("cnn", channels=3, norm="batch").state_dict()
+    for odd in ({3: torch.zeros(1)}, {"0.weight": state["0.weight"].to_sparse()}, {"0.weight": "text"}):
+        torch.save({"format": "fedalg-weights-1", "state": {**state, **odd}}, "odd.pt")
+        if 3 in odd:
+            models.load_weights(build("cnn", channels=3, norm="batch"), "odd.pt")  # ignored
+            continue
+        with pytest.raises(InputError, match="another model"):
+            models.load_weights(build("cnn", channels=3, norm="batch"), "odd.pt")
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"weights": torch.zeros(3)}, "foreign.pt")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
     torch.save(Evil(), "evil2.pt")
-    for name in ("text.pt", "foreign.pt", "evil.pt", "evil2.pt"):
+    torch.save({"format": "fedalg-weights-1"}, "empty.pt")
+    torch.save({"format": "fedalg-weights-1", "state": [1]}, "list.pt")
+    for name in ("text.pt", "foreign.pt", "evil.pt", "evil2.pt", "empty.pt", "list.pt"):
         with pytest.raises(InputError, match="not a file of --save_weights"):
             models.load_weights(build("cnn", channels=3, norm="batch"), name)
     assert not os.path.exists("evil")

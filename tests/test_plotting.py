@@ -130,10 +130,33 @@ def test_unfinished_and_foreign_files_are_left_out(metrics, capsys):
     (metrics / "foreign.json").write_text('{"hello": 1}')
     (metrics / "list.json").write_text("[1]")
     (metrics / "torn.json").write_text('{"finished": tr')
+    bad = {
+        "csv": "a,b\n1,2\n",
+        "text": None,
+        "empty": None,
+        "final": {"final": {}},
+        "level": {},
+        "settings": {"settings": {}},
+    }
+    for lr, (kind, change) in enumerate(bad.items(), start=1):
+        name = write_run(metrics, [0.1, 0.2], lr=float(lr))
+        table, record = metrics / f"{name}_metrics.csv", metrics / f"{name}.json"
+        if kind == "csv":
+            table.write_text(change)
+        elif kind == "text":
+            table.write_text(table.read_text().replace("0.1", "many"))
+        elif kind == "empty":
+            table.write_text(table.read_text().splitlines()[0] + "\n")
+        else:
+            content = json.loads(record.read_text())
+            if kind == "level":
+                change = {"settings": content["settings"] | {"dirichlet": "weird"}}
+            record.write_text(json.dumps(content | change))
     path = metrics / f"{write_run(metrics, [0.1, 0.5, 0.7])}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": False}))
     assert len(plotting.load_runs(metrics)) == n
     warned = capsys.readouterr().err
+    assert warned.count("left out") == 3 + len(bad)
     assert all(f"{name}.json: left out" in warned for name in ("foreign", "list", "torn"))
 
 

@@ -44,7 +44,13 @@ BAD = {
     "--init_weights nowhere.pt": "no such file",
     "--partition_file split.txt": ".json",
     "--metrics_dir /dev/null/x": "--metrics_dir: /dev/null is not a folder",
-    "--results_file /": "is a folder",
+    "--results_file /": "is not a file that can be written",
+    "--results_file /dev/null": "is not a file that can be written",
+    "--metrics_dir=": "--metrics_dir: the path is empty",
+    "--lr 1e300": "--lr",
+    "--weight_decay 1e-300": "--weight_decay",
+    "--n_client_epochs 99999999999999": "--n_client_epochs",
+    "--norm batch --batch_size 1": "too small for BatchNorm",
     "--config nowhere.txt": "nowhere.txt",
     "--algorithm fedavg --sparsity 0.1": "no effect with --algorithm fedavg (only: las)",
     "--algorithm las --prox_momentum 0.5": "no effect with --algorithm las (only: fedprox)",
@@ -243,6 +249,32 @@ def test_results_of_processes_that_finish_at_once_are_all_there(tmp_path):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["run"] for row in rows) == sorted(f"run{i}-{j}" for i in range(6) for j in range(5))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"my precious notes\n", b"run,a\n1,2,3\n", "run\n\u00e9\n".encode("latin-1"), b"", b'run\n"\n' + b"x" * 200_000],
+)
+def test_a_file_that_is_no_csv_of_results_is_left_alone(tmp_path, content):
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(utils.InputError, match=r"results\.csv"):
+        utils.add_result(path, {"run": "x"})
+    assert path.read_bytes() == content
+
+
+def test_every_row_of_the_metrics_is_on_disk_when_it_is_written(tmp_path):
+    with utils.metrics_csv(tmp_path / "m.csv", ["epoch", "loss"]) as write:
+        write({"epoch": 1})
+        assert (tmp_path / "m.csv").read_text().split() == ["epoch,loss", "1,"]
+
+
+def test_write_atomic_follows_a_symbolic_link(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    utils.write_atomic(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
 
 
 def test_a_result_replaces_that_of_the_same_run_and_keeps_foreign_columns(tmp_path):
