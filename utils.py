@@ -507,12 +507,12 @@ def read_results(path):
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows, columns = list(reader), reader.fieldnames or ["run"]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as the CSV of results ({error})") from None
-    if "run" not in (reader.fieldnames or []) or any(None in row for row in rows):
+    if "run" not in columns or any(None in row for row in rows):
         raise InputError(f"{path}: is not a CSV of results: it has no column 'run', or rows longer than its header")
     return rows
 

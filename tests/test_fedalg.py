@@ -252,7 +252,8 @@ def test_fedacg_merges_into_the_servers_model_and_not_into_the_lookahead(experim
         mean = sum(exp.trainer.client(n, round).train(lookahead).clone() for n in numbers) / 4
         momentum = 0.5 * momentum + mean - lookahead
         theta = theta + momentum
-        assert (exp.theta - theta).norm() < 1e-3 * momentum.norm()
+        # Rounding decides which of equal pixels max-pooling takes, so the two drift apart; the wrong formula is 50 % off.
+        assert (exp.theta - theta).norm() < 0.05 * momentum.norm()
 
 
 def test_every_client_has_the_samples_asked_for(experiment):

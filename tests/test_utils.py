@@ -253,7 +253,7 @@ def test_results_of_processes_that_finish_at_once_are_all_there(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"my precious notes\n", b"run,a\n1,2,3\n", "run\n\u00e9\n".encode("latin-1"), b"", b'run\n"\n' + b"x" * 200_000],
+    [b"my precious notes\n", b"run,a\n1,2,3\n", "run\n\u00e9\n".encode("latin-1"), b'run\n"\n' + b"x" * 200_000],
 )
 def test_a_file_that_is_no_csv_of_results_is_left_alone(tmp_path, content):
     path = tmp_path / "results.csv"
