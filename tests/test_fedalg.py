@@ -252,7 +252,7 @@ def test_fedacg_merges_into_the_servers_model_and_not_into_the_lookahead(experim
         mean = sum(exp.trainer.client(n, round).train(lookahead).clone() for n in numbers) / 4
         momentum = 0.5 * momentum + mean - lookahead
         theta = theta + momentum
-        # Rounding decides which of equal pixels max-pooling takes, so the two drift apart; the wrong formula is 50 % off.
+        # Rounding decides which of equal pixels max-pooling takes, so the two drift; the wrong formula is 50 % off.
         assert (exp.theta - theta).norm() < 0.05 * momentum.norm()
 
 
