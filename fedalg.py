@@ -23,7 +23,9 @@ from tqdm import tqdm
 
 import data
 import models
+import partitions
 import payload
+import records
 import utils
 from agg_utils import ALGORITHMS
 from local_training import LocalSettings, Trainer
@@ -104,13 +106,13 @@ def split_into_clients(args, labels):
     """Return each client's indices into the training set `labels` int64 [N]; read or write --partition_file."""
     file = args.partition_file
     if file and Path(file).exists():
-        parts = data.load_partition(file, labels, args.n_clients, args.dirichlet, args.min_client_samples)
+        parts = partitions.load_partition(file, labels, args.n_clients, args.dirichlet, args.min_client_samples)
     else:
-        parts = data.partition(labels, args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
+        parts = partitions.partition(labels, args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
     if args.norm == "batch" and min(len(part) for part in parts) < 2:
         raise InputError("a client has one sample, too few for BatchNorm: --min_client_samples 2, or --norm group")
     if file and not Path(file).exists():
-        data.save_partition(file, labels, parts, args.dirichlet)
+        partitions.save_partition(file, labels, parts, args.dirichlet)
     return parts
 
 
@@ -293,7 +295,7 @@ def record(exp, finished, final=None):
         "finished": finished,
         "final": final,
         "settings": utils.settings_of(exp.args),
-        "environment": utils.environment(exp.device),
+        "environment": records.environment(exp.device),
         "model": {"weights": layout.n_trainable, "buffers": layout.dim - layout.n_trainable},
         "data": {
             "samples": {name: len(getattr(exp.splits, name)) for name in ("train", "val", "test")},
@@ -301,8 +303,8 @@ def record(exp, finished, final=None):
             "std": exp.splits.std.tolist(),
         },
         "partition": {
-            "sha256": data.partition_hash(exp.parts),
-            "histograms": data.histograms(labels, exp.parts, exp.splits.n_classes).tolist(),
+            "sha256": partitions.partition_hash(exp.parts),
+            "histograms": partitions.histograms(labels, exp.parts, exp.splits.n_classes).tolist(),
         },
     }
 
@@ -311,7 +313,7 @@ def already_finished(args, name):
     """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings,
     or one that did not leave what is asked for now."""
     path = Path(args.metrics_dir) / f"{name}.json"
-    earlier = None if args.overwrite else utils.read_json(path)
+    earlier = None if args.overwrite else records.read_json(path)
     if not earlier or not earlier.get("finished") or not path.with_name(f"{name}_metrics.csv").exists():
         return False
     try:
@@ -326,7 +328,7 @@ def already_finished(args, name):
     for file in (args.partition_file, args.save_weights):
         if file and not Path(file).exists():
             raise InputError(f"{name} is finished, but {file} is not there: name the file it wrote, or --overwrite")
-    if args.partition_file and data.partition_file_hash(args.partition_file) != split:
+    if args.partition_file and partitions.partition_file_hash(args.partition_file) != split:
         raise InputError(
             f"{path} was run on another split than {args.partition_file} holds now: rename it, or --overwrite"
         )
@@ -341,9 +343,9 @@ def main(args):
         return print(finished)
     if args.save_weights and Path(args.save_weights).exists() and not args.overwrite:
         raise InputError(f"--save_weights {args.save_weights}: is there already; another name, or --overwrite")
-    utils.read_results(args.results_file)  # so that a bad one is found before the work, not after
+    records.read_results(args.results_file)  # so that a bad one is found before the work, not after
     exp = prepare(args)
-    with utils.exclusively(metrics / f".{name}.lock"):
+    with records.exclusively(metrics / f".{name}.lock"):
         if already_finished(args, name):  # by another process, meanwhile
             return print(finished)
         run(exp, metrics)
@@ -352,16 +354,16 @@ def main(args):
 def run(exp, metrics):
     """Train and evaluate `exp`, and leave everything a finished run leaves; it counts as finished at the very end."""
     args, name = exp.args, exp.name
-    utils.write_json(metrics / f"{name}.json", record(exp, finished=False))
-    with utils.metrics_csv(metrics / f"{name}_metrics.csv", COLUMNS) as write:
+    records.write_json(metrics / f"{name}.json", record(exp, finished=False))
+    with records.metrics_csv(metrics / f"{name}_metrics.csv", COLUMNS) as write:
         run_rounds(exp, write)
     final = final_figures(exp)
     if args.save_weights:
         exp.model.load(exp.theta)
         models.save_weights(args.save_weights, exp.model.module)
     figures = draw(args, name)
-    utils.add_result(args.results_file, result_row(exp, final))
-    utils.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))
+    records.add_result(args.results_file, result_row(exp, final))
+    records.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))
     print(
         f"{name}: test accuracy {final['accuracy']:.4f}, F1 {final['f1']:.4f}, "
         f"{final['bytes_up'] / 1e6:.2f} MB up, {final['bytes_down'] / 1e6:.2f} MB down, "

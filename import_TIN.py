@@ -16,7 +16,8 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from utils import InputError, write_atomic
+from records import write_atomic
+from utils import InputError
 
 ROOT = "tiny-imagenet-200/"  # inside the zip
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import InputError, write_atomic
+from records import write_atomic
+from utils import InputError
 
 
 @dataclass(frozen=True)

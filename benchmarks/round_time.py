@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data
 import fedalg
+import partitions
 import utils
 
 WORKS = {
@@ -49,7 +50,7 @@ def synthetic(device):
 def experiment(work, device):
     args = utils.resolve({"model_name": "cnn", "n_client_epochs": 1, "augment": "none", **WORKS[work]})
     splits = synthetic("cpu")
-    parts = data.partition(splits.train.labels, args.n_clients, args.dirichlet, args.seed)
+    parts = partitions.partition(splits.train.labels, args.n_clients, args.dirichlet, args.seed)
     return fedalg.assemble(args, splits, parts, torch.device(device))
 
 

@@ -53,3 +53,10 @@ def flat_state(module):
     """The module's parameters, then its float buffers, as one vector: what FlatModel.vector holds."""
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     return torch.cat([t.detach().flatten() for t in [*module.parameters(), *buffers]])
+
+
+def keys(images):
+    """The set of (label, pixels) of data.Images."""
+    return {
+        (label, image.numpy().tobytes()) for image, label in zip(images.images, images.labels.tolist(), strict=True)
+    }

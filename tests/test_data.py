@@ -1,17 +1,16 @@
 """Readers on files the tests write themselves, splits by their laws, batches and augmentation by slow twins."""
 
 import io
-import json
 import os
 import pickle
 import tarfile
-from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from conftest import keys
+from hypothesis import given
 from hypothesis import strategies as st
 
 import data
@@ -139,12 +138,6 @@ def test_cifar10t_is_a_thousand_by_seed(cifar):
 # Digits and the validation set
 
 
-def keys(images):
-    return {
-        (label, image.numpy().tobytes()) for image, label in zip(images.images, images.labels.tolist(), strict=True)
-    }
-
-
 def test_digits_are_split_into_three_disjoint_sets():
     splits = data.load_dataset("DIGITS", ".", seed=0)
     sets = [splits.train, splits.val, splits.test]
@@ -168,97 +161,6 @@ def test_normalised_training_images_have_mean_0_and_deviation_1():
     assert abs(x.std() - 1) < 1e-3
     slow = (splits.train.images / 255 - splits.mean[:, None, None]) / splits.std[:, None, None]
     assert torch.allclose(x, slow, atol=1e-5)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Partitions
-
-
-@given(
-    labels=st.lists(st.integers(0, 4), min_size=30, max_size=200),
-    n_clients=st.integers(1, 8),
-    dirichlet=st.sampled_from(["iid", 0.05, 0.5, 100.0]),
-    seed=st.integers(0, 1000),
-    min_samples=st.integers(1, 3),
-)
-@settings(max_examples=60)
-def test_every_sample_belongs_to_exactly_one_client(labels, n_clients, dirichlet, seed, min_samples):
-    labels = torch.tensor(labels)
-    if dirichlet in (0.05, 0.5):  # so skewed a split may fail on so few samples, and nothing else may
-        with suppress(InputError):
-            data.partition(labels, n_clients, dirichlet, seed, min_samples)
-        min_samples = 0
-    parts = data.partition(labels, n_clients, dirichlet, seed, min_samples)
-    assert len(parts) == n_clients
-    assert min(map(len, parts)) >= min_samples
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels)))
-    again = data.partition(labels, n_clients, dirichlet, seed, min_samples)
-    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
-
-
-def test_histograms_are_those_of_the_images_a_client_really_trains_on(experiment):
-    """Trap: positions within a subset are not positions within the whole. Here the images themselves are looked up."""
-    exp = experiment(dirichlet=0.3)
-    truth = {image: label for label, image in keys(data.load_dataset("DIGITS", ".", 0).train)}
-    table = data.histograms(exp.splits.train.labels, exp.parts, 10)
-    for number, part in enumerate(exp.parts):
-        counts = [0] * 10
-        for x, y in zip(exp.splits.train.images[part], exp.splits.train.labels[part], strict=True):
-            assert truth[x.numpy().tobytes()] == y
-            counts[y] += 1
-        assert counts == table[number].tolist()
-    assert table.sum() == len(exp.splits.train)
-
-
-def test_a_small_dirichlet_is_skewed_and_a_large_one_is_not():
-    labels = torch.arange(10).repeat(500)
-
-    def classes_held(alpha):
-        table = data.histograms(labels, data.partition(labels, 20, alpha, 0), 10)
-        return (table > 0.02 * table.sum(1, keepdim=True)).sum(1).float().mean()
-
-    assert classes_held(0.1) < 5
-    assert classes_held(100.0) == 10
-    assert classes_held("iid") == 10
-
-
-def test_what_cannot_be_split_ends_soon_and_says_what_to_change():
-    labels = torch.arange(10).repeat(20)
-    with pytest.raises(InputError, match="lower --n_clients or --min_client_samples"):
-        data.partition(labels, 201, "iid", 0)
-    with pytest.raises(InputError, match="1000 draws"):
-        data.partition(labels, 100, 0.01, 0, min_samples=2)
-
-
-def test_a_partition_file_gives_the_same_split_back_and_no_other(tmp_path):
-    labels, file = torch.arange(10).repeat(20), tmp_path / "split.json"
-    parts = data.partition(labels, 5, 0.5, 0)
-    data.save_partition(file, labels, parts, 0.5)
-    again = data.load_partition(file, labels, 5, 0.5)
-    assert data.partition_hash(again) == data.partition_hash(parts)
-    assert data.partition_hash(again) != data.partition_hash(data.partition(labels, 5, 0.5, 1))
-    assert data.partition_hash([*parts[:4], parts[4].flip(0)]) != data.partition_hash(parts)
-    assert data.partition_file_hash(file) == data.partition_hash(parts)
-    with pytest.raises(InputError, match="into 5 clients, not --n_clients 6"):
-        data.load_partition(file, labels, 6, 0.5)
-    with pytest.raises(InputError, match="other training data"):
-        data.load_partition(file, labels.flip(0), 5, 0.5)
-    with pytest.raises(InputError, match="--min_client_samples 150"):
-        data.load_partition(file, labels, 5, 0.5, min_samples=150)
-    data.save_partition(file, labels, [parts[0], *parts[:4]], 0.5)
-    with pytest.raises(InputError, match="exactly once"):
-        data.load_partition(file, labels, 5, 0.5)
-    with pytest.raises(InputError, match=r"by --dirichlet 0\.5, not iid"):
-        data.load_partition(file, labels, 5, "iid")
-    good = json.loads(file.read_text())
-    for clients in (3, [], ["a"], [["a"]], [[1e30]], [[0.5]], [[2**70]], [0, 1], [[[0]]], [[0], [True]], None):
-        file.write_text(json.dumps(good | {"clients": clients}))
-        with pytest.raises(InputError, match="not a partition file"):
-            data.load_partition(file, labels, 5, 0.5)
-    for text in ("", "[]", "{}", "[" * 100_000):
-        file.write_text(text)
-        with pytest.raises(InputError):
-            data.load_partition(file, labels, 5, 0.5)
 
 
 # --------------------------------------------------------------------------------------------------------------------

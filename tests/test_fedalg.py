@@ -8,6 +8,7 @@ import torch
 
 import fedalg
 import payload
+import records
 import utils
 from agg_utils import ALGORITHMS
 
@@ -113,7 +114,7 @@ def test_a_partition_file_is_written_reused_and_not_confused(program, tmp_path):
 
 def test_a_run_that_goes_on_elsewhere_is_left_alone(program, tmp_path):
     name = utils.run_name(utils.parse_args(QUICK))
-    with utils.exclusively(tmp_path / "metrics" / f".{name}.lock"):
+    with records.exclusively(tmp_path / "metrics" / f".{name}.lock"):
         done = program(*QUICK)
     assert done.returncode == 2
     assert "going on in another process" in done.stderr
@@ -197,7 +198,7 @@ def test_the_seed_decides_the_split_the_start_and_the_clients(experiment):
     a, b, c = (experiment(seed=seed, dirichlet=0.5) for seed in (0, 0, 1))
     assert torch.equal(a.theta, b.theta)
     assert not torch.equal(a.theta, c.theta)
-    split_of = {name: fedalg.data.partition_hash(exp.parts) for name, exp in (("a", a), ("b", b), ("c", c))}
+    split_of = {name: fedalg.partitions.partition_hash(exp.parts) for name, exp in (("a", a), ("b", b), ("c", c))}
     assert split_of["a"] == split_of["b"] != split_of["c"]
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import plotting
+import records
 import utils
 
 
@@ -39,7 +40,7 @@ def write_run(folder, accuracies, seconds=2.0, **settings):
         "bytes_up": 4e6 * len(rows),
         "bytes_down": 12e6 * len(rows),
     }
-    utils.write_json(
+    records.write_json(
         folder / f"{name}.json",
         {
             "run": name,

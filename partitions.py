@@ -1,0 +1,116 @@
+"""The split of a training set into clients: IID or Dirichlet over the classes, checked, hashed, saved and reused."""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+
+from records import read_json, write_atomic
+from utils import InputError, key_seed
+
+MAX_DRAWS = 1000
+
+
+def partition_iid(labels, n_clients, rng):
+    """Split all of `labels` int64 [N] evenly at random; return a list of n_clients index tensors int64."""
+    order = torch.from_numpy(rng.permutation(len(labels)))
+    return list(order.tensor_split(n_clients))
+
+
+def partition_dirichlet(labels, n_clients, alpha, rng):
+    """For each class draw the clients' shares from Dirichlet(alpha) and hand out its samples so (Hsu et al. 2019).
+
+    labels int64 [N] -> list of n_clients index tensors int64 that hold every position once; some may be empty.
+    """
+    parts = [[] for _ in range(n_clients)]
+    for c in labels.unique().tolist():
+        members = rng.permutation((labels == c).nonzero().flatten().numpy())
+        shares = rng.dirichlet(np.full(n_clients, alpha))
+        cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
+        for part, piece in zip(parts, np.split(members, cuts), strict=True):
+            part.append(piece)
+    return [torch.from_numpy(np.concatenate(part)) for part in parts]
+
+
+def partition(labels, n_clients, dirichlet, seed, min_samples=1):
+    """Split `labels` int64 [N] by `dirichlet` (a concentration, or "iid") so that each client has `min_samples`.
+
+    Redraws at most MAX_DRAWS times. Raises InputError if the samples do not suffice, or no draw gave enough to all.
+    """
+    if n_clients * min_samples > len(labels):
+        raise InputError(
+            f"{len(labels)} training samples are not enough for {n_clients} clients with at least {min_samples} each: "
+            "lower --n_clients or --min_client_samples"
+        )
+    for draw in range(MAX_DRAWS):
+        rng = np.random.default_rng(key_seed(seed, "partition", draw))
+        if dirichlet == "iid":
+            parts = partition_iid(labels, n_clients, rng)
+        else:
+            parts = partition_dirichlet(labels, n_clients, dirichlet, rng)
+        if min(len(part) for part in parts) >= min_samples:
+            return parts
+    raise InputError(
+        f"no Dirichlet({dirichlet}) split in {MAX_DRAWS} draws gave each of {n_clients} clients {min_samples} or more "
+        "samples: raise --dirichlet, or lower --n_clients or --min_client_samples"
+    )
+
+
+def histograms(labels, parts, n_classes):
+    """Return the label counts int64 [n_clients, n_classes] of the samples that `parts` really point at."""
+    return torch.stack([torch.bincount(labels[part], minlength=n_classes) for part in parts])
+
+
+def partition_hash(parts):
+    """Return the SHA-256 (hex) of a split: which sample belongs to which client, in which order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _labels_hash(labels):
+    return hashlib.sha256(labels.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def save_partition(path, labels, parts, dirichlet):
+    """Write a split of `labels` by `dirichlet` as JSON for `load_partition`."""
+    content = {
+        "dirichlet": dirichlet,
+        "labels_sha256": _labels_hash(labels),
+        "clients": [part.tolist() for part in parts],
+    }
+    write_atomic(path, json.dumps(content))
+
+
+def load_partition(path, labels, n_clients, dirichlet, min_samples=1):
+    """Return the split in `path`. Raises InputError if it is not one of these labels, so divided."""
+    parts, labels_hash, made_by = _read_partition(path)
+    if made_by != dirichlet:
+        raise InputError(f"{path}: is a split by --dirichlet {made_by}, not {dirichlet}")
+    if len(parts) != n_clients:
+        raise InputError(f"{path}: splits into {len(parts)} clients, not --n_clients {n_clients}")
+    if labels_hash != _labels_hash(labels):
+        raise InputError(f"{path}: was made for other training data (another --dataset, --seed or --data_root)")
+    if not torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels))):
+        raise InputError(f"{path}: does not hold every one of the {len(labels)} samples exactly once")
+    if min(len(part) for part in parts) < min_samples:
+        raise InputError(f"{path}: has a client with fewer samples than --min_client_samples {min_samples}")
+    return parts
+
+
+def partition_file_hash(path):
+    """Return the `partition_hash` of the split in a file, of whatever data it is."""
+    return partition_hash(_read_partition(path)[0])
+
+
+def _read_partition(path):
+    content = read_json(path)
+    try:
+        parts = [torch.tensor(part) if part else torch.empty(0, dtype=torch.int64) for part in content["clients"]]
+        if not parts or any(part.dtype != torch.int64 or part.dim() != 1 for part in parts):
+            raise ValueError
+        return parts, content["labels_sha256"], content["dirichlet"]
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{path}: not a partition file") from None
