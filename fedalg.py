@@ -106,13 +106,13 @@ def split_into_clients(args, labels):
     """Return each client's indices into the training set `labels` int64 [N]; read or write --partition_file."""
     file = args.partition_file
     if file and Path(file).exists():
-        parts = partitions.load_partition(file, labels, args.n_clients, args.dirichlet, args.min_client_samples)
+        parts = partitions.load_partition(file, labels, args.n_clients, args.min_client_samples)
     else:
         parts = partitions.partition(labels, args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
     if args.norm == "batch" and min(len(part) for part in parts) < 2:
         raise InputError("a client has one sample, too few for BatchNorm: --min_client_samples 2, or --norm group")
     if file and not Path(file).exists():
-        partitions.save_partition(file, labels, parts, args.dirichlet)
+        partitions.save_partition(file, labels, parts, utils.drawn_split(args))
     return parts
 
 
@@ -241,12 +241,12 @@ def run_rounds(exp, write):
         write(row)
         exp.rows.append(row)
         sent += row["bytes_up"] + row["bytes_down"]
-        status = {"test": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
-        status |= {"loss": f"{row['train_losses']:.4f}", "MB": f"{sent / 1e6:.1f}"}
+        status = {"test acc": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
+        status |= {"train loss": f"{row['train_losses']:.4f}", "MB so far": f"{sent / 1e6:.1f}"}
         bar.set_postfix(status, refresh=False)
         if not on_terminal and not args.quiet:
-            words = " ".join(f"{key} {value}" for key, value in status.items())
-            print(f"round {round}/{args.n_epochs} {words} {row['train_seconds']:.2f} s", flush=True)
+            words = ", ".join(f"{key} {value}" for key, value in status.items())
+            print(f"round {round}/{args.n_epochs}: {words}, {row['train_seconds']:.2f} s", flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------

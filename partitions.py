@@ -74,24 +74,25 @@ def _labels_hash(labels):
     return hashlib.sha256(labels.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def save_partition(path, labels, parts, dirichlet):
-    """Write a split of `labels` by `dirichlet` as JSON for `load_partition`."""
+def save_partition(path, labels, parts, drawn_by):
+    """Write a split of `labels`, drawn by the settings `drawn_by` {name: value}, as JSON for `load_partition`."""
     content = {
-        "dirichlet": dirichlet,
+        "drawn_by": drawn_by,
         "labels_sha256": _labels_hash(labels),
         "clients": [part.tolist() for part in parts],
     }
     write_atomic(path, json.dumps(content))
 
 
-def load_partition(path, labels, n_clients, dirichlet, min_samples=1):
-    """Return the split in `path`. Raises InputError if it is not one of these labels, so divided."""
-    parts, labels_hash, made_by = _read_partition(path)
-    if made_by != dirichlet:
-        raise InputError(f"{path}: is a split by --dirichlet {made_by}, not {dirichlet}")
+def load_partition(path, labels, n_clients, min_samples=1):
+    """Return the split in `path`. Raises InputError if it is not one of these labels into this many clients.
+
+    A file made by hand holds {"clients": [[position in the training set, ...], ...]} and nothing else.
+    """
+    parts, labels_hash = _read_partition(path)
     if len(parts) != n_clients:
         raise InputError(f"{path}: splits into {len(parts)} clients, not --n_clients {n_clients}")
-    if labels_hash != _labels_hash(labels):
+    if labels_hash not in (None, _labels_hash(labels)):
         raise InputError(f"{path}: was made for other training data (another --dataset, --seed or --data_root)")
     if not torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels))):
         raise InputError(f"{path}: does not hold every one of the {len(labels)} samples exactly once")
@@ -111,6 +112,6 @@ def _read_partition(path):
         parts = [torch.tensor(part) if part else torch.empty(0, dtype=torch.int64) for part in content["clients"]]
         if not parts or any(part.dtype != torch.int64 or part.dim() != 1 for part in parts):
             raise ValueError
-        return parts, content["labels_sha256"], content["dirichlet"]
+        return parts, content.get("labels_sha256")
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(f"{path}: not a partition file") from None

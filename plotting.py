@@ -17,7 +17,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from utils import algorithm_specs, all_options
 
 # Okabe and Ito's colours, told apart by the colour-blind; line styles and markers tell the lines apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -30,7 +32,7 @@ NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedacg": "FedACG", "las": "L
 MB = 1e6  # bytes
 
 plt.rcParams.update(
-    {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 150, "figure.autolayout": True}
+    {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 150, "figure.constrained_layout.use": True}
 )
 
 
@@ -120,9 +122,11 @@ def save(figure, path, kinds):
 def group_series(runs):
     """Return {label: [Runs that differ only in their seed]} of the runs of one figure.
 
-    The label is the algorithm's name, and those of its settings in which the series of the figure differ.
+    The label is the algorithm's name, and what is not at its default: its own options, and the settings in which the
+    series of the figure differ.
     """
-    ignored = {"seed", "dirichlet", "dataset", "algorithm", *unnamed_settings()}
+    unnamed = {name for name, option in all_options().items() if not option.named}  # folders and the like
+    ignored = {"seed", "dirichlet", "dataset", "algorithm", *unnamed}
     key_of = {run.name: {k: str(v) for k, v in run.settings.items() if k not in ignored} for run in runs}
     series = {}
     for run in sorted(runs, key=lambda run: [*NAMES, run.settings["algorithm"]].index(run.settings["algorithm"])):
@@ -132,17 +136,12 @@ def group_series(runs):
         for setting, value in key[1:]:
             values.setdefault(setting, set()).add(value)
     labelled = {}
+    own = {name for spec in algorithm_specs().values() for name in spec.options}
+    defaults = {name: str(option.default) for name, option in all_options().items()}
     for (algorithm, *settings), members in series.items():
-        extra = [f"{k}={v}" for k, v in settings if len(values[k]) > 1]
+        extra = [f"{k}={v}" for k, v in settings if (len(values[k]) > 1 or k in own) and v != defaults.get(k)]
         labelled[" ".join([NAMES.get(algorithm, algorithm), *extra])] = members
     return labelled
-
-
-def unnamed_settings():
-    """Names of the settings that do not change a result, such as folders."""
-    from utils import all_options
-
-    return {name for name, option in all_options().items() if not option.named}
 
 
 def over_seeds(members, column):
@@ -169,6 +168,16 @@ def draw_lines(axes, series, column, x, xlabel, ylabel):
         low, high = line["value"] - line["std"], line["value"] + line["std"]
         axes.fill_between(line[x], low, high, color=style["color"], alpha=0.15, lw=0)
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    if x == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def finish(figure, axes, series, path, title):
+    """Put a title over the figure and the legend of `axes` under it, and save it as PNG and PDF."""
+    several = any(len(members) > 1 for members in series.values())
+    figure.suptitle(title + (": mean and deviation over n seeds" if several else ""), fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(series)), fontsize=8)
+    save(figure, path, ["png", "pdf"])
 
 
 def draw_comparison(series, path, title):
@@ -180,9 +189,8 @@ def draw_comparison(series, path, title):
         if x != "epoch":
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
-    panels[0].legend(fontsize=8)
-    figure.suptitle(f"{title}: mean and deviation over n seeds", fontsize=10)
-    save(figure, path, ["png", "pdf"])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    finish(figure, panels[0], series, path, title)
 
 
 def draw_train_val(series, path, title):
@@ -191,9 +199,9 @@ def draw_train_val(series, path, title):
     for row, (column, ylabel) in zip(panels, (("accs", "accuracy"), ("losses", "loss")), strict=True):
         for axes, part in zip(row, ("train", "val"), strict=True):
             draw_lines(axes, series, f"{part}_{column}", "epoch", "round", f"{part} {ylabel}")
-    panels[0, 0].legend(fontsize=8)
-    figure.suptitle(f"{title}: mean and deviation over n seeds", fontsize=10)
-    save(figure, path, ["png", "pdf"])
+            axes.label_outer()
+            axes.set_ylabel(f"{part} {ylabel}")
+    finish(figure, panels[0, 0], series, path, title)
 
 
 def level_order(dirichlet):
@@ -264,7 +272,10 @@ def compare(csv_dir, output_dir, dataset):
     """
     runs = load_runs(csv_dir, dataset)
     if not runs:
-        raise ValueError(f"no finished run of {dataset} in {csv_dir}: run fedalg.py --dataset {dataset} first")
+        others = sorted({run.settings["dataset"] for run in load_runs(csv_dir)})
+        raise ValueError(
+            f"no finished run of {dataset} in {csv_dir}" + (f", only of {', '.join(others)}" if others else "")
+        )
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     rows, paths = [], []

@@ -5,8 +5,10 @@ Nothing here imports torch at module level, so that `--help` and refused command
 
 import argparse
 import ast
+import difflib
 import functools
 import hashlib
+import json
 import math
 import os
 import re
@@ -208,6 +210,11 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
+        unknown = re.search(r"unrecognized arguments: --(\w+)", message)
+        if unknown:
+            near = {"rounds": ["n_epochs"], "epochs": ["n_epochs"], "local_epochs": ["n_client_epochs"]}
+            found = near.get(unknown[1]) or difflib.get_close_matches(unknown[1], all_options(), n=1)
+            message += "".join(f" (did you mean --{name}?)" for name in found)
         sys.stderr.write(f"{self.prog}: error: {' '.join(message.split())}\n")
         raise SystemExit(2)
 
@@ -269,9 +276,13 @@ def parse_args(argv=None):
 def _read_config(parser, path):
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-        tokens = [token for line in lines for token in shlex.split(line, comments=True)]
+        lines = [shlex.split(line, comments=True) for line in lines]
     except (OSError, ValueError) as error:
         parser.error(f"--config {path}: {error}")
+    for number, words in enumerate(lines, start=1):
+        if words and not words[0].startswith("--"):
+            parser.error(f"--config {path}: line {number}: not a flag, such as --lr 0.01: {' '.join(words)!r}")
+    tokens = [word for words in lines for word in words]
     config = build_parser(f"fedalg.py: --config {path}").parse_args(tokens)
     if "config" in config:
         parser.error(f"--config {path}: a config file cannot name another one")
@@ -374,6 +385,8 @@ def run_name(args):
     parts = [args.algorithm, args.dataset, str(args.dirichlet), str(args.seed)]
     for name, option in all_options().items():
         value = getattr(args, name)
+        if name == "partition_file" and value and not _is_another_split(args):
+            continue
         if option.named and name not in ("algorithm", "dataset", "dirichlet", "seed") and value != defaults[name]:
             parts.append(f"{name}={_label(name, value)}")
     full = "_".join(parts)
@@ -382,12 +395,34 @@ def run_name(args):
     return f"{full[:160]}_{hashlib.sha256(full.encode()).hexdigest()[:12]}"  # file systems allow 255 bytes a name
 
 
+def drawn_split(args):
+    """Return {name: value} of the settings by which a run draws its split."""
+    return {name: getattr(args, name) for name in ("dataset", "seed", "dirichlet", "n_clients", "min_client_samples")}
+
+
+def _is_another_split(args):
+    """Tell whether --partition_file holds a split that the run would not draw itself. Raises InputError for a bad file."""
+    try:
+        drawn_by = json.loads(Path(args.partition_file).read_text(encoding="utf-8")).get("drawn_by", {})
+        differs = [f"--{k} {v}" for k, v in drawn_split(args).items() if drawn_by and drawn_by.get(k) != v]
+    except FileNotFoundError:
+        return False  # it will hold what the run draws
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"--partition_file {args.partition_file}: not a partition file ({error})") from None
+    if differs:
+        raise InputError(f"--partition_file {args.partition_file}: was not drawn with {', '.join(differs)}")
+    return not drawn_by
+
+
 def _label(name, value):
-    if name == "init_weights":  # the same path may hold other weights tomorrow
-        return f"{_plain(Path(value).stem)}-{hashlib.sha256(Path(value).read_bytes()).hexdigest()[:8]}"
-    if name == "partition_file":
-        return _plain(Path(value).stem)
+    if name in ("init_weights", "partition_file"):
+        return _with_hash(value)
     return str(value)
+
+
+def _with_hash(path):
+    """Return the file's stem and a hash of its content: the same path may hold something else tomorrow."""
+    return f"{_plain(Path(path).stem)}-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]}"
 
 
 def _plain(text):

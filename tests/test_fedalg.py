@@ -51,7 +51,7 @@ def test_each_algorithm_leaves_all_its_outputs(program, tmp_path, algorithm):
     assert result["run"] == name
     assert result["accuracy"] == pytest.approx(rows["test_accs"].iloc[-1])
     assert result["communication"] == pytest.approx((rows["bytes_up"] + rows["bytes_down"]).mean())
-    assert "round 2/2" in done.stdout  # not on a terminal: a line a round
+    assert "round 2/2: test acc" in done.stdout  # not on a terminal: a line a round
 
 
 def test_the_same_seed_gives_the_same_csv_bit_for_bit_and_another_does_not(program, tmp_path):
@@ -96,20 +96,24 @@ def test_a_name_that_holds_a_run_of_other_settings_is_refused(program, tmp_path)
 
 
 def test_a_partition_file_is_written_reused_and_not_confused(program, tmp_path):
-    flags = [*QUICK, "--dirichlet", 0.5, "--partition_file", tmp_path / "split.json"]
+    file = tmp_path / "split.json"
+    flags = [*QUICK, "--dirichlet", 0.5, "--partition_file", file]
     assert program(*flags).returncode == 0
     assert "already finished" in program(*flags).stdout
-    first = json.loads(only(tmp_path, "metrics/*.json").read_text())["partition"]["sha256"]
+    drawn = json.loads(only(tmp_path, "metrics/*.json").read_text())["partition"]["sha256"]
     assert program(*flags, "--algorithm", "fedprox").returncode == 0
-    assert {json.loads(p.read_text())["partition"]["sha256"] for p in tmp_path.glob("metrics/*.json")} == {first}
+    assert {json.loads(p.read_text())["partition"]["sha256"] for p in tmp_path.glob("metrics/*.json")} == {drawn}
     done = program(*flags, "--dirichlet", 0.1)
-    assert (done.returncode, "by --dirichlet 0.5, not 0.1" in done.stderr) == (2, True)
-    split = json.loads((tmp_path / "split.json").read_text())
+    assert (done.returncode, "was not drawn with --dirichlet 0.1" in done.stderr) == (2, True)
+    split = json.loads(file.read_text())
     split["clients"] = split["clients"][::-1]
-    (tmp_path / "split.json").write_text(json.dumps(split))
+    file.write_text(json.dumps(split))  # somebody changed it
     done = program(*flags)
-    assert done.returncode == 2
-    assert "another split" in done.stderr
+    assert (done.returncode, "another split" in done.stderr) == (2, True)
+    file.write_text(json.dumps({"clients": split["clients"]}))  # made by hand: a run of another name
+    done = program(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "_partition_file=split-" in done.stdout
 
 
 def test_a_run_that_goes_on_elsewhere_is_left_alone(program, tmp_path):

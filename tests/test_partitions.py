@@ -73,29 +73,30 @@ def test_what_cannot_be_split_ends_soon_and_says_what_to_change():
 def test_a_partition_file_gives_the_same_split_back_and_no_other(tmp_path):
     labels, file = torch.arange(10).repeat(20), tmp_path / "split.json"
     parts = partitions.partition(labels, 5, 0.5, 0)
-    partitions.save_partition(file, labels, parts, 0.5)
-    again = partitions.load_partition(file, labels, 5, 0.5)
+    partitions.save_partition(file, labels, parts, {})
+    again = partitions.load_partition(file, labels, 5)
     assert partitions.partition_hash(again) == partitions.partition_hash(parts)
     assert partitions.partition_hash(again) != partitions.partition_hash(partitions.partition(labels, 5, 0.5, 1))
     assert partitions.partition_hash([*parts[:4], parts[4].flip(0)]) != partitions.partition_hash(parts)
     assert partitions.partition_file_hash(file) == partitions.partition_hash(parts)
     with pytest.raises(InputError, match="into 5 clients, not --n_clients 6"):
-        partitions.load_partition(file, labels, 6, 0.5)
+        partitions.load_partition(file, labels, 6)
     with pytest.raises(InputError, match="other training data"):
-        partitions.load_partition(file, labels.flip(0), 5, 0.5)
+        partitions.load_partition(file, labels.flip(0), 5)
     with pytest.raises(InputError, match="--min_client_samples 150"):
-        partitions.load_partition(file, labels, 5, 0.5, min_samples=150)
-    partitions.save_partition(file, labels, [parts[0], *parts[:4]], 0.5)
+        partitions.load_partition(file, labels, 5, min_samples=150)
+    partitions.save_partition(file, labels, [parts[0], *parts[:4]], {})
     with pytest.raises(InputError, match="exactly once"):
-        partitions.load_partition(file, labels, 5, 0.5)
-    with pytest.raises(InputError, match=r"by --dirichlet 0\.5, not iid"):
-        partitions.load_partition(file, labels, 5, "iid")
+        partitions.load_partition(file, labels, 5)
     good = json.loads(file.read_text())
     for clients in (3, [], ["a"], [["a"]], [[1e30]], [[0.5]], [[2**70]], [0, 1], [[[0]]], [[0], [True]], None):
         file.write_text(json.dumps(good | {"clients": clients}))
         with pytest.raises(InputError, match="not a partition file"):
-            partitions.load_partition(file, labels, 5, 0.5)
+            partitions.load_partition(file, labels, 5)
+    file.write_text(json.dumps({"clients": good["clients"]}))  # a minimal one, made by hand
+    with pytest.raises(InputError, match="exactly once"):
+        partitions.load_partition(file, labels, 5)
     for text in ("", "[]", "{}", "[" * 100_000):
         file.write_text(text)
         with pytest.raises(InputError):
-            partitions.load_partition(file, labels, 5, 0.5)
+            partitions.load_partition(file, labels, 5)

@@ -70,7 +70,7 @@ def test_the_summary_by_hand(metrics, tmp_path):
     assert [(r["Dirichlet"], r["method"], r["seeds"]) for r in rows] == [
         ("0.1", "FedAvg", "1"),
         ("iid", "FedAvg", "2"),
-        ("iid", "LaS-FL sparsity=0.2", "1"),
+        ("iid", "LaS-FL", "1"),
         ("iid", "LaS-FL sparsity=0.01", "1"),
     ]
     two = rows[1]

@@ -30,6 +30,8 @@ BAD = {
     "--algorithm fedsgd": "--algorithm",
     "--dataset MNIST": "--dataset",
     "--learning_rate 0.1": "--learning_rate",
+    "--rounds 5": "did you mean --n_epochs?",
+    "--batchsize 5": "did you mean --batch_size?",
     "--spars 0.1": "--spars",
     "extra": "extra",
     "--pretrained --init_weights x": "give one",
@@ -117,7 +119,7 @@ def test_a_config_file_holds_flags_and_the_command_line_wins(tmp_path, capsys):
     assert (args.lr, args.n_epochs, args.quiet) == (0.25, 7, False)
     assert args.sparsity == 0.2  # fedavg has none, so that its name does not tell of it
     assert utils.parse_args(["--algorithm", "las", "--config", str(file)]).sparsity == 0.3
-    for text in ("--lr nan\n", "--nonsense 3\n", '--data_root "open\n', "--config x\n"):
+    for text in ("--lr nan\n", "--nonsense 3\n", '--data_root "open\n', "--config x\n", "lr 0.1\n"):
         file.write_text(text)
         with pytest.raises(SystemExit) as caught:
             utils.parse_args(["--config", str(file)])
@@ -129,7 +131,9 @@ def test_a_config_file_holds_flags_and_the_command_line_wins(tmp_path, capsys):
 # Names
 
 
-def test_a_name_tells_every_setting_that_changes_the_result():
+def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
+    hand_made = tmp_path / "a.json"
+    hand_made.write_text('{"clients": [[0], [1]]}')
     plain = utils.run_name(utils.resolve({"algorithm": "las"}))
     assert plain == "las_DIGITS_iid_0"
     named = [o for o in utils.all_options().values() if o.named and o.name not in ("init_weights", "pretrained")]
@@ -139,7 +143,7 @@ def test_a_name_tells_every_setting_that_changes_the_result():
         "norm": "group",
         "dirichlet": 0.5,
         "clip_norm": 1.0,
-        "partition_file": "a.json",
+        "partition_file": str(hand_made),
         "augment": "standard",
     }
     owners = {name: found[1][0] for name, found in utils.algorithm_options().items()}
