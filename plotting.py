@@ -198,9 +198,8 @@ def draw_train_val(series, path, title):
     figure, panels = plt.subplots(2, 2, figsize=(9, 6), sharex=True)
     for row, (column, ylabel) in zip(panels, (("accs", "accuracy"), ("losses", "loss")), strict=True):
         for axes, part in zip(row, ("train", "val"), strict=True):
-            draw_lines(axes, series, f"{part}_{column}", "epoch", "round", f"{part} {ylabel}")
-            axes.label_outer()
-            axes.set_ylabel(f"{part} {ylabel}")
+            xlabel = "round" if column == "losses" else ""  # the lower row
+            draw_lines(axes, series, f"{part}_{column}", "epoch", xlabel, f"{part} {ylabel}")
     finish(figure, panels[0, 0], series, path, title)
 
 

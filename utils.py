@@ -401,7 +401,7 @@ def drawn_split(args):
 
 
 def _is_another_split(args):
-    """Tell whether --partition_file holds a split that the run would not draw itself. Raises InputError for a bad file."""
+    """Tell whether --partition_file holds a split made by hand. Raises InputError if other settings drew it."""
     try:
         drawn_by = json.loads(Path(args.partition_file).read_text(encoding="utf-8")).get("drawn_by", {})
         differs = [f"--{k} {v}" for k, v in drawn_split(args).items() if drawn_by and drawn_by.get(k) != v]
