@@ -57,7 +57,8 @@ class FedAvg:
 
     def local_update(self, start, client):
         """Train `client` (a local_training.Client) from `start [dim]`; return its Update."""
-        return self.upload(client.train(start, self.pull) - start, start, client)
+        delta = torch.sub(client.train(start, self.pull), start, out=client.row)
+        return self.upload(delta, start, client)
 
     def upload(self, delta, start, client):
         """Return the Update that carries `delta [dim]`, a client's trained minus its received vector."""

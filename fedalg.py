@@ -157,8 +157,10 @@ def train_round(exp, round):
     masks, clients = None, []
     for i, number in enumerate(numbers):
         client = exp.trainer.client(number, round)
+        client.row = deltas[i]
         update = exp.algorithm.local_update(start, client)
-        deltas[i] = update.delta
+        if update.delta is not client.row:
+            deltas[i] = update.delta
         if update.mask is not None:
             if masks is None:
                 masks = torch.ones(len(numbers), layout.n_trainable, dtype=torch.bool, device=exp.device)

@@ -43,7 +43,10 @@ class Trainer:
 
 
 class Client:
-    """One client in one round. After `train`, `loss` and `hits` are scalar tensors: sums over the `seen` samples."""
+    """One client in one round. After `train`, `loss` and `hits` are scalar tensors: sums over the `seen` samples.
+
+    `row`, if set, is the vector [dim] in which the server wants the client's update; fresh memory would cost a step.
+    """
 
     def __init__(self, trainer, number, round, settings):
         self.number, self.round, self.settings = number, round, settings
@@ -51,6 +54,7 @@ class Client:
         self.indices = trainer.parts[number]
         self.n_samples = len(self.indices)
         self.seen, self.loss, self.hits = 0, 0.0, 0
+        self.row = None
 
     def _batches(self, epochs, purpose):
         s = self.settings

@@ -29,6 +29,8 @@ def cohort(seed, clients=4, layout=LAYOUT):
 class FakeClient:
     """A client whose training adds a fixed `delta`, and records what it was given."""
 
+    row = None
+
     def __init__(self, delta):
         self.delta = delta
 
