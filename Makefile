@@ -18,7 +18,7 @@ else
 endif
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -rs $(ARGS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
