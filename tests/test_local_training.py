@@ -154,6 +154,18 @@ def test_a_strong_l1_pull_empties_the_mask_and_none_without_gradient_keeps_it(ex
     assert not drop.any()
 
 
+def test_mask_logits_that_overflow_show_in_the_loss(experiment):
+    """A NaN logit is not > 0, so its weight would silently not be sent."""
+    exp = experiment(algorithm="las")
+    client = exp.trainer.client(1, 1)
+    delta = client.train(exp.theta) - exp.theta
+    mask = torch.ones(exp.model.layout.n_trainable, dtype=torch.bool)
+    client.learn_mask(exp.theta, delta, mask, epochs=1, lr=1e4, bias=5.0, l1_strength=0.0)
+    assert torch.isfinite(client.loss)
+    client.learn_mask(exp.theta, 1e20 * delta, mask, epochs=3, lr=3e38, bias=5.0, l1_strength=0.0)
+    assert not torch.isfinite(client.loss)
+
+
 def test_bf16_training_stays_near_float32(experiment):
     trained = {}
     for precision in ("float32", "bf16"):
