@@ -7,7 +7,8 @@ are averaged, weighted by the clients' shares, and always sent whole.
 To add an algorithm, derive a class from FedAvg (or another), put `@register("name")` over it and override the hooks in
 which it differs. Options that only it has go into `options`, a literal dict which the command line reads:
 name -> (default, kind, help) with a kind of utils.KINDS or a tuple of choices, and a fourth entry "other_option=value"
-if it acts only then.
+if it acts only then ("other_option": if that is not at its default). `defaults` are the algorithm's own defaults for
+flags that all have, or that it inherits, and `presets` name more of such combinations for `--preset`.
 """
 
 from typing import NamedTuple
@@ -40,6 +41,8 @@ class FedAvg:
     """the average of the clients' updates, weighted by their samples (McMahan et al. 2017, Algorithm 1)"""
 
     options = {}
+    defaults = {}
+    presets = {}
     pull = None  # pull(w, start) -> [n_trainable]: what the algorithm adds to every local gradient
 
     def __init__(self, layout, **options):
@@ -63,6 +66,9 @@ class FedAvg:
     def upload(self, delta, start, client):
         """Return the Update that carries `delta [dim]`, a client's trained minus its received vector."""
         return Update(delta)
+
+    def delivered(self, client, update):
+        """Hear which Update of `client` the server decoded: another than was sent, if values are rounded."""
 
     def merge(self, theta, deltas, masks, p):
         """Return the server's next model `[dim]`.
@@ -133,12 +139,32 @@ class LaSFL(FedAvg):
 
     options = {
         "sparsity": (0.2, "share", "share of the weights KEPT by each client"),
-        "mask_scope": ("layer", ("layer", "global"), "keep that share of every layer, or of the whole vector"),
+        "mask_scope": (
+            "layer",
+            ("layer", "global", "floor"),
+            "keep that share of every layer, of the whole vector, or of the vector with a least share of every layer",
+        ),
+        "mask_floor": (0.1, "share", "that least share, as a part of --sparsity", "mask_scope=floor"),
+        "warmup_rounds": (0, "integer", "rounds in which the share kept falls to --sparsity, by one factor each"),
+        "warmup_sparsity": (0.25, "share", "share kept in the first round", "warmup_rounds"),
         "localiser": ("magnitude", ("magnitude", "learned"), "keep the largest changes, or learn which to keep"),
         "graft_epochs": (10, "count", "epochs of mask learning", "localiser=learned"),
         "graft_lr": (1e7, "positive", "learning rate of the mask's logits", "localiser=learned"),
         "sigmoid_bias": (5.0, "positive", "size of the logits at the start", "localiser=learned"),
         "l1_strength": (1.0, "nonnegative", "pull of the soft mask towards sending less", "localiser=learned"),
+        "residual": (
+            "none",
+            ("none", "client", "server"),
+            "who keeps what is left out for later rounds: clients what they did not send, or the server what it did "
+            "not apply, as it then changes no more than --sparsity a round",
+        ),
+        "residual_momentum": (0.0, "decay", "momentum of a client's updates from round to round", "residual=client"),
+        "stitch": (
+            "overlap",
+            ("overlap", "all", "prior"),
+            "divide a weight's updates by the clients that kept it, by all, or by the former and a part of the others",
+        ),
+        "stitch_prior": (0.5, "share", "that part", "stitch=prior"),
     }
 
     def __init__(self, layout, **options):
@@ -151,32 +177,137 @@ class LaSFL(FedAvg):
                 "bias": self.sigmoid_bias,
                 "l1_strength": self.l1_strength,
             }
-        blocks = layout.sizes if self.mask_scope == "layer" else (layout.n_trainable,)
-        self.localise = Localiser(self.sparsity, blocks, learning)
-        self.stitch = Stitcher(layout)
+        self.localise = Localiser(layout.sizes, self.mask_scope, self.mask_floor, learning)
+        self.stitcher = Stitcher(layout, {"overlap": 0.0, "all": 1.0, "prior": self.stitch_prior}[self.stitch])
+        self.memory = ErrorFeedback(self.residual_momentum) if self.residual == "client" else None
+        self.waiting = None  # [n_trainable], what the server did not apply (residual = server)
+
+    def kept_share(self, round):
+        """Return the share of the weights that clients keep in `round` (Lin et al. 2018, section 3.4)."""
+        to_go = max(0.0, 1 - (round - 1) / self.warmup_rounds) if self.warmup_rounds else 0.0
+        return self.warmup_sparsity**to_go * self.sparsity ** (1 - to_go)
 
     def upload(self, delta, start, client):
-        mask = self.localise(delta, start, client)
         n = self.layout.n_trainable
-        return Update(torch.cat([delta[:n] * mask, delta[n:]]), mask)
+        change = self.memory.add(client.number, delta[:n]) if self.memory else delta[:n]
+        mask = self.localise(change, start, client, self.kept_share(client.round))
+        return Update(torch.cat([change * mask, delta[n:]]), mask)
+
+    def delivered(self, client, update):
+        if self.memory:
+            self.memory.sent(client.number, update.delta[: self.layout.n_trainable], update.mask)
 
     def merge(self, theta, deltas, masks, p):
-        return self.stitch(theta, deltas, masks, p)
+        step, n = self.stitcher(deltas, masks, p), self.layout.n_trainable
+        if self.residual == "server":
+            total = step[:n] if self.waiting is None else step[:n] + self.waiting
+            step[:n] = total * self.localise.largest(total, self.sparsity)
+            self.waiting = total - step[:n]
+        return theta + step
+
+    def state(self):
+        waiting = {} if self.waiting is None else {"waiting": self.waiting}
+        return waiting | (self.memory.state() if self.memory else {})
+
+    def load(self, state):
+        self.waiting = state.get("waiting")
+        if self.memory:
+            self.memory.load(state)
+
+
+@register("topk")
+class TopK(LaSFL):
+    """top-k of the vector with error feedback, averaged over all (Aji and Heafield 2017; Stich et al. 2018)"""
+
+    defaults = {"sparsity": 0.01, "mask_scope": "global", "residual": "client", "stitch": "all"}
+
+
+@register("stc")
+class STC(LaSFL):
+    """sparse ternary compression, upwards and downwards (Sattler et al. 2019, Algorithm 2)"""
+
+    defaults = {
+        "sparsity": 0.01,
+        "mask_scope": "global",
+        "residual": "client",
+        "stitch": "all",
+        "value_bits": 1,
+        "downlink": "sparse",
+        "down_sparsity": 0.01,
+    }
+
+
+@register("signsgd")
+class SignSGD(FedAvg):
+    """clients send only signs, and the server steps where the majority points (Bernstein et al. 2019, Algorithm 1)"""
+
+    options = {"sign_step": (2e-4, "positive", "the server's step for every weight")}
+    defaults = {"value_bits": 1, "downlink": "sparse", "down_sparsity": 1.0}
+
+    def merge(self, theta, deltas, masks, p):
+        n, step = self.layout.n_trainable, p @ deltas
+        step[:n] = self.sign_step * (p @ deltas[:, :n].sign()).sign()
+        return theta + step
+
+
+class ErrorFeedback:
+    """What each client did not send, to be added to its next update (Seide et al. 2014; Stich et al. 2018).
+
+    With a momentum, what is added up are the client's velocities, and the velocity of what was sent is forgotten (Lin et
+    al. 2018, sections 3.1 and 3.2). Vectors are [n_trainable]; a client that is not sampled keeps its own.
+    """
+
+    def __init__(self, momentum=0.0):
+        self.momentum = momentum
+        self.left, self.velocity = {}, {}  # client -> vector
+
+    def add(self, number, change):
+        """Return what client `number` has to send, its newest `change` included."""
+        if self.momentum:
+            change = change + self.momentum * self.velocity.get(number, 0)
+            self.velocity[number] = change
+        self.left[number] = change + self.left.get(number, 0)
+        return self.left[number]
+
+    def sent(self, number, arrived, mask):
+        """Take off what `arrived` of it, 0 where the `mask` is unset."""
+        self.left[number] = self.left[number] - arrived
+        if self.momentum:
+            self.velocity[number] = torch.zeros_like(arrived) if mask is None else self.velocity[number] * ~mask
+
+    def state(self):
+        kinds = {"left": self.left, "velocity": self.velocity}
+        return {f"{kind}_{number}": vector for kind, held in kinds.items() for number, vector in held.items()}
+
+    def load(self, state):
+        for kind, held in (("left_", self.left), ("velocity_", self.velocity)):
+            held.clear()
+            held.update({int(k[len(kind) :]): vector for k, vector in state.items() if k.startswith(kind)})
 
 
 class Localiser:
-    """Chooses the weights that a client sends: `localiser(delta, start, client) -> mask`, bool [n_trainable].
+    """Chooses the weights that a client sends: `localiser(delta, start, client, keep) -> mask`, bool [n_trainable].
 
-    keep: share of each block kept by magnitude; blocks: sizes that sum to n_trainable; learning: None, or the keyword
-    arguments with which the client refines that choice on its data (local_training.Client.learn_mask).
+    sizes: of the layers; scope: "layer" keeps the share `keep` of each, "global" of all weights, "floor" of all weights
+    but at least `keep * floor` of each layer; learning: None, or the keyword arguments with which the client refines
+    that choice by magnitude on its data (local_training.Client.learn_mask).
     """
 
-    def __init__(self, keep, blocks, learning=None):
-        self.keep, self.blocks, self.learning = keep, tuple(blocks), learning
+    def __init__(self, sizes, scope="layer", floor=0.1, learning=None):
+        self.sizes = tuple(sizes) if scope != "global" else (sum(sizes),)
+        self.floor, self.learning = floor if scope == "floor" else None, learning
 
-    def __call__(self, delta, start, client):
-        mask = top_k_mask(delta[: sum(self.blocks)], self.keep, self.blocks)
+    def __call__(self, delta, start, client, keep):
+        mask = self.largest(delta, keep)
         return client.learn_mask(start, delta, mask, **self.learning) if self.learning else mask
+
+    def largest(self, delta, keep):
+        """Return the mask of the largest |delta|."""
+        if self.floor is None:
+            return top_k_mask(delta, keep, self.sizes)
+        least = top_k_mask(delta, keep * self.floor, self.sizes)
+        k = max(int(least.sum()), round(keep * len(delta)))
+        return torch.zeros_like(least).index_fill_(0, delta.abs().masked_fill(least, torch.inf).topk(k).indices, True)
 
 
 def top_k_mask(delta, keep, sizes):
@@ -191,19 +322,25 @@ def top_k_mask(delta, keep, sizes):
 
 
 class Stitcher:
-    """Merges sparse updates: `stitcher(theta, deltas, masks, p) -> theta`.
+    """Merges sparse updates: `stitcher(deltas, masks, p) -> step [dim]`.
 
-    A weight becomes the p-weighted mean of those clients that kept it, and stays the server's where none did
-    (He et al. 2024, with sample weights). Buffers `[dim - n_trainable]` are averaged over all clients.
+    A weight moves by the p-weighted sum of its updates over the weight of the clients that kept it, plus `prior` times
+    that of the others. With 0 this is the mean of those that kept it (He et al. 2024, with sample weights); with 1 the
+    mean over all, where a client that did not send a weight votes for leaving it. A weight that nobody kept stays.
+    Buffers `[dim - n_trainable]` are averaged over all clients.
     """
 
-    def __init__(self, layout):
-        self.n = layout.n_trainable
+    def __init__(self, layout, prior=0.0):
+        self.n, self.prior = layout.n_trainable, prior
 
-    def __call__(self, theta, deltas, masks, p):
+    def __call__(self, deltas, masks, p):
         step = p @ deltas  # deltas are zero where nothing was kept
+        if masks is None or self.prior == 1:
+            return step
         share = torch.zeros_like(step[: self.n])
         for weight, mask in zip(p, masks, strict=True):  # by rows: no float copy of all the masks at once
             share += weight * mask
-        step[: self.n] = torch.where(share > 0, step[: self.n] / share, 0)
-        return theta + step
+        kept = share > 0
+        share += self.prior * (1 - share)
+        step[: self.n] = torch.where(kept, step[: self.n] / share, 0)
+        return step

@@ -27,18 +27,20 @@ import partitions
 import payload
 import records
 import utils
-from agg_utils import ALGORITHMS
+from agg_utils import ALGORITHMS, Update
+from downlink import Downlink
 from local_training import LocalSettings, Trainer
 from utils import InputError, generator
 
 EVAL_BATCH = 512
 METRICS = ["train_losses", "train_accs", "val_losses", "val_accs", "test_losses", "test_accs"]
-COLUMNS = ["epoch", *METRICS, "bytes_up", "bytes_down", "train_seconds", "eval_seconds", "kept_share", "clients"]
+BYTES = ["bytes_up", "bytes_down", "bytes_up_total", "bytes_down_total"]
+COLUMNS = ["epoch", *METRICS, *BYTES, "train_seconds", "eval_seconds", "kept_share", "clients"]
 
 
 @dataclass
 class Experiment:
-    """Everything one run works with; `theta [dim]` is the server's model."""
+    """Everything one run works with; `theta [dim]` is the server's model, `downlink.model` what it lets clients have."""
 
     args: object
     name: str
@@ -49,8 +51,10 @@ class Experiment:
     algorithm: object
     trainer: Trainer
     theta: torch.Tensor
+    downlink: Downlink
     deltas: torch.Tensor = None  # [clients, dim], the updates of a round; kept, since fresh pages cost more than a step
     rows: list = field(default_factory=list)
+    traffic: dict = field(default_factory=dict)  # client -> [rounds, bytes up, bytes down]
     predictions: torch.Tensor = None  # int64 [n_test], of the last evaluation
 
 
@@ -86,10 +90,20 @@ def assemble(args, splits, parts, device):
     )
     cls = ALGORITHMS[args.algorithm]
     algorithm = cls(model.layout, **{name: getattr(args, name) for name in cls.options})
-    trainer = Trainer(model, splits, parts, settings)
-    return Experiment(
-        args, utils.run_name(args), device, splits, parts, model, algorithm, trainer, model.vector.clone()
+    trainer, theta = Trainer(model, splits, parts, settings), model.vector.clone()
+    downlink = Downlink(
+        algorithm.broadcast(theta),
+        model.layout,
+        args.n_clients,
+        mode=args.downlink,
+        bits=args.value_bits,
+        keep=args.down_sparsity,
+        shared_init=args.shared_init,
+        seed=args.seed,
+        real=args.wire == "real",
     )
+    name = utils.run_name(args)
+    return Experiment(args, name, device, splits, parts, model, algorithm, trainer, theta, downlink)
 
 
 def pick_device(wanted):
@@ -148,40 +162,60 @@ def train_round(exp, round):
     Raises FloatingPointError, before anything is merged, if a client's loss or update is not finite.
     """
     started = time.perf_counter()
-    args, layout = exp.args, exp.model.layout
+    args, n = exp.args, exp.model.layout.n_trainable
     numbers = sample_clients(args.n_clients, args.participation, args.seed, round)
-    start = exp.algorithm.broadcast(exp.theta)
+    down = {number: exp.downlink.fetch(number) for number in numbers}
+    start = exp.downlink.model
     if exp.deltas is None:
-        exp.deltas = exp.theta.new_empty(len(numbers), layout.dim)
-    deltas = exp.deltas
-    masks, clients = None, []
+        exp.deltas = exp.theta.new_empty(len(numbers), exp.model.layout.dim)
+    deltas, masks, kept, up, clients = exp.deltas, None, [], {}, []
     for i, number in enumerate(numbers):
         client = exp.trainer.client(number, round)
         client.row = deltas[i]
-        update = exp.algorithm.local_update(start, client)
-        if update.delta is not client.row:
-            deltas[i] = update.delta
+        update, up[number] = send(exp, exp.algorithm.local_update(start, client), client)
+        kept.append(n if update.mask is None else update.mask.sum())
         if update.mask is not None:
             if masks is None:
-                masks = torch.ones(len(numbers), layout.n_trainable, dtype=torch.bool, device=exp.device)
+                masks = torch.ones(len(numbers), n, dtype=torch.bool, device=exp.device)
             masks[i] = update.mask
         clients.append(client)
     losses, hits = check_finite(round, clients, deltas)
     samples = torch.tensor([float(c.n_samples) for c in clients], device=exp.device)
     p = samples / samples.sum() if args.weighting == "samples" else torch.full_like(samples, 1 / len(samples))
     exp.theta = exp.algorithm.merge(exp.theta, deltas, masks, p)
-    kept = [layout.n_trainable] * len(clients) if masks is None else masks.sum(1).tolist()
+    exp.downlink.publish(exp.algorithm.broadcast(exp.theta))
     seen = sum(c.seen for c in clients)
     return {
         "epoch": round,
         "train_losses": losses / seen,
         "train_accs": hits / seen,
-        "bytes_up": sum(payload.upload_bytes(k, layout) for k in kept),
-        "bytes_down": len(clients) * payload.download_bytes(layout),
+        **count_bytes(exp, up, down),
         "train_seconds": time.perf_counter() - started,
-        "kept_share": sum(kept) / (len(kept) * layout.n_trainable),
+        "kept_share": sum(map(int, kept)) / (len(kept) * n),
         "clients": len(clients),
     }
+
+
+def send(exp, update, client):
+    """Send `update` from `client` to the server; return the Update that it decodes, in client.row, and its bytes."""
+    args, n, real = exp.args, exp.model.layout.n_trainable, exp.args.wire == "real"
+    if real and not update.delta.sum().isfinite():
+        real = False  # no bytes for this; check_finite says whose it is
+    rng = generator(args.seed, "rounding", client.round, client.number)
+    message = payload.pack(update, n, args.value_bits, rng, client.round, client.number)
+    size, message = payload.carry(message, real)
+    arrived = Update(message.unpack(client.row), message.mask)
+    exp.algorithm.delivered(client, arrived)
+    return arrived, size
+
+
+def count_bytes(exp, up, down):
+    """Add the bytes {client: bytes} of a round to exp.traffic; return the row's columns."""
+    for number in up:
+        rounds, *sent = exp.traffic.get(number, (0, 0, 0))
+        exp.traffic[number] = [rounds + 1, sent[0] + up[number], sent[1] + down[number]]
+    totals = [sum(client[i] for client in exp.traffic.values()) for i in (1, 2)]
+    return dict(zip(BYTES, [sum(up.values()), sum(down.values()), *totals], strict=True))
 
 
 def check_finite(round, clients, deltas):
@@ -200,10 +234,15 @@ def check_finite(round, clients, deltas):
     return figures[:, 0].sum().item(), figures[:, 1].sum().item()
 
 
+def served(exp):
+    """Return the model [dim] that the run is judged by: the server's, or what of it clients hold if that is less."""
+    return exp.downlink.model if exp.args.downlink == "sparse" else exp.theta
+
+
 @torch.no_grad()
 def evaluate(exp, images):
     """Return mean loss, accuracy and predictions int64 [N] of the server's model on data.Images."""
-    exp.model.load(exp.theta)
+    exp.model.load(served(exp))
     exp.model.module.eval()
     logits = []
     for begin in range(0, len(images), EVAL_BATCH):
@@ -235,14 +274,13 @@ def run_rounds(exp, write):
     args = exp.args
     on_terminal = sys.stderr.isatty() and not args.quiet
     bar = tqdm(range(1, args.n_epochs + 1), desc=exp.name, unit="round", disable=not on_terminal)
-    sent = 0
     for round in bar:
         row = train_round(exp, round)
         if round % args.eval_every == 0 or round == args.n_epochs:
             evaluate_round(exp, row)
         write(row)
         exp.rows.append(row)
-        sent += row["bytes_up"] + row["bytes_down"]
+        sent = row["bytes_up_total"] + row["bytes_down_total"]
         status = {"test acc": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
         status |= {"train loss": f"{row['train_losses']:.4f}", "MB so far": f"{sent / 1e6:.1f}"}
         bar.set_postfix(status, refresh=False)
@@ -263,6 +301,7 @@ def final_figures(exp):
     truth, predicted = exp.splits.test.labels.cpu(), exp.predictions.cpu()
     scores = {"average": "macro", "zero_division": 0}
     up, down = (sum(row[key] for row in exp.rows) for key in ("bytes_up", "bytes_down"))
+    of_client = [up + down for _, up, down in exp.traffic.values()]
     seconds = sum(row["train_seconds"] for row in exp.rows)
     return {
         "accuracy": evaluated[-1]["test_accs"],
@@ -273,6 +312,8 @@ def final_figures(exp):
         "train_time": seconds / len(exp.rows),
         "bytes_up": up,
         "bytes_down": down,
+        "bytes_per_client": sum(of_client) / len(of_client),
+        "bytes_of_busiest_client": max(of_client),
         "accuracy_last10": sum(last_ten) / len(last_ten),
         "accuracy_best_val": best["test_accs"],
         "best_val_round": best["epoch"],
@@ -304,6 +345,10 @@ def record(exp, finished, final=None):
             "mean": exp.splits.mean.tolist(),
             "std": exp.splits.std.tolist(),
         },
+        "traffic": [
+            dict(zip(("client", "rounds", "bytes_up", "bytes_down"), (number, *counts), strict=True))
+            for number, counts in sorted(exp.traffic.items())
+        ],
         "partition": {
             "sha256": partitions.partition_hash(exp.parts),
             "histograms": partitions.histograms(labels, exp.parts, exp.splits.n_classes).tolist(),
@@ -361,7 +406,7 @@ def run(exp, metrics):
         run_rounds(exp, write)
     final = final_figures(exp)
     if args.save_weights:
-        exp.model.load(exp.theta)
+        exp.model.load(served(exp))
         models.save_weights(args.save_weights, exp.model.module)
     figures = draw(args, name)
     records.add_result(args.results_file, result_row(exp, final))

@@ -28,7 +28,10 @@ MARKERS = "os^DvPX*"
 FINAL = ["accuracy", "f1", "accuracy_last10", "accuracy_best_val", "bytes_up", "bytes_down"]
 CURVES = [f"{part}_{what}" for what in ("accs", "losses") for part in ("train", "val", "test")]
 ROUNDS = ["epoch", *CURVES, "bytes_up", "bytes_down", "train_seconds", "clients"]
-NAMES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedacg": "FedACG", "las": "LaS-FL"}
+NAMES = {
+    **{"fedavg": "FedAvg", "fedprox": "FedProx", "fedacg": "FedACG", "las": "LaS-FL"},
+    **{"topk": "top-k", "stc": "STC", "signsgd": "signSGD"},
+}
 MB = 1e6  # bytes
 
 plt.rcParams.update(

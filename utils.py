@@ -44,6 +44,8 @@ class AlgorithmSpec:
 
     summary: str
     options: dict  # name -> (default, kind, help[, "other_option=value" that it needs])
+    defaults: dict  # flag -> its default for this algorithm, where that is another than for the rest
+    presets: dict  # name -> {flag: value}
 
 
 @functools.cache
@@ -51,19 +53,25 @@ def algorithm_specs():
     """Return {name: AlgorithmSpec} for every class of agg_utils.py that stands under `@register("name")`."""
     classes = {node.name: node for node in _source("agg_utils").body if isinstance(node, ast.ClassDef)}
 
-    def options_of(node):
+    def literal(node, attribute):
+        """Return the dict that the class body assigns to `attribute`, None if it does not."""
         for statement in node.body:
-            if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == "options":
+            if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == attribute:
                 return ast.literal_eval(statement.value)
+        return None
+
+    def options_of(node):
         bases = [classes[base.id] for base in node.bases if getattr(base, "id", None) in classes]
-        return options_of(bases[0]) if bases else {}
+        own = literal(node, "options")
+        return own if own is not None else options_of(bases[0]) if bases else {}
 
     specs = {}
     for node in classes.values():
         for call in node.decorator_list:
             if isinstance(call, ast.Call) and call.func.id == "register":
                 summary = (ast.get_docstring(node) or "").split("\n")[0]
-                specs[ast.literal_eval(call.args[0])] = AlgorithmSpec(summary, options_of(node))
+                own = (literal(node, attribute) or {} for attribute in ("defaults", "presets"))
+                specs[ast.literal_eval(call.args[0])] = AlgorithmSpec(summary, options_of(node), *own)
     return specs
 
 
@@ -106,6 +114,7 @@ KINDS = {
     "share": _number(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
     "decay": _number(float, lambda x: 0 <= x < 1, "a number in [0, 1)"),
     "dirichlet": _dirichlet,
+    "bits": _number(int, lambda n: n in (32, 16, 8, 4, 1), "32, 16, 8, 4 or 1"),
     "path": str,
 }
 
@@ -119,12 +128,13 @@ class Option:
     kind: object
     help: str
     named: bool = True  # whether it changes the result, and so belongs into the run's name
-    needs: str = ""  # "other_option=value": has no effect otherwise
+    needs: str = ""  # "other_option=value": has no effect otherwise; "other_option": only if that is not at its default
 
 
 OPTIONS = {
     "experiment": [
         Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
+        Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
         Option("dataset", "DIGITS", tuple, "DIGITS needs no download"),
         Option("model_name", None, tuple, "default: cnn for DIGITS, else resnet18"),
         Option("seed", 0, "integer", "seed of every random draw"),
@@ -158,6 +168,17 @@ OPTIONS = {
         Option("eval_every", 1, "count", "rounds between evaluations; the last is always evaluated"),
         Option("eval_train", False, "flag", "evaluate on all training data too, instead of what clients saw"),
     ],
+    "wire": [
+        Option(
+            "value_bits", 32, "bits", "bits of a value sent; below 16 with a scale per 1,024 values, rounded at random"
+        ),
+        Option(
+            "downlink", "delta", ("delta", "dense", "sparse"), "send clients what changed, all, or the largest changes"
+        ),
+        Option("down_sparsity", 0.01, "share", "share of the weights that the server sends", needs="downlink=sparse"),
+        Option("shared_init", False, "flag", "clients can make the initial model themselves, and need not download it"),
+        Option("wire", "size", ("size", "real"), "count the bytes, or make them, read them and compare", named=False),
+    ],
     "machine": [
         Option("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto = cuda, else mps, else cpu", named=False),
         Option("deterministic", False, "flag", "only deterministic GPU kernels (slower)", named=False),
@@ -174,6 +195,7 @@ OPTIONS = {
 }
 REGISTRIES = {
     "algorithm": lambda: sorted(algorithm_specs()),
+    "preset": lambda: sorted({preset for spec in algorithm_specs().values() for preset in spec.presets}),
     "dataset": lambda: literal_keys("data", "DATASETS"),
     "model_name": lambda: literal_keys("models", "MODELS"),
 }
@@ -224,8 +246,7 @@ def build_parser(prog="fedalg.py"):
     parser = _Parser(
         prog=prog,
         description="Federated learning in one process: local training, merging, evaluation, one CSV row a round.",
-        epilog="algorithms: "
-        + "; ".join(f"{name}: {spec.summary}" for name, spec in sorted(algorithm_specs().items())),
+        epilog=_about_algorithms(),
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
     )
@@ -239,13 +260,24 @@ def build_parser(prog="fedalg.py"):
         group = parser.add_argument_group("only with --algorithm " + " or ".join(owners))
         for option, mine in owned:
             if tuple(mine) == owners:
-                _add(
-                    group, option, option.help + (f" (with --{option.needs.replace('=', ' ')})" if option.needs else "")
-                )
+                _add(group, option, option.help)
     return parser
 
 
+def _about_algorithms():
+    def flags(settings):
+        return " ".join(f"--{name} {value}" for name, value in settings.items())
+
+    lines = []
+    for name, spec in sorted(algorithm_specs().items()):
+        lines.append(f"{name}: {spec.summary}" + (f", which is {flags(spec.defaults)}" if spec.defaults else ""))
+        lines += [f"{name} --preset {preset}: {flags(values)}" for preset, values in sorted(spec.presets.items())]
+    return "algorithms: " + "; ".join(lines)
+
+
 def _add(group, option, text):
+    if option.needs:
+        text += f" (with --{option.needs.replace('=', ' ')})"
     if option.default is not None and option.kind != "flag":
         text += f" [{option.default}]"
     if option.kind == "flag":
@@ -254,7 +286,7 @@ def _add(group, option, text):
         choices = REGISTRIES[option.name]() if option.kind is tuple else option.kind
         group.add_argument(f"--{option.name}", choices=choices, help=text)
     else:
-        metavar = {"path": "PATH", "count": "N", "integer": "N"}.get(option.kind, "X")
+        metavar = {"path": "PATH", "count": "N", "integer": "N", "bits": "{32,16,8,4,1}"}.get(option.kind, "X")
         group.add_argument(f"--{option.name}", type=KINDS[option.kind], metavar=metavar, help=text)
 
 
@@ -296,14 +328,20 @@ def resolve(given, explicit=()):
     error, whereas a config file may be shared by several algorithms. Raises InputError.
     """
     args = _with_defaults(given)
-    _check_algorithm_options(args, explicit)
+    _check_needs(args, explicit)
     _check_combinations(args)
     _check_paths(args)
     return args
 
 
 def _with_defaults(given):
-    values = {name: option.default for name, option in all_options().items()} | given
+    options = {name: option.default for name, option in all_options().items()}
+    spec, preset = algorithm_specs()[given.get("algorithm", options["algorithm"])], given.get("preset")
+    if preset and preset not in spec.presets:
+        raise InputError(
+            f"--preset {preset}: --algorithm {given.get('algorithm', options['algorithm'])} has none of this name"
+        )
+    values = options | spec.defaults | spec.presets.get(preset, {}) | given
     values.pop("config", None)
     args = argparse.Namespace(**values)
     args.model_name = args.model_name or ("cnn" if args.dataset == "DIGITS" else "resnet18")
@@ -312,18 +350,24 @@ def _with_defaults(given):
     return args
 
 
-def _check_algorithm_options(args, explicit):
-    for name, (option, owners) in algorithm_options().items():
-        value, (other, _, wanted) = getattr(args, name), option.needs.partition("=")
-        idle = args.algorithm not in owners
-        if name in explicit and value != option.default:
+def _check_needs(args, explicit):
+    """Refuse flags in `explicit` that have no effect with the others; put all that have none to their defaults."""
+    owners_of = {name: owners for name, (_, owners) in algorithm_options().items()}
+    for name, option in all_options().items():
+        owners, (other, _, wanted) = owners_of.get(name), option.needs.partition("=")
+        idle = owners is not None and args.algorithm not in owners
+        if other:
+            missing = getattr(args, other) != wanted if wanted else getattr(args, other) == all_options()[other].default
+        else:
+            missing = False
+        if name in explicit and getattr(args, name) != option.default:
             if idle:
                 raise InputError(
                     f"--{name} has no effect with --algorithm {args.algorithm} (only: {', '.join(owners)})"
                 )
-            if wanted and getattr(args, other) != wanted:
-                raise InputError(f"--{name} has no effect without --{other} {wanted}")
-        if idle or (wanted and getattr(args, other) != wanted):
+            if missing:
+                raise InputError(f"--{name} has no effect without --{option.needs.replace('=', ' ')}")
+        if idle or missing:
             setattr(args, name, option.default)
 
 
@@ -380,7 +424,7 @@ def _check_folder(name, folder):
 def run_name(args):
     """Return `algorithm_dataset_dirichlet_seed`, then `_option=value` for each other setting that changes the result
     and is not at its default. Different settings give different names."""
-    defaults = vars(_with_defaults({"dataset": args.dataset, "model_name": args.model_name}))
+    defaults = default_settings(args)
     defaults["model_name"] = _with_defaults({"dataset": args.dataset}).model_name
     parts = [args.algorithm, args.dataset, str(args.dirichlet), str(args.seed)]
     for name, option in all_options().items():
@@ -393,6 +437,12 @@ def run_name(args):
     if len(full) <= 180:
         return full
     return f"{full[:160]}_{hashlib.sha256(full.encode()).hexdigest()[:12]}"  # file systems allow 255 bytes a name
+
+
+def default_settings(args):
+    """Return {name: value} of what is not named to a run of this dataset, model, algorithm and preset."""
+    chosen = {name: getattr(args, name) for name in ("dataset", "model_name", "algorithm", "preset")}
+    return vars(_with_defaults(chosen)) | {"preset": None}
 
 
 def drawn_split(args):

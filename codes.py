@@ -1,0 +1,300 @@
+"""Codes for long arrays, in blocks of 1,024: whole numbers by Golomb's code, float32 with packed exponents.
+
+`encode` and `decode` are for small whole numbers, such as the gaps between the ones of a mask. A number x is split by its
+block's divisor into x // divisor, in unary, and x % divisor, in a fixed width (Golomb 1966). Gaps in a random mask are
+geometric, and for those no code of whole symbols is shorter. Divisors are 2^j and 3 * 2^j: the powers of two alone (Rice's
+code) cost up to 4 % more than the entropy at densities around 0.2, these at most 2 %. As every block has its own, a mask
+whose layers differ in density costs less than the entropy of its mean density. 64 blocks are written at a time, then the
+numbers that fill no block, so that all passes over them stay in the cache:
+
+    u8[]       a block: 0 if all its numbers are 0 (which then take nothing more), else the divisor's place + 1
+    and for each divisor among them, in order,
+    u32        bits of the unary part
+    bits       x // divisor zeros, then a one, for every number of its blocks
+    u8[]       if the divisor is 3 * 2^j: (x >> j) % 3, five a byte
+    bits       the lowest j bits
+
+`encode_floats` and `decode_floats` lose nothing either. The largest changes of a layer differ by few powers of two, so that
+most of their eight bits of exponent say the same; 64 blocks at a time:
+
+    u8[]       a block: its smallest exponent
+    u8[]       a block: the bits in which its exponents are written, less that smallest one
+    bits       for each of these widths, in order: the exponents of its blocks
+    u16[] u8[] mantissa and sign
+"""
+
+import functools
+import math
+import struct
+
+import numpy as np
+import torch
+
+BLOCK = 1024  # numbers that share a divisor
+CHUNK = 64  # blocks that are written at a time
+LARGEST = 2**31 - 1  # of the numbers coded
+SCALE = 4096  # block means are compared as whole multiples of 1 / SCALE, so that every device decides alike
+DIVISORS = np.array(sorted([2**j for j in range(29)] + [3 * 2**j for j in range(28)]))
+TRIPLE = DIVISORS % 3 == 0
+SHIFTS = np.log2(np.where(TRIPLE, DIVISORS // 3, DIVISORS)).round().astype(np.int64)
+POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
+TRITS = (np.arange(243)[:, None] // POWERS % 3).astype(np.uint8)  # [243, 5], what a byte of five trits holds
+LENGTH = struct.Struct("<I")
+
+
+class CodeError(ValueError):
+    """The bytes are not what `encode` writes."""
+
+
+@functools.cache
+def _thresholds():
+    """Return int64 [len(DIVISORS) - 1]: SCALE times the mean up to which a divisor is no worse than the next."""
+
+    def bits(mean, divisor, triple, shift):
+        tail = (mean / (1 + mean)) ** divisor  # of a geometric distribution
+        return 1 + tail / (1 - tail) + shift + (8 / 5 if triple else 0)
+
+    found, kinds = [], list(zip(DIVISORS.tolist(), TRIPLE.tolist(), SHIFTS.tolist(), strict=True))
+    for one, other in zip(kinds, kinds[1:], strict=False):
+        low, high = 0.1 * one[0], 4.0 * other[0]
+        for _ in range(60):
+            mean = (low + high) / 2
+            low, high = (mean, high) if bits(mean, *one) <= bits(mean, *other) else (low, mean)
+        found.append(math.floor(SCALE * low))
+    return np.array(found)
+
+
+def coded_bytes(x):
+    """Return len(encode(x)) for an integer tensor x [n], computed on its device; waits for it once."""
+    n = len(x)
+    whole, places = n - n % BLOCK, len(DIVISORS)
+    blocks = [x[:whole].view(-1, BLOCK), torch.nn.functional.pad(x[whole:], (0, -n % BLOCK)).view(-1, BLOCK)]
+    counts = torch.full((len(blocks[0]) + len(blocks[1]),), BLOCK, device=x.device)
+    counts[len(blocks[0]) :] = n - whole
+    chunks = torch.arange(len(counts), device=x.device) // CHUNK
+    chunks[len(blocks[0]) :] = _ceil(len(blocks[0]), CHUNK)
+    sums = torch.cat([b.sum(1, dtype=torch.int64) for b in blocks])
+    place = torch.bucketize(sums * SCALE // counts, torch.from_numpy(_thresholds()).to(x.device))
+    shifts, triples = (torch.from_numpy(table).to(x.device) for table in (SHIFTS, TRIPLE))
+    quotients = torch.cat(blocks) >> shifts[place, None]
+    quotients = torch.where(triples[place, None], quotients // 3, quotients).sum(1, dtype=torch.int64)
+    group, coded = chunks * places + place, counts * (sums > 0)  # of a chunk, the blocks of one divisor
+    members = torch.zeros(int(n > 0) * (_ceil(len(blocks[0]), CHUNK) + 1) * places, dtype=torch.int64, device=x.device)
+    unary = torch.zeros_like(members).scatter_add_(0, group, quotients * (sums > 0) + coded)
+    members = members.scatter_add_(0, group, coded).view(-1, places)
+    sizes = LENGTH.size * (members > 0) + _ceil(unary.view(-1, places), 8) + _ceil(members * triples, 5)
+    return _ceil(n, BLOCK) + int((sizes + field_bytes(members, shifts)).sum())
+
+
+def encode(x):
+    """Return the code of an array x [n] of whole numbers in 0..LARGEST as bytes; n is not in it."""
+    return b"".join(part for blocks in _chunks(x) for part in _encode_blocks(blocks))
+
+
+def _chunks(x):
+    """Yield x [n] as arrays [blocks, BLOCK] of up to CHUNK blocks; what fills no block comes last, as [1, rest]."""
+    whole = len(x) - len(x) % BLOCK
+    for begin in range(0, whole, CHUNK * BLOCK):
+        yield x[begin : min(whole, begin + CHUNK * BLOCK)].reshape(-1, BLOCK)
+    if whole < len(x):
+        yield x[whole:].reshape(1, -1)
+
+
+def _encode_blocks(blocks):
+    """Return the code of blocks [n_blocks, size] in parts of bytes."""
+    sums = blocks.sum(1, dtype=np.int64)
+    place = np.searchsorted(_thresholds(), sums * SCALE // blocks.shape[1])
+    parameters = np.where(sums > 0, place + 1, 0).astype(np.uint8)
+    parts = [parameters.tobytes()]
+    for parameter in np.unique(parameters[parameters > 0]):
+        x = (blocks if (parameters == parameter).all() else blocks[parameters == parameter]).reshape(-1)
+        shift, trits = int(SHIFTS[parameter - 1]), b""
+        fields, x = pack_fields(x, shift), x >> shift
+        if TRIPLE[parameter - 1]:
+            whole = x // 3
+            trits, x = _pack_trits(x.astype(np.uint8) - 3 * whole.astype(np.uint8)), whole  # right modulo 256
+        x = x.astype(np.int64)
+        x += 1
+        ends = np.cumsum(x, out=x)
+        unary = np.zeros(ends[-1], bool)
+        ends -= 1
+        unary[ends] = True
+        parts += [LENGTH.pack(len(unary)), np.packbits(unary).data, trits, fields]
+    return parts
+
+
+def decode(data, n):
+    """Return (x, length): the int64 array x [n] that `encode` wrote at the start of `data`, and its bytes.
+
+    Raises CodeError if it did not write that. Allocates a multiple of n and of len(data), whatever `data` says.
+    """
+    reader, x = Reader(data), np.zeros(n, np.int64)
+    for blocks in _chunks(x):  # views into x
+        _decode_blocks(reader, blocks)
+    return x, reader.at
+
+
+def _decode_blocks(reader, out):
+    """Fill `out [n_blocks, size]`, zeros so far."""
+    parameters = reader.array(len(out))
+    if parameters.max() > len(DIVISORS):
+        raise CodeError("an unknown divisor")
+    for parameter in np.unique(parameters[parameters > 0]):
+        members = parameters == parameter
+        size, shift = int(members.sum()) * out.shape[1], int(SHIFTS[parameter - 1])
+        x = _read_unary(reader, size)
+        if x.max() > LARGEST // DIVISORS[parameter - 1]:
+            raise CodeError("a number too large")
+        if TRIPLE[parameter - 1]:
+            trits = reader.array(_ceil(size, 5))
+            if trits.max() > 242:
+                raise CodeError("a byte that is not five trits")
+            x *= 3
+            x += TRITS.take(trits, axis=0).reshape(-1)[:size]
+        if shift:
+            x <<= shift
+            x += unpack_fields(reader, size, shift)
+        out[slice(None) if members.all() else members] = x.reshape(-1, out.shape[1])
+
+
+def _read_unary(reader, n):
+    """Return the n > 0 numbers that the unary part holds."""
+    (n_bits,) = LENGTH.unpack(reader.take(LENGTH.size))
+    bits = np.unpackbits(reader.array(_ceil(n_bits, 8)))
+    ends = np.flatnonzero(bits.view(bool))
+    if len(ends) != n or ends[-1] + 1 != n_bits:
+        raise CodeError("the unary part has not one end a number")
+    ends[1:] -= ends[:-1] + 1
+    return ends
+
+
+def _pack_trits(x):
+    padded = np.zeros(_ceil(len(x), 5) * 5, np.uint8)
+    padded[: len(x)] = x
+    packed = padded[::5].copy()
+    for i, power in enumerate(POWERS[1:], start=1):
+        packed += padded[i::5] * power
+    return packed.tobytes()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Numbers of a fixed width
+
+
+def _ceil(a, b):
+    return -(-a // b)
+
+
+def field_bytes(n, width):
+    """Return the bytes that n numbers of `width` bits take in `pack_fields`."""
+    return n * (width // 8) + _ceil(n, 8) * (width % 8)
+
+
+def pack_fields(x, width):
+    """Return the lowest `width` bits of each number as bytes: whole bytes first, a plane each, then the bits left, too."""
+    planes = [(x >> 8 * i).astype(np.uint8).tobytes() for i in range(width // 8)]
+    rest = (x >> 8 * (width // 8)).astype(np.uint8)
+    planes += [np.packbits(rest & (1 << i)).tobytes() for i in range(width % 8)]
+    return b"".join(planes)
+
+
+def unpack_fields(reader, n, width):
+    """Return the array [n] of whole numbers that pack_fields wrote, from a Reader."""
+    rest = np.zeros(n, np.uint8)
+    planes = [reader.array(n) for _ in range(width // 8)]
+    for i in range(width % 8):
+        rest |= np.unpackbits(reader.array(_ceil(n, 8)), count=n) << i
+    if not planes:
+        return rest
+    if width == 8:
+        return planes[0]
+    return sum((plane.astype(np.int64) << 8 * i for i, plane in enumerate([*planes, rest])))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# float32
+
+
+WIDTHS = np.array([i.bit_length() for i in range(256)], np.uint8)
+
+
+def float_bytes(x):
+    """Return len(encode_floats(x)) for a float32 tensor x [n], computed on its device; waits for it once."""
+    n = len(x)
+    whole = n - n % BLOCK
+    exponents = (x.view(torch.int32) >> 23) & 255
+    blocks = [part for part in (exponents[:whole].view(-1, BLOCK), exponents[whole:].view(1, -1)) if part.numel()]
+    widths = torch.from_numpy(WIDTHS).to(x.device)
+    bits = [widths[part.amax(1) - part.amin(1)].sum(dtype=torch.int64) * _ceil(part.shape[1], 8) for part in blocks]
+    return 3 * n + 2 * _ceil(n, BLOCK) + int(sum(bits))
+
+
+def encode_floats(x):
+    """Return the code of a float32 array x [n] as bytes; n is not in it."""
+    return b"".join(part for blocks in _chunks(x) for part in _encode_float_blocks(blocks))
+
+
+def _encode_float_blocks(blocks):
+    bits = blocks.view(np.uint32)
+    turned = bits << 1  # the exponent is the highest byte now, the sign the lowest bit
+    turned |= bits >> 31
+    exponents = (turned >> 24).astype(np.uint8)
+    lowest = exponents.min(1)
+    widths = WIDTHS[exponents.max(1) - lowest]
+    exponents -= lowest[:, None]
+    fields = [pack_fields(exponents[widths == width].reshape(-1), int(width)) for width in np.unique(widths)]
+    low, high = turned.astype("<u2"), (turned >> 16).astype(np.uint8)  # both drop what lies above
+    return [lowest.tobytes(), widths.tobytes(), *fields, low.tobytes(), high.tobytes()]
+
+
+def decode_floats(reader, n):
+    """Return the float32 array [n] that `encode_floats` wrote, from a Reader. Raises CodeError if it did not."""
+    x = np.empty(n, np.float32)
+    for blocks in _chunks(x):  # views into x
+        _decode_float_blocks(reader, blocks)
+    return x
+
+
+def _decode_float_blocks(reader, out):
+    lowest, widths = reader.array(len(out)), reader.array(len(out))
+    if widths.max() > 8:
+        raise CodeError("an exponent too wide")
+    exponents = np.zeros(out.shape, np.uint8)
+    for width in np.unique(widths):
+        members = widths == width
+        size = int(members.sum()) * out.shape[1]
+        exponents[members] = unpack_fields(reader, size, int(width)).reshape(-1, out.shape[1])
+    if (exponents.max(1) > 255 - lowest).any():
+        raise CodeError("an exponent out of range")
+    exponents += lowest[:, None]
+    low, high = reader.array(out.size, "<u2").reshape(out.shape), reader.array(out.size).reshape(out.shape)
+    turned = exponents.astype(np.uint32)
+    turned <<= 8
+    turned |= high
+    turned <<= 16
+    turned |= low
+    bits = out.view(np.uint32)
+    np.right_shift(turned, 1, out=bits)
+    turned <<= 31
+    bits |= turned
+
+
+class Reader:
+    """Takes bytes off the front of `data`. Raises CodeError where there are too few."""
+
+    def __init__(self, data):
+        self.data, self.at = memoryview(data), 0
+
+    def take(self, size):
+        if size > len(self.data) - self.at:
+            raise CodeError("too short")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def rest(self):
+        """Return what is left, without taking it."""
+        return self.data[self.at :]
+
+    def array(self, size, dtype=np.uint8):
+        """Return the next `size` numbers as a read-only array."""
+        return np.frombuffer(self.take(size * np.dtype(dtype).itemsize), dtype)

@@ -1,0 +1,103 @@
+"""What clients download, counted for each of them: who was away for five rounds has more to catch up with.
+
+After every round the server publishes a model. It knows the last round in which each weight changed, and the size of every
+broadcast; a client that comes back pays for what it missed.
+"""
+
+import torch
+
+import payload
+from agg_utils import Update, top_k_mask
+from utils import generator
+
+
+class Downlink:
+    """The server's side of the downloads; `model [dim]` is what a client that is up to date holds.
+
+    mode: "dense", the whole model every time; "delta", exactly what changed; "sparse", of every round the largest changes
+    only, a share `keep` in `bits` a value, while the server keeps the rest for later rounds (Sattler et al. 2019,
+    Algorithm 2). A client pays for the broadcasts it missed or for the weights that changed meanwhile, whichever is less,
+    and never for more than the whole model. At first contact that is the whole model, unless `shared_init`: then everybody
+    can make the initial model, from the seed or a public file.
+
+    With `real`, everything is made bytes and read again, and each client's own copy is compared with `model`.
+    """
+
+    def __init__(
+        self, start, layout, n_clients, mode="delta", bits=32, keep=0.01, shared_init=False, seed=0, real=False
+    ):
+        self.model, self.n, self.mode = start, layout.n_trainable, mode
+        self.bits, self.keep, self.seed, self.real = bits, keep, seed, real
+        self.version = 0  # rounds published
+        self.seen = [0 if shared_init else None] * n_clients  # the version each client holds
+        self.changed_at = torch.zeros(self.n, dtype=torch.int32, device=start.device)  # the version, of each weight
+        self.broadcasts = [(0, None)]  # of every version: bytes, and the Message if it is `real`
+        self.copies = dict.fromkeys(range(n_clients), start) if real and shared_init else {}
+        self.ways = {}  # since -> (bytes, messages, whether they add), of this version
+
+    def publish(self, target):
+        """Make `target [dim]`, or what of it goes into a sparse broadcast, the next version."""
+        self.version += 1
+        self.ways = {}
+        if self.mode == "dense":
+            self.model = target
+            return
+        before, sparse = self.model, self.mode == "sparse"
+        message = (
+            self._largest(target - before) if sparse else self._exact(target[: self.n] != before[: self.n], target)
+        )
+        size, message = payload.carry(message, self.real)
+        self.model = receive(before, message, adds=sparse)
+        self.changed_at.masked_fill_(self.model[: self.n] != before[: self.n], self.version)
+        self.broadcasts.append((size, message if self.real else None))
+
+    def fetch(self, number):
+        """Bring client `number` up to date; return the bytes that it downloads."""
+        since, self.seen[number] = self.seen[number], self.version
+        if since not in self.ways:
+            self.ways[since] = self._way(since)
+        size, messages, adds = self.ways[since]
+        if self.real:
+            copy = self.copies.get(number, torch.full_like(self.model, torch.nan))
+            for message in messages:
+                copy = receive(copy, message, adds)
+            if not torch.equal(copy, self.model):
+                raise AssertionError(f"client {number} does not hold the server's model")
+            self.copies[number] = copy
+        return size
+
+    def _way(self, since):
+        """Return (bytes, messages, whether they add) of the cheapest way to this version from `since`, None if new."""
+        if since == self.version:
+            return 0, [], False
+        if self.mode == "dense" or since is None:
+            size, message = payload.carry(payload.pack(Update(self.model), self.n, 32), self.real)
+            return size, [message], False
+        size, message = payload.carry(self._exact(self.changed_at > since, self.model), self.real)
+        missed = sum(size for size, _ in self.broadcasts[since + 1 :])
+        if missed < size:
+            return missed, [message for _, message in self.broadcasts[since + 1 :]], self.mode == "sparse"
+        return size, [message], False
+
+    def _exact(self, changed, model):
+        """Return the Message of the new values of the weights `changed`, bool [n_trainable], and of all buffers."""
+        return payload.pack(Update(model, changed), self.n, 32, round=self.version)
+
+    def _largest(self, change):
+        """Return the Message of the largest of the changes [dim] that wait at the server."""
+        mask = None
+        if self.keep < 1:
+            mask = top_k_mask(change[: self.n], self.keep, (self.n,)) & (change[: self.n] != 0)
+        rng = generator(self.seed, "rounding", self.version, "server")
+        return payload.pack(Update(change, mask), self.n, self.bits, rng, self.version)
+
+
+def receive(model, message, adds):
+    """Return the model [dim] that a client makes of its own and a Message of changes (`adds`) or of new values."""
+    arrived = message.unpack(torch.empty_like(model))
+    if adds:
+        return model + arrived
+    if message.mask is not None:
+        n = message.n_trainable
+        arrived[:n] = torch.where(message.mask, arrived[:n], model[:n])
+    return arrived
