@@ -253,8 +253,8 @@ class SignSGD(FedAvg):
 class ErrorFeedback:
     """What each client did not send, to be added to its next update (Seide et al. 2014; Stich et al. 2018).
 
-    With a momentum, what is added up are the client's velocities, and the velocity of what was sent is forgotten (Lin et
-    al. 2018, sections 3.1 and 3.2). Vectors are [n_trainable]; a client that is not sampled keeps its own.
+    With a momentum, what is added up are the client's velocities, and the velocity of what was sent is forgotten (Lin
+    et al. 2018, sections 3.1 and 3.2). Vectors are [n_trainable]; a client that is not sampled keeps its own.
     """
 
     def __init__(self, momentum=0.0):

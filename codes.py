@@ -1,11 +1,11 @@
 """Codes for long arrays, in blocks of 1,024: whole numbers by Golomb's code, float32 with packed exponents.
 
-`encode` and `decode` are for small whole numbers, such as the gaps between the ones of a mask. A number x is split by its
-block's divisor into x // divisor, in unary, and x % divisor, in a fixed width (Golomb 1966). Gaps in a random mask are
-geometric, and for those no code of whole symbols is shorter. Divisors are 2^j and 3 * 2^j: the powers of two alone (Rice's
-code) cost up to 4 % more than the entropy at densities around 0.2, these at most 2 %. As every block has its own, a mask
-whose layers differ in density costs less than the entropy of its mean density. 64 blocks are written at a time, then the
-numbers that fill no block, so that all passes over them stay in the cache:
+`encode` and `decode` are for small whole numbers, such as the gaps between the ones of a mask. A number x is split by
+its block's divisor into x // divisor, in unary, and x % divisor, in a fixed width (Golomb 1966). Gaps in a random mask
+are geometric, and for those no code of whole symbols is shorter. Divisors are 2^j and 3 * 2^j: the powers of two alone
+(Rice's code) cost up to 4 % more than the entropy at densities around 0.2, these at most 2 %. As every block has its
+own, a mask whose layers differ in density costs less than the entropy of its mean density. 64 blocks are written at a
+time, then the numbers that fill no block, so that all passes over them stay in the cache:
 
     u8[]       a block: 0 if all its numbers are 0 (which then take nothing more), else the divisor's place + 1
     and for each divisor among them, in order,
@@ -14,8 +14,8 @@ numbers that fill no block, so that all passes over them stay in the cache:
     u8[]       if the divisor is 3 * 2^j: (x >> j) % 3, five a byte
     bits       the lowest j bits
 
-`encode_floats` and `decode_floats` lose nothing either. The largest changes of a layer differ by few powers of two, so that
-most of their eight bits of exponent say the same; 64 blocks at a time:
+`encode_floats` and `decode_floats` lose nothing either. The largest changes of a layer differ by few powers of two, so
+that most of their eight bits of exponent say the same; 64 blocks at a time:
 
     u8[]       a block: its smallest exponent
     u8[]       a block: the bits in which its exponents are written, less that smallest one
@@ -26,6 +26,7 @@ most of their eight bits of exponent say the same; 64 blocks at a time:
 import functools
 import math
 import struct
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def _thresholds():
         return 1 + tail / (1 - tail) + shift + (8 / 5 if triple else 0)
 
     found, kinds = [], list(zip(DIVISORS.tolist(), TRIPLE.tolist(), SHIFTS.tolist(), strict=True))
-    for one, other in zip(kinds, kinds[1:], strict=False):
+    for one, other in pairwise(kinds):
         low, high = 0.1 * one[0], 4.0 * other[0]
         for _ in range(60):
             mean = (low + high) / 2
@@ -191,7 +192,7 @@ def field_bytes(n, width):
 
 
 def pack_fields(x, width):
-    """Return the lowest `width` bits of each number as bytes: whole bytes first, a plane each, then the bits left, too."""
+    """Return the lowest `width` bits of each number as bytes: a plane for each whole byte, then one for each bit left."""
     planes = [(x >> 8 * i).astype(np.uint8).tobytes() for i in range(width // 8)]
     rest = (x >> 8 * (width // 8)).astype(np.uint8)
     planes += [np.packbits(rest & (1 << i)).tobytes() for i in range(width % 8)]

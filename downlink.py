@@ -1,7 +1,7 @@
 """What clients download, counted for each of them: who was away for five rounds has more to catch up with.
 
-After every round the server publishes a model. It knows the last round in which each weight changed, and the size of every
-broadcast; a client that comes back pays for what it missed.
+After every round the server publishes a model. It knows the last round in which each weight changed, and the size of
+every broadcast; a client that comes back pays for what it missed.
 """
 
 import torch
@@ -14,11 +14,11 @@ from utils import generator
 class Downlink:
     """The server's side of the downloads; `model [dim]` is what a client that is up to date holds.
 
-    mode: "dense", the whole model every time; "delta", exactly what changed; "sparse", of every round the largest changes
-    only, a share `keep` in `bits` a value, while the server keeps the rest for later rounds (Sattler et al. 2019,
-    Algorithm 2). A client pays for the broadcasts it missed or for the weights that changed meanwhile, whichever is less,
-    and never for more than the whole model. At first contact that is the whole model, unless `shared_init`: then everybody
-    can make the initial model, from the seed or a public file.
+    mode: "dense", the whole model every time; "delta", exactly what changed; "sparse", of every round the largest
+    changes only, a share `keep` in `bits` a value, while the server keeps the rest for later rounds (Sattler et al.
+    2019, Algorithm 2). A client pays for the broadcasts it missed or for the weights that changed meanwhile, whichever
+    is less, and never for more than the whole model. At first contact that is the whole model, unless `shared_init`:
+    then everybody can make the initial model, from the seed or a public file.
 
     With `real`, everything is made bytes and read again, and each client's own copy is compared with `model`.
     """

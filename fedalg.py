@@ -40,7 +40,7 @@ COLUMNS = ["epoch", *METRICS, *BYTES, "train_seconds", "eval_seconds", "kept_sha
 
 @dataclass
 class Experiment:
-    """Everything one run works with; `theta [dim]` is the server's model, `downlink.model` what it lets clients have."""
+    """Everything one run works with; `theta [dim]` is the server's model, `downlink.model` what clients get of it."""
 
     args: object
     name: str
@@ -87,6 +87,7 @@ def assemble(args, splits, parts, device):
         clip_norm=args.clip_norm,
         augment=args.augment == "standard",
         bf16=args.precision == "bf16",
+        max_steps=args.local_steps,
     )
     cls = ALGORITHMS[args.algorithm]
     algorithm = cls(model.layout, **{name: getattr(args, name) for name in cls.options})
@@ -358,7 +359,8 @@ def record(exp, finished, final=None):
 
 def already_finished(args, name):
     """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings,
-    or one that did not leave what is asked for now."""
+    or one that did not leave what is asked for now.
+    """
     path = Path(args.metrics_dir) / f"{name}.json"
     earlier = None if args.overwrite else records.read_json(path)
     if not earlier or not earlier.get("finished") or not path.with_name(f"{name}_metrics.csv").exists():

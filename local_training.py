@@ -5,6 +5,7 @@ made and read once a round.
 """
 
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class LocalSettings:
     clip_norm: float | None = None
     augment: bool = False
     bf16: bool = False
+    max_steps: int | None = None  # of training in one round
 
 
 class Trainer:
@@ -84,7 +86,7 @@ class Client:
         w, g, anchor = model.trainable, model.gradient, start[: model.layout.n_trainable]
         velocity = g if s.clip_norm is None else torch.zeros_like(g)
         outputs, targets = [], []
-        for x, y in self._batches(s.epochs, "batches"):
+        for x, y in islice(self._batches(s.epochs, "batches"), s.max_steps):
             # Without clipping all that enters v is added up, so backward() adds to v itself: two passes less a step.
             carry = s.momentum if velocity is g and outputs else 0.0
             outputs.append(self._backward(x, y, carry))

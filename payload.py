@@ -1,8 +1,8 @@
 """The wire format: an update -> a Message -> bytes -> the same Message.
 
-`pack` turns an Update into the Message that carries it, its values rounded to the declared bits. What the server merges is
-what the Message unpacks to, whether or not its bytes are ever made: `payload_bytes` says how many `encode` would make, and
-is computed on the update's device. `decode` takes nothing on trust. All numbers are little-endian:
+`pack` turns an Update into the Message that carries it, its values rounded to the declared bits. What the server
+merges is what the Message unpacks to, whether or not its bytes are ever made: `payload_bytes` says how many `encode`
+would make, and is computed on the update's device. `decode` takes nothing on trust. All numbers are little-endian:
 
     header     3 bytes "FSU", version, bits of a value, how positions and values are written, 0,
                u32 weights, buffers, weights kept, round; i32 client (-1: the server); u32 CRC-32 of all the rest
@@ -10,11 +10,12 @@ is computed on the update's device. `decode` takes nothing on trust. All numbers
                more than half, between those dropped) in Golomb's code, whichever is shortest
     values     of the weights kept; then of all buffers (BatchNorm statistics), in 16 bits at the least
 
-Values of 32 bits are float32, in a sparse message with their exponents packed (codes.py). Of 16: float16 under one power of two, which brings the largest below 2^15, so that tiny
-values keep their precision. Of 8 and 4: a sign, and one of 2^(bits - 1) levels, evenly spaced between the smallest and the
-largest magnitude of a block of 1,024 values, rounded at random so that the mean is kept (as QSGD does, Alistarh et al.
-2017, with levels from 0); the levels in Golomb's code if that is shorter. Of 1: a sign, and the mean magnitude of a block
-(as STC has it for the whole vector, Sattler et al. 2019).
+Values of 32 bits are float32, in a sparse message with their exponents packed (codes.py). Of 16: float16 under one
+power of two, which brings the largest below 2^15, so that tiny values keep their precision. Of 8 and 4: a sign, and
+one of 2^(bits - 1) levels, evenly spaced between the smallest and the largest magnitude of a block of 1,024 values,
+rounded at random so that the mean is kept (as QSGD does, Alistarh et al. 2017, with levels from 0); the levels in
+Golomb's code if that is shorter. Of 1: a sign, and the mean magnitude of a block (as STC has it for the whole vector,
+Sattler et al. 2019).
 """
 
 import functools
@@ -84,7 +85,7 @@ class Message:
 
 
 def quantise(values, bits, rng=None):
-    """Return float32 values [n] as Values of `bits`; `rng`, a CPU torch.Generator, decides the rounding of 8, 4 and 1."""
+    """Return float32 values [n] as Values of `bits`; `rng`, a CPU torch.Generator, rounds to 8, 4 and 1."""
     if bits == 32:
         return Values(32, values)
     if bits == 16:
@@ -325,7 +326,7 @@ def decode(data, n_trainable, n_buffers, device="cpu"):
 
 
 def carry(message, real):
-    """Return (bytes, Message) of what arrives: by its size only, or, if `real`, through bytes that are made and read."""
+    """Return the bytes of a message, and what arrives: itself, or, if `real`, what is read from bytes made of it."""
     if not real:
         return payload_bytes(message), message
     data, n_buffers = encode(message), len(message.buffers.data)

@@ -147,6 +147,7 @@ OPTIONS = {
     ],
     "local training": [
         Option("n_client_epochs", 5, "count", "epochs over a client's data per round"),
+        Option("local_steps", None, "count", "end a client's round after so many steps (default: with its epochs)"),
         Option("batch_size", 64, "count", "samples per step"),
         Option("lr", 0.01, "positive", "learning rate of a client's SGD"),
         Option("momentum", 0.9, "decay", "momentum of a client's SGD, reset every round"),

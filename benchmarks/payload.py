@@ -2,10 +2,11 @@
 
     python benchmarks/payload.py [--rounds 7]      (needs: pip install zstandard)
 
-An update of ResNet-18's 11.2 million weights, 1 % and 20 % of them kept, is written with float32 values and read again, to
-a given vector and to the mask. The others write the mask with np.packbits, compress it or not, and append the values kept;
-"zstd, all" compresses the values too. Once the places kept are random; once they are the largest changes of every layer
-after two epochs of a client on the digits. All take turns in one process; times are medians, and the ratio is to the fastest.
+An update of ResNet-18's 11.2 million weights, 1 % and 20 % of them kept, is written with float32 values and read
+again, to a given vector and to the mask. The others write the mask with np.packbits, compress it or not, and append
+the values kept; "zstd, all" compresses the values too. Once the places kept are random; once they are the largest
+changes of every layer after two epochs of a client on the digits. All take turns in one process; times are medians,
+and the ratio is to the fastest.
 """
 
 import argparse

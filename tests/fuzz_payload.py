@@ -2,9 +2,9 @@
 
     python tests/fuzz_payload.py -max_total_time=3600 -rss_limit_mb=2048
 
-A third of the inputs are bytes as they come, a third bodies behind a header that fits and has the right checksum, a third
-real messages in which some bytes are changed and the checksum mended. Each must raise PayloadError and nothing else, or be
-a message that survives being written and read again.
+A third of the inputs are bytes as they come, a third bodies behind a header that fits and has the right checksum, a
+third real messages in which some bytes are changed and the checksum mended. Each must raise PayloadError and nothing
+else, or be a message that survives being written and read again.
 """
 
 import struct
