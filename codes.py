@@ -192,7 +192,7 @@ def field_bytes(n, width):
 
 
 def pack_fields(x, width):
-    """Return the lowest `width` bits of each number as bytes: a plane for each whole byte, then one for each bit left."""
+    """Return the lowest `width` bits of each number as bytes: a plane for each whole byte, one for each bit left."""
     planes = [(x >> 8 * i).astype(np.uint8).tobytes() for i in range(width // 8)]
     rest = (x >> 8 * (width // 8)).astype(np.uint8)
     planes += [np.packbits(rest & (1 << i)).tobytes() for i in range(width % 8)]
@@ -225,9 +225,9 @@ def float_bytes(x):
     whole = n - n % BLOCK
     exponents = (x.view(torch.int32) >> 23) & 255
     blocks = [part for part in (exponents[:whole].view(-1, BLOCK), exponents[whole:].view(1, -1)) if part.numel()]
-    widths = torch.from_numpy(WIDTHS).to(x.device)
-    bits = [widths[part.amax(1) - part.amin(1)].sum(dtype=torch.int64) * _ceil(part.shape[1], 8) for part in blocks]
-    return 3 * n + 2 * _ceil(n, BLOCK) + int(sum(bits))
+    widths = torch.from_numpy(WIDTHS.astype(np.int64)).to(x.device)
+    fields = [field_bytes(part.shape[1], widths[part.amax(1) - part.amin(1)]).sum() for part in blocks]
+    return 3 * n + 2 * _ceil(n, BLOCK) + int(sum(fields))
 
 
 def encode_floats(x):

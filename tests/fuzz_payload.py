@@ -43,7 +43,8 @@ def candidate(given):
         return mended(header, given.ConsumeBytes(10**6)), n, buffers
     rng = torch.Generator().manual_seed(seed)
     mask = torch.rand(n, generator=rng) < given.ConsumeProbability()
-    delta = torch.randn(n + buffers, generator=rng)
+    delta = torch.randn(n + buffers, generator=rng) * 10.0 ** given.ConsumeIntInRange(-30, 30)
+    delta[torch.rand(n + buffers, generator=rng) < given.ConsumeProbability()] *= 1e-6
     data = bytearray(payload.encode(payload.pack(Update(delta, mask), n, bits, rng)))
     size = payload.HEADER.size
     for _ in range(given.ConsumeIntInRange(1, 8)):

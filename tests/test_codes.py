@@ -1,0 +1,206 @@
+"""The codes for arrays against a slow reading of their format, against the entropy, and against damaged bytes."""
+
+import math
+import struct
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import codes
+from codes import BLOCK, CHUNK, CodeError
+
+
+def numbers(seed, n, mean, zeros=False):
+    """Geometric numbers int64 [n] of a mean; of every second block all are zero if `zeros`."""
+    x = np.random.default_rng(seed).geometric(1 / (1 + mean), n) - 1
+    if zeros:
+        x[np.arange(n) // BLOCK % 2 == 0] = 0
+    return x.clip(max=codes.LARGEST)
+
+
+def slow_decode(data, n):
+    """Read the format bit by bit, as the module's docstring has it."""
+    x, at, whole = [0] * n, 0, n - n % BLOCK
+
+    def bits(count):
+        nonlocal at
+        size = -(-count // 8)
+        text = "".join(f"{byte:08b}" for byte in data[at : at + size])
+        at += size
+        assert set(text[count:]) <= {"0"}
+        return text[:count]
+
+    pieces = [(i, min(i + CHUNK * BLOCK, whole), BLOCK) for i in range(0, whole, CHUNK * BLOCK)]
+    for begin, end, size in [*pieces, *([(whole, n, n - whole)] if n > whole else [])]:
+        parameters = data[at : at + (end - begin) // size]
+        at += len(parameters)
+        for parameter in sorted(set(parameters) - {0}):
+            divisor = int(codes.DIVISORS[parameter - 1])
+            places = [p for i, q in enumerate(parameters) if q == parameter for p in range(size * i, size * (i + 1))]
+            (length,) = struct.unpack_from("<I", data, at)
+            at += 4
+            ends = bits(length).split("1")
+            assert ends.pop() == ""
+            quotients = [len(zeros) for zeros in ends]
+            j, trits = divisor.bit_length() - 1, [0] * len(places)
+            if divisor % 3 == 0 and divisor > 1:
+                j -= 1
+                count = -(-len(places) // 5)
+                trits = [byte // 3**i % 3 for byte in data[at : at + count] for i in range(5)]
+                at += count
+            low = [0] * len(places)
+            planes = j // 8
+            for plane in range(planes):
+                low = [value | byte << 8 * plane for value, byte in zip(low, data[at : at + len(places)], strict=True)]
+                at += len(places)
+            for plane in range(8 * planes, j):
+                low = [v | int(bit) << plane for v, bit in zip(low, bits(len(places)), strict=True)]
+            for i, place in enumerate(places):
+                high = 3 * quotients[i] + trits[i] if divisor % 3 == 0 else quotients[i]
+                x[begin + place] = (high << j) + low[i]
+    return x, at
+
+
+@pytest.mark.parametrize(
+    ("x", "code"),
+    [
+        ([5, 0, 3], "02 06000000 34 a0"),  # mean 2.7: divisor 2; 001 1 01; 1 0 1
+        ([4, 4], "03 04000000 50 04"),  # mean 4: divisor 3; 01 01; 1 + 3 * 1
+        ([9, 7], "05 04000000 50 01 c0"),  # mean 8: divisor 6; 01 01; 9 >> 1 = 3 + 1, 7 >> 1 = 3 + 0; 1 1
+        ([0, 0, 0], "00"),
+        ([], ""),
+    ],
+)
+def test_by_hand(x, code):
+    assert codes.encode(np.array(x, np.int64)) == bytes.fromhex(code)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(0, 3 * BLOCK),
+    log_mean=st.floats(-3, 20),
+    zeros=st.booleans(),
+    tail=st.integers(0, 3),
+)
+def test_what_is_written_is_read_and_its_size_known(seed, n, log_mean, zeros, tail):
+    x = numbers(seed, n, 2**log_mean, zeros)
+    code = codes.encode(x)
+    read, length = codes.decode(code + bytes(tail), n)
+    assert (read.tolist(), length) == (x.tolist(), len(code))
+    assert codes.coded_bytes(torch.from_numpy(x)) == len(code)
+    assert slow_decode(code, n) == (x.tolist(), len(code))
+
+
+def test_many_chunks_of_mixed_divisors():
+    n = 2 * CHUNK * BLOCK + 5 * BLOCK + 77
+    x = np.concatenate([numbers(i, 10_000, mean) for i, mean in enumerate((0, 1.9, 5, 30, 2.1, 3000) * 3)])[:n]
+    for values in (x.astype(np.uint32), x.astype(np.int64)):
+        code = codes.encode(values)
+        assert codes.decode(code, len(x))[0].tolist() == x.tolist()
+        assert codes.coded_bytes(torch.from_numpy(x)) == len(code)
+    assert slow_decode(code, len(x))[0] == x.tolist()
+
+
+def test_the_largest_number():
+    x = np.array([codes.LARGEST] * 3 + [0])
+    assert codes.decode(codes.encode(x), 4)[0].tolist() == x.tolist()
+
+
+def entropy_bytes(mask):
+    q = mask.mean()
+    return len(mask) * -(q * math.log2(q) + (1 - q) * math.log2(1 - q)) / 8
+
+
+def gaps(mask):
+    return np.diff(np.flatnonzero(mask), prepend=-1) - 1
+
+
+@pytest.mark.parametrize("density", np.geomspace(0.001, 0.3, 12).tolist())
+def test_a_random_mask_costs_at_most_three_percent_more_than_its_entropy(density):
+    mask = np.random.default_rng(0).random(3_000_000) < density
+    assert len(codes.encode(gaps(mask))) <= 1.03 * entropy_bytes(mask)
+
+
+def test_a_mask_whose_layers_differ_costs_less_than_the_entropy_of_its_mean_density():
+    rng = np.random.default_rng(0)
+    mask = np.concatenate([rng.random(500_000) < q for q in (0.001, 0.05, 0.01, 0.2)])
+    assert len(codes.encode(gaps(mask))) < 0.85 * entropy_bytes(mask)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("", "too short"),
+        ("02 06000000 34", "too short"),
+        ("02 ffffffff 34 a0", "too short"),
+        ("ff 06000000 34 a0", "unknown divisor"),
+        ("02 08000000 34 a0", "one end a number"),  # bits behind the last end
+        ("02 06000000 30 a0", "one end a number"),  # two numbers only
+        ("03 06000000 34 f3", "not five trits"),
+        (f"{len(codes.DIVISORS):02x} 12000000 0001c0 00000000000000000000", "too large"),
+    ],
+)
+def test_what_was_not_written_here_is_refused(code, why):
+    with pytest.raises(CodeError, match=why):
+        codes.decode(bytes.fromhex(code), 3)
+
+
+@given(data=st.binary(max_size=60), n=st.integers(0, 3000))
+def test_any_bytes_are_read_or_refused(data, n):
+    for read in (codes.decode, lambda data, n: codes.decode_floats(codes.Reader(data), n)):
+        with suppress(CodeError):
+            read(data, n)
+
+
+@pytest.mark.parametrize("width", range(29))
+def test_fields_of_every_width(width):
+    x = np.random.default_rng(width).integers(0, 1 << width, 1003)
+    data = codes.pack_fields(x, width)
+    reader = codes.Reader(data)
+    assert len(data) == codes.field_bytes(1003, width)
+    assert codes.unpack_fields(reader, 1003, width).tolist() == x.tolist()
+    assert not len(reader.rest())
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(0, 3 * BLOCK), spread=st.floats(0, 30), zeros=st.booleans())
+@settings(max_examples=50)
+def test_floats_come_back_bit_for_bit(seed, n, spread, zeros):
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal(n) * 2.0 ** rng.uniform(-spread, spread, n)).astype(np.float32)
+    if zeros:
+        x[rng.random(n) < 0.1] = -0.0
+    code = codes.encode_floats(x)
+    assert len(code) == codes.float_bytes(torch.from_numpy(x))
+    assert codes.decode_floats(codes.Reader(code), n).tobytes() == x.tobytes()
+    blocks = [x[i : i + BLOCK].view(np.uint32) >> 23 & 255 for i in range(0, n, BLOCK)]
+    widths = [int(block.max() - block.min()).bit_length() for block in blocks]
+    assert len(code) == sum(
+        2 + 3 * len(b) + (len(b) if w == 8 else w * -(-len(b) // 8)) for b, w in zip(blocks, widths, strict=True)
+    )
+
+
+def test_odd_floats_come_back_too():
+    x = np.array([np.inf, -np.inf, np.nan, 1e-45, -1e-45, 0, -0.0, 3.4e38], np.float32)
+    assert codes.decode_floats(codes.Reader(codes.encode_floats(x)), 8).tobytes() == x.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [("00 09 00000000", "too wide"), ("ff 01 80 0000 00", "out of range"), ("7f 01 80 0000", "too short")],
+)
+def test_floats_that_were_not_written_here_are_refused(code, why):
+    with pytest.raises(CodeError, match=why):
+        codes.decode_floats(codes.Reader(bytes.fromhex(code)), 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_counts_what_is_written():
+    for mean in (0.5, 3.5, 1000):
+        x = numbers(0, 100_000, mean)
+        assert codes.coded_bytes(torch.from_numpy(x).cuda()) == len(codes.encode(x))
+    x = torch.randn(100_001)
+    assert codes.float_bytes(x.cuda()) == len(codes.encode_floats(x.numpy()))
