@@ -200,7 +200,7 @@ class LaSFL(FedAvg):
     def merge(self, theta, deltas, masks, p):
         step, n = self.stitcher(deltas, masks, p), self.layout.n_trainable
         if self.residual == "server":
-            total = step[:n] if self.waiting is None else step[:n] + self.waiting
+            total = step[:n] + (0 if self.waiting is None else self.waiting)
             step[:n] = total * self.localise.largest(total, self.sparsity)
             self.waiting = total - step[:n]
         return theta + step

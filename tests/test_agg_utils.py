@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import utils
-from agg_utils import ALGORITHMS, FedACG, FedAvg, FedProx, LaSFL, top_k_mask
+from agg_utils import ALGORITHMS, ErrorFeedback, FedACG, FedAvg, FedProx, LaSFL, SignSGD, Update, top_k_mask
 from models import Layout
 
 SIZES, N_BUFFERS = (4, 3, 2), 3
@@ -31,23 +31,33 @@ class FakeClient:
 
     row = None
 
-    def __init__(self, delta):
-        self.delta = delta
+    def __init__(self, delta, number=0, round=1):
+        self.delta, self.number, self.round = delta, number, round
 
     def train(self, start, pull):
         self.start, self.pull = start.clone(), pull
         return start + self.delta
 
 
-def send(algorithm, theta, deltas):
+def send(algorithm, theta, deltas, numbers=range(99), round=1):
     """Pass the `deltas` through an algorithm's client side; return what arrives, as merge() takes it."""
-    updates = [algorithm.local_update(algorithm.broadcast(theta), FakeClient(d)) for d in deltas]
+    updates = []
+    for delta, number in zip(deltas, numbers, strict=False):
+        client = FakeClient(delta, number, round)
+        updates.append(algorithm.local_update(algorithm.broadcast(theta), client))
+        algorithm.delivered(client, updates[-1])
     masks = None if updates[0].mask is None else torch.stack([u.mask for u in updates])
     return torch.stack([u.delta for u in updates]), masks
 
 
-def one_round(algorithm, theta, deltas, p):
-    return algorithm.merge(theta, *send(algorithm, theta, deltas), p)
+def one_round(algorithm, theta, deltas, p, numbers=range(99)):
+    return algorithm.merge(theta, *send(algorithm, theta, deltas, numbers), p)
+
+
+def build(name, **options):
+    """Return the algorithm as the command line makes it, with its own defaults."""
+    cls = ALGORITHMS[name]
+    return cls(LAYOUT, **{k: v for k, v in cls.defaults.items() if k in cls.options} | options)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -125,6 +135,102 @@ def test_las_hands_its_options_to_the_clients_mask_learning(layout):
     assert torch.equal(update.delta, vector(0, -1, 0, 0, 1, 4, 0))
 
 
+def stitched(layout, **options):
+    """Return what LaS-FL makes of two clients of which both kept weight 0 and each one of weights 3 and 4."""
+    deltas = torch.stack([vector(5, -1, 0, 3, 1, 4, 0), vector(-3, 1, 2, 0, -6, 0, 4)])
+    algorithm = LaSFL(layout, sparsity=0.4, **options)
+    return one_round(algorithm, vector(10, 10, 10, 10, 10, 1, 1), deltas, vector(0.75, 0.25))
+
+
+def test_stitching_over_all_and_with_a_prior_by_hand(layout):
+    both = 10 + 0.75 * 5 - 0.25 * 3
+    assert torch.equal(stitched(layout, stitch="all"), vector(both, 10, 10, 10 + 0.75 * 3, 10 - 0.25 * 6, 4, 2))
+    halfway = stitched(layout, stitch="prior", stitch_prior=0.5)
+    assert torch.allclose(halfway, vector(both, 10, 10, 10 + 0.75 * 3 / 0.875, 10 - 0.25 * 6 / 0.625, 4, 2))
+
+
+def test_a_floor_gives_every_layer_its_least_share_by_hand():
+    """Half of nine weights: four. Of the layers (4, 3, 2), a quarter of that share is at least one weight each."""
+    delta = vector(9, 8, 7, 6, 0.1, 0.2, 0.3, 0.5, 0.4, 0, 0, 0)
+    floor = LaSFL(LAYOUT, sparsity=0.5, mask_scope="floor", mask_floor=0.25)
+    kept = floor.upload(delta, None, FakeClient(delta)).mask.nonzero().view(-1).tolist()
+    assert kept == [0, 1, 6, 7]
+    plain = LaSFL(LAYOUT, sparsity=0.5, mask_scope="global").upload(delta, None, FakeClient(delta))
+    assert plain.mask.nonzero().view(-1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_share_kept_falls_to_the_one_asked_for(layout):
+    algorithm = LaSFL(layout, sparsity=0.01, warmup_rounds=2, warmup_sparsity=0.16)
+    assert [algorithm.kept_share(r) for r in (1, 2, 3, 4, 99)] == pytest.approx([0.16, 0.04, 0.01, 0.01, 0.01])
+    assert LaSFL(layout, sparsity=0.3).kept_share(1) == 0.3
+    wide = LaSFL(LAYOUT, sparsity=0.01, warmup_rounds=2, warmup_sparsity=1.0)
+    theta, deltas, _ = cohort(0)
+    assert [int(send(wide, theta, deltas, round=r)[1][0].sum()) for r in (1, 3)] == [9, 3]
+
+
+def test_error_feedback_by_hand(layout):
+    """Keeping one of three and one of two: what is left out is added to the client's next update, and to no other's."""
+    algorithm, theta = LaSFL(layout, sparsity=0.4, residual="client"), vector(0, 0, 0, 0, 0, 0, 0)
+    first, _ = send(algorithm, theta, [vector(4, 3, 1, 2, 1, 5, 6)], numbers=[7])
+    assert torch.equal(first[0], vector(4, 0, 0, 2, 0, 5, 6))
+    other, _ = send(algorithm, theta, [vector(4, 3, 1, 2, 1, 5, 6)], numbers=[8])
+    assert torch.equal(other, first)
+    second, mask = send(algorithm, theta, [vector(4, 3, 1, 1, 0.5, 5, 6)], numbers=[7])
+    assert torch.equal(second[0], vector(0, 6, 0, 0, 1.5, 5, 6))
+    assert mask[0].tolist() == [False, True, False, False, True]
+
+
+def test_what_rounding_took_off_is_kept_too(layout):
+    algorithm, client = LaSFL(layout, sparsity=0.4, residual="client"), FakeClient(vector(4, 3, 1, 2, 1, 0, 0), 7)
+    sent = algorithm.local_update(torch.zeros(7, dtype=torch.float64), client)
+    algorithm.delivered(client, Update(sent.delta * 0.75, sent.mask))
+    assert torch.equal(algorithm.memory.left[7], vector(1, 3, 1, 0.5, 1))
+
+
+def test_momentum_of_updates_by_hand():
+    """Velocity u = m u + change, what is left grows by u, and both are cleared where something was sent."""
+    memory, sent = ErrorFeedback(0.5), torch.tensor([True, False])
+    assert torch.equal(memory.add(1, vector(4, 2)), vector(4, 2))
+    memory.sent(1, vector(3, 0), sent)
+    assert torch.equal(memory.add(1, vector(1, 1)), vector(1 + 1, 2 + 1 + 1))
+    memory.sent(1, vector(0, 4), ~sent)
+    assert torch.equal(memory.add(1, vector(0, 0)), vector(2 + 0.5, 0))
+
+
+@given(seed=st.integers(0, 10**6), keep=st.floats(0.01, 0.9))
+@settings(max_examples=30)
+def test_with_error_feedback_nothing_is_lost(seed, keep):
+    """Whoever comes when: all that a client ever sent, and what it has left, are all that it ever trained."""
+    algorithm, g = LaSFL(LAYOUT, sparsity=keep, residual="client"), torch.Generator().manual_seed(seed)
+    trained, sent = torch.zeros(3, 9, dtype=torch.float64), torch.zeros(3, 9, dtype=torch.float64)
+    for round in range(8):
+        numbers = torch.randperm(3, generator=g)[:2].tolist()
+        theta, deltas, _ = cohort(seed + round, 2)
+        trained[numbers] += deltas[:, :9]
+        sent[numbers] += send(algorithm, theta, deltas, numbers)[0][:, :9]
+    left = torch.stack([algorithm.memory.left.get(i, torch.zeros(9, dtype=torch.float64)) for i in range(3)])
+    assert torch.allclose(sent + left, trained)
+
+
+def test_the_server_applies_no_more_than_the_share_and_keeps_the_rest():
+    algorithm, plain = (LaSFL(LAYOUT, sparsity=0.4, stitch="all", residual=r) for r in ("server", "none"))
+    start, asked = cohort(0)[0], torch.zeros(12, dtype=torch.float64)
+    theta = start
+    for round in range(6):
+        _, deltas, p = cohort(round)
+        asked += one_round(plain, theta, deltas, p) - theta
+        before, theta = theta, one_round(algorithm, theta, deltas, p)
+        assert [int(part.sum()) for part in (theta != before)[:9].split(SIZES)] == [2, 1, 1]
+    assert torch.allclose(theta[:9] + algorithm.waiting, (start + asked)[:9])
+
+
+def test_signsgd_steps_where_the_weight_of_the_clients_points(layout):
+    theta = vector(1, 1, 1, 1, 1, 7, 7)
+    deltas = torch.stack([vector(9, -9, 9, 0, 1, 2, 0), vector(-1, -1, 1, 0, -9, 0, 4), vector(-1, 1, 1, 1, 2, 0, 0)])
+    merged = one_round(SignSGD(layout, sign_step=0.5), theta, deltas, vector(0.5, 0.25, 0.25))
+    assert torch.equal(merged, vector(1, 0.5, 1.5, 1.5, 1.5, 8, 8))
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Slow twins: dictionaries of tensors and loops, as the papers' codes have them
 
@@ -174,6 +280,30 @@ def twin_las(theta, deltas, p, keep):
     return as_vector(merged)
 
 
+def twin_topk(theta, rounds, keep):
+    """Top-k with memory (Stich et al. 2018, Algorithm 1), client by client and entry by entry; no client skips."""
+    theta, memory = theta.clone(), {}
+    for deltas, p in rounds:
+        step = [0.0] * 9
+        for number, (delta, weight) in enumerate(zip(deltas[:, :9].tolist(), p.tolist(), strict=True)):
+            have = [d + m for d, m in zip(delta, memory.get(number, [0.0] * 9), strict=True)]
+            kept = sorted(range(9), key=lambda i: -abs(have[i]))[: max(1, round(keep * 9))]
+            step = [s + weight * (have[i] if i in kept else 0) for i, s in enumerate(step)]
+            memory[number] = [0.0 if i in kept else h for i, h in enumerate(have)]
+        theta[:9] += torch.tensor(step, dtype=torch.float64)
+        theta[9:] += p @ deltas[:, 9:]
+    return theta
+
+
+@given(seed=st.integers(0, 10**6), keep=st.floats(0.01, 1))
+def test_topk_equals_its_twin_over_four_rounds(seed, keep):
+    algorithm, rounds = build("topk", sparsity=keep), [cohort(seed + i)[1:] for i in range(4)]
+    start = theta = cohort(seed)[0]
+    for deltas, p in rounds:
+        theta = one_round(algorithm, theta, deltas, p)
+    assert torch.allclose(theta, twin_topk(start, rounds, keep))
+
+
 @given(seed=st.integers(0, 10**6), clients=st.integers(1, 6))
 def test_fedavg_equals_its_twin(seed, clients):
     theta, deltas, p = cohort(seed, clients)
@@ -204,14 +334,22 @@ REDUCED = {  # settings at which an algorithm is FedAvg
     "fedprox": {"prox_momentum": 0.0},
     "fedacg": {"acg_momentum": 0.0, "acg_beta": 0.0},
     "las": {"sparsity": 1.0},
+    "topk": {"sparsity": 1.0},
+    "stc": {"sparsity": 1.0},
 }
+STITCHES = [
+    {},
+    {"stitch": "all", "residual": "client"},
+    {"residual": "server", "stitch": "prior"},
+    {"mask_scope": "floor"},
+]
 
 
 @pytest.mark.parametrize("name", REDUCED)
 @given(seed=st.integers(0, 10**6), clients=st.integers(1, 6))
 @settings(max_examples=20)
 def test_each_reduces_to_fedavg(name, seed, clients):
-    algorithm, theta = ALGORITHMS[name](LAYOUT, **REDUCED[name]), cohort(seed)[0]
+    algorithm, theta = build(name, **REDUCED[name]), cohort(seed)[0]
     expected = theta
     for i in range(2):
         _, deltas, p = cohort(seed + i, clients)
@@ -220,19 +358,36 @@ def test_each_reduces_to_fedavg(name, seed, clients):
     assert torch.allclose(theta, expected)
 
 
+@pytest.mark.parametrize("options", STITCHES, ids=str)
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_las_keeping_everything_is_fedavg_however_it_is_stitched(options, seed):
+    algorithm, theta = LaSFL(LAYOUT, sparsity=1.0, **options), cohort(seed)[0]
+    expected = theta
+    for i in range(2):
+        _, deltas, p = cohort(seed + i)
+        theta, expected = one_round(algorithm, theta, deltas, p), one_round(FedAvg(LAYOUT), expected, deltas, p)
+    assert torch.allclose(theta, expected)
+
+
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(4)))
 @settings(max_examples=20)
 def test_the_order_of_clients_does_not_matter(name, seed, order):
-    theta, deltas, p = cohort(seed)
-    merged = [one_round(ALGORITHMS[name](LAYOUT), theta, deltas[list(i)], p[list(i)]) for i in (range(4), order)]
+    merged = []
+    for i in (range(4), order):
+        algorithm, theta = build(name), cohort(seed)[0]
+        for round in range(2):
+            _, deltas, p = cohort(seed + round)
+            theta = one_round(algorithm, theta, deltas[list(i)], p[list(i)], numbers=i)
+        merged.append(theta)
     assert torch.allclose(*merged)
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_buffers_are_averaged_whatever_the_algorithm_does_to_weights(name):
     theta, deltas, p = cohort(3)
-    algorithm = ALGORITHMS[name](LAYOUT)
+    algorithm = build(name)
     for _ in range(2):  # the second round has momentum
         merged = one_round(algorithm, theta, deltas, p)
         assert torch.allclose(merged[9:], theta[9:] + p @ deltas[:, 9:])
@@ -243,16 +398,18 @@ def test_buffers_are_averaged_whatever_the_algorithm_does_to_weights(name):
 def test_nothing_given_is_changed(name):
     theta, deltas, p = cohort(4)
     before = [t.clone() for t in (theta, deltas, p)]
-    algorithm = ALGORITHMS[name](LAYOUT)
+    algorithm = build(name)
     for _ in range(2):
         one_round(algorithm, theta, deltas, p)
     assert all(torch.equal(a, b) for a, b in zip((theta, deltas, p), before, strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
-def test_a_loaded_state_continues_like_the_one_it_came_from(name):
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in sorted(ALGORITHMS)), *(("las", o) for o in STITCHES[1:])], ids=str
+)
+def test_a_loaded_state_continues_like_the_one_it_came_from(name, options):
     theta, deltas, p = cohort(5)
-    algorithm, other = ALGORITHMS[name](LAYOUT), ALGORITHMS[name](LAYOUT)
+    algorithm, other = (build(name, **options) for _ in range(2))
     theta = one_round(algorithm, theta, deltas, p)
     other.load({key: value.clone() for key, value in algorithm.state().items()})
     _, deltas, p = cohort(6)
@@ -287,6 +444,12 @@ def test_top_k_keeps_exactly_the_share_of_each_block_and_the_largest(values, kee
 def test_the_command_line_reads_what_is_registered():
     specs = utils.algorithm_specs()
     assert {name: spec.options for name, spec in specs.items()} == {n: cls.options for n, cls in ALGORITHMS.items()}
+    for name, spec in specs.items():
+        own = vars(ALGORITHMS[name])
+        assert (spec.defaults, spec.presets) == (own.get("defaults", {}), own.get("presets", {}))
+        assert set(spec.defaults) | {flag for preset in spec.presets.values() for flag in preset} <= set(
+            utils.all_options()
+        )
     assert all(spec.summary for spec in specs.values())
 
 

@@ -239,7 +239,7 @@ def test_a_round_of_fedavg_is_the_weighted_mean_of_separately_trained_clients(ex
     mean = sum(exp.trainer.client(n, 1).train(start).clone() * (len(exp.parts[n]) / total) for n in numbers)
     assert torch.allclose(exp.theta, mean, atol=1e-5)
     assert row["clients"] == 4
-    assert row["bytes_up"] == row["bytes_down"] == 4 * payload.download_bytes(exp.model.layout)
+    assert row["bytes_up"] == row["bytes_down"] == 4 * (32 + 4 * exp.model.layout.dim)
     uniform = experiment(dirichlet=0.5, norm="batch", min_client_samples=2, weighting="uniform")
     fedalg.train_round(uniform, 1)
     mean = sum(exp.trainer.client(n, 1).train(start).clone() / 4 for n in numbers)
@@ -285,14 +285,86 @@ def test_zero_strength_or_keeping_everything_trains_fedavgs_model(experiment, re
     assert (models[0] - models[1]).norm() < 1e-3 * models[0].norm()
 
 
-def test_las_sends_the_share_it_says_and_its_bytes(experiment):
+def test_las_sends_the_share_it_says_and_its_bytes(experiment, monkeypatch):
+    sent, carry = [], payload.carry
+    monkeypatch.setattr(payload, "carry", lambda message, real: sent.append(message) or carry(message, real))
     exp = experiment(algorithm="las", sparsity=0.1)
     row = fedalg.train_round(exp, 1)
     layout = exp.model.layout
     kept = sum(max(1, round(0.1 * size)) for size in layout.sizes)
     assert row["kept_share"] == pytest.approx(kept / layout.n_trainable)
-    assert row["bytes_up"] == 4 * (4 * kept + (layout.n_trainable + 7) // 8)
-    assert row["bytes_down"] == 4 * 4 * layout.dim
+    up = [m for m in sent if m.client >= 0]
+    assert [(len(m.positions), m.round, m.client) for m in up] == [(kept, 1, n) for n in exp.traffic]
+    assert row["bytes_up"] == sum(len(payload.encode(m)) for m in up)
+    assert row["bytes_down"] == 4 * (32 + 4 * layout.dim)
+
+
+WIRES = [
+    *({"algorithm": name} for name in sorted(ALGORITHMS)),
+    {"algorithm": "las", "value_bits": 4, "downlink": "sparse", "residual": "client", "shared_init": True},
+    {"algorithm": "fedavg", "value_bits": 8, "downlink": "dense"},
+    {"algorithm": "fedacg", "value_bits": 16, "downlink": "sparse", "down_sparsity": 0.3},
+]
+
+
+@pytest.mark.parametrize("settings", WIRES, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_real_bytes_change_nothing_but_the_time(experiment, settings):
+    """Every upload and download is written and read, and every client's copy compared, in rounds that clients skip."""
+    runs = []
+    for wire in ("size", "real"):
+        exp = experiment(norm="batch", min_client_samples=2, n_epochs=7, quiet=True, wire=wire, **settings)
+        fedalg.run_rounds(exp, lambda row: None)
+        runs.append(
+            (exp.theta, [{k: v for k, v in row.items() if "seconds" not in k} for row in exp.rows], exp.traffic)
+        )
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert runs[0][1:] == runs[1][1:]
+    assert len({number for number, (rounds, *_) in exp.traffic.items() if rounds > 1}) > 3
+
+
+def test_bytes_add_up_over_rounds_and_over_clients(program, tmp_path):
+    assert program(*QUICK, "--algorithm", "las", "--n_epochs", 5).returncode == 0
+    rows = metrics_of(tmp_path)
+    record = json.loads(only(tmp_path, "metrics/*.json").read_text())
+    (result,) = pd.read_csv(tmp_path / "results.csv").to_dict("records")
+    for way in ("bytes_up", "bytes_down"):
+        assert rows[way].cumsum().tolist() == rows[f"{way}_total"].tolist()
+        assert sum(client[way] for client in record["traffic"]) == rows[way].sum() == result[way]
+    assert sum(client["rounds"] for client in record["traffic"]) == 5 * 4
+    of_client = [client["bytes_up"] + client["bytes_down"] for client in record["traffic"]]
+    assert result["bytes_of_busiest_client"] == max(of_client)
+    assert result["bytes_per_client"] == pytest.approx(sum(of_client) / len(of_client))
+
+
+def test_what_the_server_merges_is_what_arrived(experiment, monkeypatch):
+    exp = experiment(value_bits=4)
+    merged = {}
+    monkeypatch.setattr(
+        exp.algorithm, "merge", lambda theta, deltas, masks, p: merged.update(d=deltas.clone()) or theta
+    )
+    fedalg.train_round(exp, 1)
+    n = exp.model.layout.n_trainable
+    blocks = merged["d"][0, : n - n % 1024].view(-1, 1024)
+    assert max(len(set(block.abs().tolist())) for block in blocks) <= 8  # a sign and three bits
+
+
+def test_a_sparse_downlink_is_judged_by_what_clients_hold(experiment):
+    exp = experiment(downlink="sparse", down_sparsity=0.05)
+    fedalg.train_round(exp, 1)
+    assert not torch.equal(exp.downlink.model, exp.theta)
+    assert fedalg.served(exp) is exp.downlink.model
+    other = experiment(algorithm="fedacg", acg_momentum=0.5)
+    fedalg.train_round(other, 1)
+    fedalg.train_round(other, 2)
+    assert fedalg.served(other) is other.theta
+    assert torch.equal(other.downlink.model, other.algorithm.broadcast(other.theta))
+
+
+def test_local_steps_end_a_clients_round(experiment):
+    exp = experiment(n_client_epochs=5, local_steps=3)
+    client = exp.trainer.client(0, 1)
+    client.train(exp.theta)
+    assert client.seen == 3 * 16
 
 
 def test_clients_are_sampled_by_round_and_seed_and_nothing_else():
@@ -348,6 +420,7 @@ def test_final_figures_by_hand(experiment):
         }
         for i, a in enumerate(accuracies)
     ]
+    exp.traffic = {3: [1, 5, 15], 8: [2, 10, 30]}
     exp.predictions = exp.splits.test.labels.clone()
     exp.predictions[exp.splits.test.labels == 3] = 4
     final = fedalg.final_figures(exp)
@@ -355,6 +428,7 @@ def test_final_figures_by_hand(experiment):
     assert final["accuracy_last10"] == pytest.approx(sum(accuracies[2:]) / 10)
     assert (final["best_val_round"], final["accuracy_best_val"]) == (5, accuracies[4])
     assert (final["communication"], final["bytes_up"], final["train_time"]) == (40, 120, 2.0)
+    assert (final["bytes_per_client"], final["bytes_of_busiest_client"]) == (30, 40)
     n3, n4 = (int((exp.splits.test.labels == c).sum()) for c in (3, 4))
     assert final["recall"] == pytest.approx(0.9)
     assert final["precision"] == pytest.approx((8 + n4 / (n3 + n4)) / 10)
@@ -372,7 +446,8 @@ def test_las_learned_or_not_trains(experiment, settings):
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_every_algorithm_learns_the_digits(experiment, algorithm):
     """The quick version of `make run`: IID, the same settings, 20 of its 30 rounds."""
-    exp = experiment(algorithm=algorithm, n_epochs=20, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True)
+    own = {"sign_step": 2e-3} if algorithm == "signsgd" else {}
+    exp = experiment(algorithm=algorithm, n_epochs=20, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True, **own)
     fedalg.run_rounds(exp, lambda row: None)
     assert exp.rows[-1]["test_accs"] >= 0.95
 

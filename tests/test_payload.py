@@ -1,28 +1,340 @@
-"""The byte counts, by hand."""
+"""The wire format: by hand, against slow twins, and against damaged and hostile bytes."""
+
+import math
+import struct
+import tracemalloc
+import zlib
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import payload
-from models import Layout
+from agg_utils import Update
+from codes import BLOCK
+from payload import PayloadError
+from utils import generator
 
-BIG = Layout(names=("w",), sizes=(1001,), n_trainable=1001, dim=1011)  # 10 buffers
+N, BUFFERS = 3000, 5
+
+
+def draw(seed, n=N, buffers=BUFFERS, share=0.1, scale=1.0):
+    """Return a random Update that keeps about `share` of n weights, all of them without a mask if share is None."""
+    g = torch.Generator().manual_seed(seed)
+    delta = torch.randn(n + buffers, generator=g) * scale
+    if share is None:
+        return Update(delta)
+    mask = torch.rand(n, generator=g) < share
+    delta[:n] *= mask
+    return Update(delta, mask)
+
+
+def same(a, b):
+    """Whether two Messages, or parts of them, are equal in every bit, type and shape."""
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def fields(message):
+    return tuple(getattr(message, name) for name in message.__dataclass_fields__)
+
+
+def unpacked(message, dim=N + BUFFERS):
+    return message.unpack(torch.full((dim,), torch.nan))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Whole messages
+
+
+def test_a_small_message_by_hand():
+    """Weights 1 and 3 of four kept, as float32, and one buffer."""
+    update = Update(torch.tensor([0.0, 1.5, 0, -2.0, 7.0]), torch.tensor([False, True, False, True]))
+    data = payload.encode(payload.pack(update, 4, 32, round=9, client=3))
+    header = b"FSU" + bytes([1, 32, 1, 0, 0]) + struct.pack("<IIIIi", 4, 1, 2, 9, 3)
+    body = bytes([0b01010000]) + struct.pack("<fff", 1.5, -2.0, 7.0)
+    assert data == header + struct.pack("<I", zlib.crc32(header + body)) + body
+
+
+def test_dense_float32_is_four_bytes_a_number_and_shares_the_memory():
+    update = draw(0, share=None)
+    message = payload.pack(update, N, 32)
+    assert payload.payload_bytes(message) == 32 + 4 * (N + BUFFERS)
+    assert message.unpack(update.delta) is update.delta
+    assert message.weights.data.data_ptr() == update.delta.data_ptr()
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 3 * BLOCK),
+    buffers=st.integers(0, 9),
+    share=st.sampled_from([None, 0.0, 0.001, 0.01, 0.2, 0.5, 0.8, 0.99, 1.0]),
+    bits=st.sampled_from(payload.VALUE_BITS),
+    power=st.integers(-30, 30),
+)
+def test_what_is_written_is_read_and_its_size_known(seed, n, buffers, share, bits, power):
+    update = draw(seed, n, buffers, share, 10.0**power)
+    message = payload.pack(update, n, bits, torch.Generator().manual_seed(seed), round=seed, client=seed % 7 - 1)
+    data = payload.encode(message)
+    assert len(data) == payload.payload_bytes(message)
+    read = payload.decode(data, n, buffers)
+    assert same(fields(read), fields(message))
+    assert same(unpacked(read, n + buffers), unpacked(message, n + buffers))
+    assert payload.carry(message, real=True)[0] == payload.carry(message, real=False)[0] == len(data)
+    if bits == 32:
+        assert torch.equal(unpacked(read, n + buffers), update.delta)
+
+
+def test_a_mask_that_keeps_all_is_none():
+    update = draw(1, share=1.0)
+    assert payload.pack(update, N, 32).mask is None
+    assert payload.encode(payload.pack(update, N, 32)) == payload.encode(payload.pack(Update(update.delta), N, 32))
+
+
+@pytest.mark.parametrize(("share", "how"), [(None, 0), (0.5, 1), (0.1, 2), (0.9, 3)])
+def test_positions_are_written_in_the_shortest_way(share, how):
+    message = payload.pack(draw(2, 100_000, 0, share), 100_000, 32)
+    assert payload.encode(message)[5] == how
+    assert payload._positions_bytes(message)[1] == how
+
+
+def test_layers_that_differ_in_density_cost_less_than_their_mean_density():
+    g = torch.Generator().manual_seed(0)
+    mask = torch.cat([torch.rand(300_000, generator=g) < q for q in (0.001, 0.05, 0.002)])
+    size, _ = payload._positions_bytes(payload.pack(Update(mask.float(), mask), len(mask), 32))
+    q = mask.float().mean().item()
+    assert 8 * size < 0.9 * len(mask) * -(q * math.log2(q) + (1 - q) * math.log2(1 - q))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Values in fewer bits
+
+
+def rounded(values, bits, seed=0):
+    return payload.dequantise(payload.quantise(values, bits, torch.Generator().manual_seed(seed)))
+
+
+def twin(values, bits, draws):
+    """Value by value, as the docstring has it."""
+    out, levels = [], 2 ** (bits - 1) - 1
+    for begin in range(0, len(values), BLOCK):
+        block, u = values[begin : begin + BLOCK].double(), draws[begin : begin + BLOCK].tolist()
+        sizes = block.abs().tolist()
+        low, high = min(sizes), max(sizes)
+        for size, negative, x in zip(sizes, (block < 0).tolist(), u, strict=True):
+            if bits == 1:
+                size = sum(sizes) / len(sizes)
+            elif high > low:
+                size = low + math.floor((size - low) / (high - low) * levels + x) * (high - low) / levels
+            out.append(-size if negative else size)
+    return torch.tensor(out)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 1])
+def test_rounding_equals_its_twin(bits):
+    values = draw(3, 2500, 0, None).delta
+    draws = torch.rand(2500, generator=torch.Generator().manual_seed(0))
+    close = torch.isclose(rounded(values, bits), twin(values, bits, draws), rtol=1e-4)
+    assert close.float().mean() > 0.998  # float32 and float64 may differ in the last bit before a floor
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_mean_of_many_roundings_is_the_value(bits):
+    values = draw(4, 600, 0, None).delta
+    many = torch.stack([rounded(values, bits, seed) for seed in range(2000)])
+    step = (values.abs().max() - values.abs().min()) / (2 ** (bits - 1) - 1)
+    assert (many - values).abs().max() <= step * 1.001
+    assert ((many.mean(0) - values).abs() < 5 * step / 2 / 2000**0.5).all()
+    assert torch.equal(many.sign()[0], values.sign())
+
+
+def test_one_bit_is_the_sign_and_the_mean_size_and_zeros_go_either_way():
+    values = torch.tensor([1.0, -3, 2, 0, 0, 0, 0, 0, 0])
+    many = torch.stack([rounded(values, 1, seed) for seed in range(400)])
+    assert torch.allclose(many.abs(), torch.tensor(6 / 9))
+    assert (many[:, :3].sign() == values[:3].sign()).all()
+    assert (many[:, 3:].mean(0).abs() < 0.2).all()
+
+
+def test_blocks_have_their_own_scale():
+    values = torch.cat([torch.full((BLOCK,), 100.0), torch.tensor([1e-3, -3e-3])])
+    for bits in (8, 4, 1):
+        assert torch.equal(rounded(values, bits)[:BLOCK], values[:BLOCK])
+        assert rounded(values, bits)[BLOCK:].abs().max() <= 3e-3
+
+
+@given(seed=st.integers(0, 10**6), power=st.integers(-28, 30))
+def test_sixteen_bits_keep_eleven_of_the_mantissa_at_any_scale(seed, power):
+    values = draw(seed, 500, 0, None, 10.0**power).delta
+    large = values.abs() > values.abs().max() / 2**20
+    assert ((rounded(values, 16) - values).abs() <= values.abs() / 2**11)[large].all()
+
+
+@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bits, bad):
+    values = torch.ones(3)
+    values[1] = bad
+    assert not torch.isfinite(rounded(values, bits)).all()
+
+
+@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+def test_zeros_and_nothing_at_all(bits):
+    assert torch.equal(rounded(torch.zeros(5), bits), torch.zeros(5))
+    assert rounded(torch.zeros(0), bits).shape == (0,)
+
+
+def test_the_key_decides_the_rounding():
+    messages = [payload.pack(draw(5), N, 4, generator(0, "rounding", round, 2)) for round in (1, 1, 2)]
+    codes = list(map(payload.encode, messages))
+    assert codes[0] == codes[1] != codes[2]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Damaged and hostile bytes
+
+
+def mended(data):
+    """Return the bytes with the checksum that they ought to have."""
+    data = bytes(data)
+    return data[:28] + struct.pack("<I", zlib.crc32(data[32:], zlib.crc32(data[:28]))) + data[32:]
+
+
+def message_bytes(bits=32, share=0.1):
+    return payload.encode(payload.pack(draw(6, share=share), N, bits, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+def test_every_truncation_and_every_flipped_bit_is_noticed(bits):
+    data = message_bytes(bits)
+    for length in range(0, len(data), 7):
+        with pytest.raises(PayloadError):
+            payload.decode(data[:length], N, BUFFERS)
+        if length >= 32:
+            with pytest.raises(PayloadError, match="not a message"):
+                payload.decode(mended(data[:length]), N, BUFFERS)
+    for at in range(0, len(data), 5):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << at % 8
+        with pytest.raises(PayloadError):
+            payload.decode(flipped, N, BUFFERS)
+
+
+def changed(at, kind, value, bits=32, share=0.1):
+    data = bytearray(message_bytes(bits, share))
+    struct.pack_into(kind, data, at, value)
+    return mended(data)
 
 
 @pytest.mark.parametrize(
-    ("kept", "positions"),
+    ("data", "why"),
     [
-        (1001, 0),  # everything: no positions
-        (1000, 126),  # a bitmap of 1001 bits
-        (200, 126),
-        (32, 126),
-        (31, 124),  # 31 indices of 4 bytes are cheaper
-        (1, 4),
-        (0, 0),
+        (changed(0, "B", 0), "does not begin like one"),
+        (changed(3, "B", 2), "of version 2, this program reads 1"),
+        (changed(4, "B", 5), "unknown kind"),
+        (changed(5, "B", 4), "unknown kind"),
+        (changed(6, "B", 2), "unknown kind"),
+        (changed(6, "B", 1, bits=16), "unknown kind"),
+        (changed(8, "<I", N + 1), "3001 weights and 5 buffers, the model 3000 and 5"),
+        (changed(12, "<I", 2**32 - 1), "weights and"),
+        (changed(16, "<I", 2**32 - 1), "out of range"),
+        (changed(16, "<I", N - 1), "not"),
+        (changed(24, "<i", -2), "out of range"),
+        (mended(message_bytes() + b"\0"), "bytes behind the end"),
+        (changed(5, "B", 0), "positions are missing"),
+        (changed(32, "<f", float("nan"), share=None), "not finite"),
+        (changed(32, "<f", float("-inf"), share=None), "not finite"),
+        (changed(32, "<i", 129, bits=16, share=None), "a scale"),
+        (changed(32, "<i", -101, bits=16, share=None), "a scale"),
+        (changed(36, "<H", 0x7C00, bits=16, share=None), "not finite"),
+        (changed(32, "<f", -1.0, bits=8, share=None), "a scale"),
+        (changed(36, "<f", 0.0, bits=8, share=None), "a scale"),
+        (changed(36, "<f", float("inf"), bits=4, share=None), "not finite"),
+        (changed(32, "<f", float("nan"), bits=1, share=None), "a scale"),
     ],
 )
-def test_upload(kept, positions):
-    assert payload.upload_bytes(kept, BIG) == 4 * kept + positions + 4 * 10
+def test_a_message_that_nobody_wrote_is_refused(data, why):
+    with pytest.raises(PayloadError, match=why) as caught:
+        payload.decode(data, N, BUFFERS)
+    assert "\n" not in str(caught.value)
 
 
-def test_download_is_the_whole_model():
-    assert payload.download_bytes(BIG) == 4 * 1011
+def test_positions_out_of_range_and_bits_behind_the_end():
+    mask = torch.zeros(N, dtype=torch.bool)
+    mask[[5, N - 1]] = True
+    data = payload.encode(payload.pack(Update(torch.ones(N + BUFFERS), mask), N, 32))
+    smaller = bytearray(data)
+    struct.pack_into("<I", smaller, 8, N - 1)
+    with pytest.raises(PayloadError, match="position out of range"):
+        payload.decode(mended(smaller), N - 1, BUFFERS)
+    odd = Update(torch.ones(11), torch.arange(11) % 2 == 0)
+    data = bytearray(payload.encode(payload.pack(odd, 11, 32)))
+    assert data[5] == payload.BITMAP
+    data[33] |= 1
+    with pytest.raises(PayloadError, match="bits behind the end"):
+        payload.decode(mended(data), 11, 0)
+    data[33] ^= 1
+    data[32] ^= 0b11000000
+    payload.decode(mended(data), 11, 0)  # as many, elsewhere
+    data[32] ^= 0b00100000
+    with pytest.raises(PayloadError, match="number of weights"):
+        payload.decode(mended(data), 11, 0)
+
+
+def test_a_level_that_its_bits_cannot_hold():
+    values = torch.cat([torch.zeros(990), torch.full((10,), 1.0)])
+    data = bytearray(payload.encode(payload.pack(Update(values), 1000, 8, torch.Generator())))
+    assert data[6] == payload.CODED
+    data[4] = 4
+    with pytest.raises(PayloadError, match="level out of range"):
+        payload.decode(mended(data), 1000, 0)
+
+
+def test_absurd_lengths_allocate_nothing_absurd():
+    unary = changed(33, "<I", 2**32 - 1)  # the gaps' unary part: 4 gigabits
+    assert message_bytes()[5] == payload.KEPT
+    tracemalloc.start()
+    try:
+        for data in (unary, changed(8, "<I", 2**32 - 1), changed(12, "<I", 2**32 - 1), changed(16, "<I", 2**32 - 1)):
+            with pytest.raises(PayloadError):
+                payload.decode(data, N, BUFFERS)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+@given(body=st.binary(max_size=200), bits=st.sampled_from(payload.VALUE_BITS), data=st.data())
+def test_any_body_behind_a_good_header_is_read_or_refused(body, bits, data):
+    n, buffers = data.draw(st.integers(1, 2 * BLOCK)), data.draw(st.integers(0, 3))
+    how = [data.draw(st.integers(0, 3)), data.draw(st.integers(0, 1))]
+    kept = data.draw(st.integers(0, min(n, 100)) | st.just(n))
+    header = payload.HEADER.pack(payload.MAGIC, payload.VERSION, bits, *how, n, buffers, kept, 1, 0)
+    try:
+        message = payload.decode(mended(header + bytes(4) + body), n, buffers)
+    except PayloadError:
+        return
+    assert torch.isfinite(unpacked(message, n + buffers)).all()
+    assert payload.payload_bytes(message) == len(payload.encode(message))
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_refused(data):
+    with pytest.raises(PayloadError):
+        payload.decode(data, N, BUFFERS)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+def test_a_gpu_packs_and_counts_what_a_cpu_does(bits):
+    for share in (None, 0.01, 0.3, 0.9):
+        update = draw(7, 100_000, 5, share)
+        on_gpu = Update(*(None if t is None else t.cuda() for t in update))
+        messages = [payload.pack(u, 100_000, bits, torch.Generator().manual_seed(0)) for u in (update, on_gpu)]
+        data = [payload.encode(m) for m in messages]
+        assert [payload.payload_bytes(m) for m in messages] == list(map(len, data))
+        a, b = (payload.decode(d, 100_000, 5).unpack(torch.empty(100_005)) for d in data)
+        assert torch.allclose(a, b, rtol=1e-5, atol=(0 if bits > 8 else a.abs().max().item() / 2 ** (bits - 2)))

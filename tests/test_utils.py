@@ -50,9 +50,12 @@ BAD = {
     "--n_client_epochs 99999999999999": "--n_client_epochs",
     "--norm batch --batch_size 1": "too small for BatchNorm",
     "--config nowhere.txt": "nowhere.txt",
-    "--algorithm fedavg --sparsity 0.1": "no effect with --algorithm fedavg (only: las)",
+    "--algorithm fedavg --sparsity 0.1": "no effect with --algorithm fedavg (only: las, topk, stc)",
     "--algorithm las --prox_momentum 0.5": "no effect with --algorithm las (only: fedprox)",
     "--algorithm las --graft_epochs 3": "no effect without --localiser learned",
+    "--algorithm las --warmup_sparsity 0.5": "no effect without --warmup_rounds",
+    "--down_sparsity 0.5": "no effect without --downlink sparse",
+    "--value_bits 2": "'2' is not 32, 16, 8, 4 or 1",
 }
 
 
@@ -143,6 +146,9 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "norm": "group",
         "dirichlet": 0.5,
         "clip_norm": 1.0,
+        "local_steps": 3,
+        "value_bits": 8,
+        "preset": "compact",
         "partition_file": str(hand_made),
         "augment": "standard",
     }
@@ -154,13 +160,13 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         given = {"algorithm": owners.get(option.name, "las")}
         base = dict(given)
         if option.needs:
-            given |= dict([option.needs.split("=")])
+            given |= dict([option.needs.split("=")] if "=" in option.needs else {option.needs: 3})
         value = other.get(option.name)
         if value is None:
             value = not option.default if option.kind == "flag" else None
         if value is None:
             value = option.kind[-1] if isinstance(option.kind, tuple) else option.default * 0.5 or 0.5
-        if option.kind in ("count", "integer"):
+        if option.kind in ("count", "integer") and option.default is not None:
             value = option.default + 1
         if option.name == "augment":
             given["dataset"], value = "CIFAR10", "none"

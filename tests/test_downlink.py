@@ -1,0 +1,139 @@
+"""What clients download, against a slow account that keeps every version; their copies against the server's model."""
+
+import pytest
+import torch
+
+import payload
+from agg_utils import Update
+from downlink import Downlink
+from models import Layout
+
+N, BUFFERS, CLIENTS = 4000, 6, 9
+LAYOUT = Layout(names=("a", "b"), sizes=(3000, 1000), n_trainable=N, dim=N + BUFFERS)
+MODES = [("dense", 32), ("delta", 32), ("sparse", 32), ("sparse", 16), ("sparse", 8), ("sparse", 1)]
+
+
+def rounds(seed, n, share=0.05):
+    """Yield n times (clients that come, change of the model [dim] that follows); no client comes every time."""
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(n):
+        change = torch.randn(LAYOUT.dim, generator=g)
+        change[:N] *= torch.rand(N, generator=g) < share
+        yield sorted(torch.randperm(CLIENTS, generator=g)[:3].tolist()), change
+
+
+def start():
+    return torch.randn(LAYOUT.dim, generator=torch.Generator().manual_seed(0))
+
+
+def message_bytes(mask, model, bits=32):
+    return len(payload.encode(payload.pack(Update(model, mask), N, bits)))
+
+
+@pytest.mark.parametrize("shared_init", [False, True])
+@pytest.mark.parametrize(("mode", "bits"), MODES)
+def test_every_client_holds_the_servers_model_bit_for_bit_though_it_skips_rounds(mode, bits, shared_init):
+    """`real`: what a client holds is made of nothing but its own old copy and of bytes."""
+    theta = start()
+    settings = {"mode": mode, "bits": bits, "keep": 0.02, "shared_init": shared_init}
+    real, counted = (Downlink(theta, LAYOUT, CLIENTS, **settings, real=real) for real in (True, False))
+    away = 0
+    for version, (clients, change) in enumerate(rounds(1, 25)):
+        for number in clients:
+            away = max(away, version - (real.seen[number] or 0))
+            assert real.fetch(number) == counted.fetch(number)
+            assert real.copies[number].numpy().tobytes() == real.model.numpy().tobytes()
+        theta = theta + change
+        real.publish(theta)
+        counted.publish(theta)
+        assert torch.equal(real.model, counted.model)
+    assert away >= 5
+
+
+def test_a_copy_that_is_not_the_servers_model_is_found_out():
+    down = Downlink(start(), LAYOUT, CLIENTS, real=True)
+    down.fetch(0)
+    for _, change in rounds(2, 2):
+        down.publish(down.model + change)
+    down.copies[0] = down.copies[0] + 1
+    with pytest.raises(AssertionError, match="client 0"):
+        down.fetch(0)
+
+
+@pytest.mark.parametrize("shared_init", [False, True])
+def test_delta_charges_for_exactly_the_weights_that_changed_since(shared_init):
+    down, theta, seen = Downlink(start(), LAYOUT, CLIENTS, "delta", shared_init=shared_init), start(), {}
+    whole = 32 + 4 * LAYOUT.dim
+    versions = [theta]
+    for clients, change in rounds(3, 30, share=0.02):
+        for number in clients:
+            since = seen.get(number, 0 if shared_init else None)
+            if since is None:
+                expected = whole
+            elif since == len(versions) - 1:
+                expected = 0
+            else:
+                missed = list(zip(versions[since:], versions[since + 1 :], strict=False))
+                changed = torch.stack([(a != b)[:N] for a, b in missed]).any(0)
+                expected = min(
+                    message_bytes(changed, versions[-1]),
+                    sum(message_bytes((a != b)[:N], b) for a, b in missed),
+                )
+            assert down.fetch(number) == expected
+            seen[number] = len(versions) - 1
+        theta = theta + change
+        versions.append(theta)
+        down.publish(theta)
+        assert torch.equal(down.model, theta)
+
+
+def test_a_weight_that_changed_and_changed_back_counts_as_changed():
+    down = Downlink(start(), LAYOUT, 1, shared_init=True)
+    other = start()
+    other[7] += 1
+    down.publish(other)
+    down.publish(start())
+    assert down.changed_at.nonzero().view(-1).tolist() == [7]
+    assert down.changed_at[7] == 2
+
+
+def test_dense_is_the_whole_model_every_time():
+    down = Downlink(start(), LAYOUT, CLIENTS, "dense")
+    for clients, change in rounds(4, 5):
+        assert [down.fetch(number) for number in clients] == [32 + 4 * LAYOUT.dim] * 3
+        down.publish(down.model + change)
+
+
+def test_sparse_charges_for_the_broadcasts_missed_and_never_for_more_than_what_changed():
+    down, theta = Downlink(start(), LAYOUT, 3, "sparse", bits=8, keep=0.02, shared_init=True), start()
+    sizes = []
+    for _, change in rounds(5, 40):
+        before, theta = down.model, theta + change
+        down.publish(theta)
+        changed = (down.model != before)[:N]
+        assert 0 < changed.sum() <= round(0.02 * N)
+        sizes.append(down.broadcasts[-1][0])
+        if len(sizes) == 4:
+            assert down.fetch(0) == sum(sizes)
+    exact = message_bytes(down.changed_at > 0, down.model)
+    assert down.fetch(1) == min(sum(sizes), exact)
+    assert down.fetch(0) == min(sum(sizes[4:]), message_bytes(down.changed_at > 4, down.model))
+    assert down.fetch(0) == 0
+
+
+def test_what_a_sparse_broadcast_leaves_out_follows_later():
+    down = Downlink(start(), LAYOUT, 1, "sparse", bits=32, keep=0.1)
+    (_, change), *_ = rounds(6, 1, share=1.0)
+    for left in range(9, -1, -1):
+        down.publish(start() + change)
+        missing = (down.model - start() - change)[:N].abs() > 1e-6
+        assert missing.sum() == left * N // 10
+    assert torch.allclose(down.model, start() + change, atol=1e-6)
+
+
+def test_sparse_sends_the_largest_changes_and_all_buffers():
+    down, (_, change) = Downlink(start(), LAYOUT, 1, "sparse", bits=32, keep=0.1), next(rounds(7, 1, share=1.0))
+    down.publish(start() + change)
+    moved = (down.model != start())[:N]
+    assert change[:N].abs()[moved].min() >= change[:N].abs()[~moved].max()
+    assert torch.allclose(down.model[N:], start()[N:] + change[N:])
