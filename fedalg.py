@@ -25,6 +25,7 @@ import data
 import models
 import partitions
 import payload
+import personal
 import records
 import utils
 from agg_utils import ALGORITHMS, Update
@@ -64,10 +65,7 @@ class Experiment:
 
 def prepare(args):
     """Load the data, split it, build the model and the algorithm. Raises InputError for anything the user must mend."""
-    device = pick_device(args.device)
-    if args.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    device = pick_device(args.device, args.deterministic)
     splits = data.load_dataset(args.dataset, args.data_root, args.seed)
     return assemble(args, splits, split_into_clients(args, splits.train.labels), device)
 
@@ -89,15 +87,14 @@ def assemble(args, splits, parts, device):
         bf16=args.precision == "bf16",
         max_steps=args.local_steps,
     )
-    cls = ALGORITHMS[args.algorithm]
-    algorithm = cls(model.layout, **{name: getattr(args, name) for name in cls.options})
+    algorithm = make_algorithm(args, model.layout)
     trainer, theta = Trainer(model, splits, parts, settings), model.vector.clone()
     downlink = Downlink(
         algorithm.broadcast(theta),
         model.layout,
         args.n_clients,
         mode=args.downlink,
-        bits=args.value_bits,
+        bits=args.down_bits or args.value_bits,
         keep=args.down_sparsity,
         shared_init=args.shared_init,
         seed=args.seed,
@@ -107,8 +104,11 @@ def assemble(args, splits, parts, device):
     return Experiment(args, name, device, splits, parts, model, algorithm, trainer, theta, downlink)
 
 
-def pick_device(wanted):
-    """Return the torch.device for --device. Raises InputError if it is not there."""
+def pick_device(wanted, deterministic=False):
+    """Return the torch.device for --device; set torch up for it. Raises InputError if it is not there."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         wanted = next(name for name in ("cuda", "mps", "cpu") if there[name])
@@ -241,16 +241,21 @@ def served(exp):
 
 
 @torch.no_grad()
-def evaluate(exp, images):
-    """Return mean loss, accuracy and predictions int64 [N] of the server's model on data.Images."""
-    exp.model.load(served(exp))
+def predict(exp, vector, images):
+    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images."""
+    exp.model.load(vector)
     exp.model.module.eval()
     logits = []
     for begin in range(0, len(images), EVAL_BATCH):
         x = exp.splits.normalise(images.images[begin : begin + EVAL_BATCH])
         with torch.autocast(exp.device.type, torch.bfloat16, enabled=exp.args.precision == "bf16"):
             logits.append(exp.model.module(x))
-    logits = torch.cat(logits).float()
+    return torch.cat(logits).float()
+
+
+def evaluate(exp, images):
+    """Return mean loss, accuracy and predictions int64 [N] of the server's model on data.Images."""
+    logits = predict(exp, served(exp), images)
     predictions = logits.argmax(1)
     loss = F.cross_entropy(logits, images.labels).item()
     return loss, (predictions == images.labels).sum().item() / len(images), predictions
@@ -374,7 +379,7 @@ def already_finished(args, name):
             f"{path} was run with {setting} = {settings.get(setting)}, not {getattr(args, setting)}: "
             "use another --metrics_dir, or --overwrite"
         )
-    for file in (args.partition_file, args.save_weights):
+    for file in (args.partition_file, args.save_weights, args.save_clients):
         if file and not Path(file).exists():
             raise InputError(f"{name} is finished, but {file} is not there: name the file it wrote, or --overwrite")
     if args.partition_file and partitions.partition_file_hash(args.partition_file) != split:
@@ -384,14 +389,78 @@ def already_finished(args, name):
     return True
 
 
+def make_algorithm(args, layout, **changes):
+    """Return the algorithm of the settings `args`, `changes` among its options made."""
+    cls = ALGORITHMS[args.algorithm]
+    return cls(layout, **{name: changes.get(name, getattr(args, name)) for name in cls.options})
+
+
+def save_clients(exp):
+    """Write every client's personal part to --save_clients; return what personal.summary says of them."""
+    args, test = exp.args, exp.splits.test
+    histograms = partitions.histograms(exp.splits.train.labels.cpu(), exp.parts, exp.splits.n_classes).tolist()
+    clients = (exp.trainer.client(number, args.n_epochs + 1) for number in range(args.n_clients))
+    algorithm = make_algorithm(args, exp.model.layout, residual="none")
+    personal.save(
+        args.save_clients,
+        served(exp),
+        clients,
+        algorithm,
+        histograms,
+        utils.settings_of(args),
+        test.labels.cpu(),
+        lambda vector: predict(exp, vector, test).argmax(1).cpu(),
+    )
+    return judge_clients(exp, args.save_clients)
+
+
+def prepare_judge(given):
+    """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
+    args, _ = personal.load(given.evaluate_clients)
+    device = pick_device(given.device, given.deterministic)
+    return assemble(args, data.load_dataset(args.dataset, given.data_root, args.seed), [], device)
+
+
+def judge_clients(exp, folder):
+    """Evaluate what --save_clients left in `folder`: its accuracy.csv and figure; return what personal.summary says."""
+    _, entries = personal.load(folder)
+    test = exp.splits.test
+    rows = personal.evaluate(
+        folder,
+        entries,
+        exp.model.layout,
+        test.labels.cpu(),
+        lambda vector: predict(exp, vector, test).argmax(1).cpu(),
+        exp.device,
+    )
+    with records.metrics_csv(Path(folder) / "accuracy.csv", personal.COLUMNS) as write:
+        for row in rows:
+            write(row)
+    import plotting
+
+    plotting.plot_clients(rows, Path(folder) / "accuracy")
+    found = personal.summary(rows, exp.model.layout.dim)
+    print(
+        f"{folder}: {len(rows)} clients on their own mix of labels: shared model {found['shared_accuracy']:.4f}, with "
+        f"their parts {found['personal_accuracy']:.4f}, full copies {found['full_accuracy']:.4f}; "
+        f"{found['client_bytes'] / 1e6:.3f} MB of parts, {found['times_smaller']:.1f} times less than full copies "
+        f"({found['times_smaller_with_shared']:.1f} with the shared model); {Path(folder) / 'accuracy'}.csv and .png"
+    )
+    return found
+
+
 def main(args):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
+    if args.evaluate_clients:
+        return judge_clients(prepare_judge(args), args.evaluate_clients)
     name, metrics = utils.run_name(args), Path(args.metrics_dir)
     finished = f"{name}: already finished, see {metrics / name}_metrics.csv (run again with --overwrite)"
     if already_finished(args, name):
         return print(finished)
     if args.save_weights and Path(args.save_weights).exists() and not args.overwrite:
         raise InputError(f"--save_weights {args.save_weights}: is there already; another name, or --overwrite")
+    if args.save_clients and not args.overwrite:
+        personal.check_folder(args.save_clients)
     records.read_results(args.results_file)  # so that a bad one is found before the work, not after
     exp = prepare(args)
     with records.exclusively(metrics / f".{name}.lock"):
@@ -410,6 +479,8 @@ def run(exp, metrics):
     if args.save_weights:
         exp.model.load(served(exp))
         models.save_weights(args.save_weights, exp.model.module)
+    if args.save_clients:
+        final |= save_clients(exp)
     figures = draw(args, name)
     records.add_result(args.results_file, result_row(exp, final))
     records.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))

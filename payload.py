@@ -295,6 +295,11 @@ def payload_bytes(message):
     return HEADER.size + CHECKSUM.size + _positions_bytes(message)[0] + values
 
 
+def dense_bytes(dim):
+    """Return the bytes of a message of `dim` float32 weights and buffers, all of them."""
+    return HEADER.size + CHECKSUM.size + 4 * dim
+
+
 def encode(message):
     """Return the message as bytes."""
     where, how_positions = _write_positions(message)

@@ -3,7 +3,8 @@
     python plotting.py --csv_dir metrics --output_dir final_plots --dataset CIFAR10
 
 draws, for every heterogeneity level, all algorithms over rounds and over megabytes (mean and deviation over the seeds),
-and writes one summary table as CSV, Markdown and LaTeX, all from the same files.
+and writes two tables as CSV, Markdown and LaTeX, all from the same files: a summary, and what it took to reach 99 % of
+FedAvg's final accuracy.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from utils import algorithm_specs, all_options
+from utils import InputError, algorithm_specs, all_options, default_settings
 
 # Okabe and Ito's colours, told apart by the colour-blind; line styles and markers tell the lines apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -33,6 +34,7 @@ NAMES = {
     **{"topk": "top-k", "stc": "STC", "signsgd": "signSGD"},
 }
 MB = 1e6  # bytes
+TARGET = 0.99  # of FedAvg's final accuracy
 
 plt.rcParams.update(
     {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.dpi": 150, "figure.constrained_layout.use": True}
@@ -112,6 +114,19 @@ def plot_partition(histograms, path, title):
     save(figure, path, ["png"])
 
 
+def plot_clients(rows, path):
+    """Draw each client's accuracy with the shared model, its part and a full copy; rows are personal.evaluate's."""
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    rows = sorted(rows, key=lambda row: row["shared_accuracy"])
+    kinds = {"shared_accuracy": "shared model", "full_accuracy": "full copy", "personal_accuracy": "shared + part"}
+    for i, (column, label) in enumerate(kinds.items()):
+        axes.plot([row[column] for row in rows], MARKERS[i], color=COLOURS[i], markersize=5 + 3 * (i == 1), label=label)
+    axes.set_xticks(range(len(rows)), [row["client"] for row in rows], fontsize=7, rotation=90 if len(rows) > 30 else 0)
+    axes.set(xlabel="client", ylabel="accuracy on its own mix of labels")
+    axes.legend()
+    save(figure, path, ["png"])
+
+
 def save(figure, path, kinds):
     for kind in kinds:
         figure.savefig(f"{path}.{kind}")
@@ -122,27 +137,34 @@ def save(figure, path, kinds):
 # Many runs
 
 
+def own_defaults(settings):
+    """Return {name: value} of what a run of this algorithm, preset, model and dataset has unless told otherwise."""
+    chosen = {name: settings.get(name) for name in ("dataset", "model_name", "algorithm", "preset")}
+    try:
+        return default_settings(argparse.Namespace(**chosen))
+    except (KeyError, InputError):  # an algorithm or a preset that this version does not have
+        return {name: option.default for name, option in all_options().items()}
+
+
 def group_series(runs):
     """Return {label: [Runs that differ only in their seed]} of the runs of one figure.
 
-    The label is the algorithm's name, and what is not at its default: its own options, and the settings in which the
-    series of the figure differ.
+    The label is the algorithm's name, and what is not at its default: its preset, its own options, and the settings in
+    which the series of the figure differ.
     """
     unnamed = {name for name, option in all_options().items() if not option.named}  # folders and the like
     ignored = {"seed", "dirichlet", "dataset", "algorithm", *unnamed}
-    key_of = {run.name: {k: str(v) for k, v in run.settings.items() if k not in ignored} for run in runs}
-    series = {}
+    series, values = {}, {}
     for run in sorted(runs, key=lambda run: [*NAMES, run.settings["algorithm"]].index(run.settings["algorithm"])):
-        series.setdefault((run.settings["algorithm"], *sorted(key_of[run.name].items())), []).append(run)
-    values = {}
-    for key in series:
-        for setting, value in key[1:]:
+        settings = {k: str(v) for k, v in (own_defaults(run.settings) | run.settings).items() if k not in ignored}
+        series.setdefault((run.settings["algorithm"], *sorted(settings.items())), []).append(run)
+        for setting, value in settings.items():
             values.setdefault(setting, set()).add(value)
     labelled = {}
-    own = {name for spec in algorithm_specs().values() for name in spec.options}
-    defaults = {name: str(option.default) for name, option in all_options().items()}
+    told = {name for spec in algorithm_specs().values() for name in spec.options} | {"preset"}
     for (algorithm, *settings), members in series.items():
-        extra = [f"{k}={v}" for k, v in settings if (len(values[k]) > 1 or k in own) and v != defaults.get(k)]
+        usual = {k: str(v) for k, v in own_defaults(members[0].settings).items()}
+        extra = [f"{k}={v}" for k, v in settings if (len(values[k]) > 1 or k in told) and v != usual.get(k)]
         labelled[" ".join([NAMES.get(algorithm, algorithm), *extra])] = members
     return labelled
 
@@ -153,7 +175,8 @@ def over_seeds(members, column):
     for run in members:
         rounds = run.rounds
         up, down = rounds["bytes_up"].cumsum() / MB, rounds["bytes_down"].cumsum() / MB
-        frames.append(pd.DataFrame({"epoch": rounds["epoch"], "value": rounds[column], "up": up, "both": up + down}))
+        sent = {"up": up, "down": down, "both": up + down}
+        frames.append(pd.DataFrame({"epoch": rounds["epoch"], "value": rounds[column], **sent}))
     grouped = pd.concat(frames).dropna().groupby("epoch")
     means = grouped.mean()
     means["std"] = grouped["value"].std().fillna(0)  # one seed has no deviation
@@ -161,7 +184,7 @@ def over_seeds(members, column):
 
 
 def draw_lines(axes, series, column, x, xlabel, ylabel):
-    """Draw the mean of `column` over x ("epoch", "up" or "both") for every series, with a band of one deviation."""
+    """Draw the mean of `column` over x ("epoch", "up", "down", "both") for all series, with a band of one deviation."""
     for i, (label, members) in enumerate(series.items()):
         line = over_seeds(members, column).reset_index()
         style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
@@ -184,16 +207,21 @@ def finish(figure, axes, series, path, title):
 
 
 def draw_comparison(series, path, title):
-    """Draw test accuracy of all series over rounds, megabytes up, and megabytes up and down, beside one another."""
-    figure, panels = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
-    axis_titles = {"epoch": "round", "up": "megabytes sent up by all clients", "both": "megabytes sent, up + down"}
-    for axes, (x, xlabel) in zip(panels, axis_titles.items(), strict=True):
-        draw_lines(axes, series, "test_accs", x, xlabel, "test accuracy" if x == "epoch" else "")
+    """Draw test accuracy of all series over rounds, and over megabytes sent up, down and both, beside one another."""
+    figure, panels = plt.subplots(2, 2, figsize=(10, 8), sharey=True)
+    axis_titles = {
+        "epoch": "round",
+        "up": "megabytes sent up by all clients",
+        "down": "megabytes sent down to all clients",
+        "both": "megabytes sent, up + down",
+    }
+    for i, (axes, (x, xlabel)) in enumerate(zip(panels.flat, axis_titles.items(), strict=True)):
+        draw_lines(axes, series, "test_accs", x, xlabel, "" if i % 2 else "test accuracy")
         if x != "epoch":
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter(NullFormatter())
-    finish(figure, panels[0], series, path, title)
+    finish(figure, panels[0, 0], series, path, title)
 
 
 def draw_train_val(series, path, title):
@@ -239,6 +267,38 @@ def summarise(dataset, dirichlet, series):
     return rows
 
 
+def to_target(dataset, dirichlet, series):
+    """Return the rows of the table of what each series sent until it had TARGET of FedAvg's final accuracy.
+
+    That is the mean over FedAvg's seeds; each run is taken at its first evaluation at which it has that accuracy. Of a
+    series of which some runs never do, the means are over those that do. No row if there is no plain FedAvg.
+    """
+    if "FedAvg" not in series:
+        return []
+    target = TARGET * sum(run.final["accuracy"] for run in series["FedAvg"]) / len(series["FedAvg"])
+    reached = {
+        label: pd.DataFrame([_until(run.rounds, target) for run in members]) for label, members in series.items()
+    }
+    means, rows = {label: frame.mean() for label, frame in reached.items()}, []
+    for label, frame in reached.items():
+        there = len(frame.dropna())
+        row = {"dataset": dataset, "Dirichlet": str(dirichlet), "method": label}
+        row |= {"target %": f"{100 * target:.2f}", "seeds there": f"{there} of {len(frame)}"}
+        row |= {column: spread(frame[column].dropna()) if there else "" for column in frame}
+        for name, column in (("less up", "MB up"), ("less in all", "MB both")):
+            row[name] = f"{means['FedAvg'][column] / means[label][column]:.1f}x" if there else ""
+        rows.append(row)
+    return rows
+
+
+def _until(rounds, target):
+    """Return {column: number} of a run's rounds and megabytes until its test accuracy is `target`, else NaN."""
+    up, down = rounds["bytes_up"].cumsum() / MB, rounds["bytes_down"].cumsum() / MB
+    frame = pd.DataFrame({"rounds": rounds["epoch"], "MB up": up, "MB down": down, "MB both": up + down})
+    found = frame[rounds["test_accs"] >= target]
+    return dict(found.iloc[0]) if len(found) else dict.fromkeys(frame, float("nan"))
+
+
 def spread(values):
     """Return "mean ± deviation" of the values, or the value alone if there is one."""
     return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
@@ -268,7 +328,7 @@ def as_latex(rows):
 
 
 def compare(csv_dir, output_dir, dataset):
-    """Draw all figures of `dataset` and write its summary table; return the table's rows and the paths written.
+    """Draw all figures of `dataset` and write its tables; return {name: rows} of these, and the paths written.
 
     Raises ValueError if there is no finished run of it.
     """
@@ -280,23 +340,26 @@ def compare(csv_dir, output_dir, dataset):
         )
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    rows, paths = [], []
+    tables, paths = {"summary": [], "to_target": []}, []
     for level in sorted({run.settings["dirichlet"] for run in runs}, key=level_order):
         series = group_series([run for run in runs if run.settings["dirichlet"] == level])
         title = f"{dataset}, {'IID' if level == 'iid' else f'Dirichlet({level})'}"
         for kind, draw in (("comparison", draw_comparison), ("train_val", draw_train_val)):
             paths.append(output_dir / f"{dataset}_{level}_{kind}.png")
             draw(series, paths[-1].with_suffix(""), title)
-        rows += summarise(dataset, level, series)
-    stem = output_dir / f"{dataset}_summary"
-    stem.with_suffix(".md").write_text(as_markdown(rows), encoding="utf-8")
-    stem.with_suffix(".tex").write_text(as_latex(rows), encoding="utf-8")
-    pd.DataFrame(rows).to_csv(stem.with_suffix(".csv"), index=False)
-    return rows, [*paths, stem.with_suffix(".md")]
+        tables["summary"] += summarise(dataset, level, series)
+        tables["to_target"] += to_target(dataset, level, series)
+    for name, rows in tables.items():
+        if rows:
+            paths.append(output_dir / f"{dataset}_{name}.md")
+            paths[-1].write_text(as_markdown(rows), encoding="utf-8")
+            paths[-1].with_suffix(".tex").write_text(as_latex(rows), encoding="utf-8")
+            pd.DataFrame(rows).to_csv(paths[-1].with_suffix(".csv"), index=False)
+    return tables, paths
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Compare the finished runs of a dataset: figures and a summary table.")
+    parser = argparse.ArgumentParser(description="Compare the finished runs of a dataset: figures and tables.")
     parser.add_argument("--csv_dir", default="metrics", help="folder of <run>_metrics.csv and <run>.json [metrics]")
     parser.add_argument("--output_dir", default="final_plots", help="folder for figures and tables [final_plots]")
     parser.add_argument("--dataset", help="default: every dataset that has a finished run")
@@ -306,10 +369,12 @@ def main():
         parser.error(f"no finished run in {args.csv_dir}: run fedalg.py first")
     for dataset in datasets:
         try:
-            rows, paths = compare(args.csv_dir, args.output_dir, dataset)
+            tables, paths = compare(args.csv_dir, args.output_dir, dataset)
         except (ValueError, OSError) as error:
             parser.error(str(error))
-        print(as_text(rows), end="\n\n")
+        print(as_text(tables["summary"]), end="\n\n")
+        if tables["to_target"]:
+            print(f"until {TARGET:.0%} of FedAvg's final accuracy:\n{as_text(tables['to_target'])}", end="\n\n")
         print("figures and tables: " + ", ".join(map(str, paths)), end="\n\n")
 
 

@@ -177,6 +177,13 @@ OPTIONS = {
             "downlink", "delta", ("delta", "dense", "sparse"), "send clients what changed, all, or the largest changes"
         ),
         Option("down_sparsity", 0.01, "share", "share of the weights that the server sends", needs="downlink=sparse"),
+        Option(
+            "down_bits",
+            None,
+            "bits",
+            "bits of a value in sparse broadcasts (default: --value_bits)",
+            needs="downlink=sparse",
+        ),
         Option("shared_init", False, "flag", "clients can make the initial model themselves, and need not download it"),
         Option("wire", "size", ("size", "real"), "count the bytes, or make them, read them and compare", named=False),
     ],
@@ -190,6 +197,14 @@ OPTIONS = {
         Option("plots_dir", "plots", "path", "folder for the figures of each run", named=False),
         Option("results_file", "results.csv", "path", "one row per finished run", named=False),
         Option("save_weights", None, "path", "write the final model here, for --init_weights", named=False),
+        Option("save_clients", None, "path", "write each client's personal part here, as payload files", named=False),
+        Option(
+            "evaluate_clients",
+            None,
+            "path",
+            "train nothing: judge what --save_clients left in this folder",
+            named=False,
+        ),
         Option("overwrite", False, "flag", "run again what is already finished", named=False),
         Option("quiet", False, "flag", "print only the last line", named=False),
     ],
@@ -329,6 +344,10 @@ def resolve(given, explicit=()):
     error, whereas a config file may be shared by several algorithms. Raises InputError.
     """
     args = _with_defaults(given)
+    if args.evaluate_clients is not None:
+        others = sorted(set(explicit) - {"evaluate_clients", "data_root", "device", "deterministic", "quiet"})
+        if others:
+            raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
     _check_needs(args, explicit)
     _check_combinations(args)
     _check_paths(args)
@@ -397,8 +416,9 @@ def _check_paths(args):
         raise InputError(f"--partition_file {args.partition_file}: the file's name must end in .json")
     if args.init_weights and not Path(args.init_weights).is_file():
         raise InputError(f"--init_weights {args.init_weights}: no such file")
-    for name in ("metrics_dir", "plots_dir"):
-        _check_folder(name, Path(getattr(args, name)))
+    for name in ("metrics_dir", "plots_dir", "save_clients"):
+        if getattr(args, name) is not None:
+            _check_folder(name, Path(getattr(args, name)))
     for name in ("results_file", "save_weights", "partition_file"):
         if getattr(args, name) is not None:
             path = Path(getattr(args, name))
@@ -484,6 +504,26 @@ def settings_of(args):
     """Return {name: value} of the settings that the run depends on: every option but other algorithms' own."""
     foreign = {n for n, (_, owners) in algorithm_options().items() if args.algorithm not in owners}
     return {name: getattr(args, name) for name in all_options() if name not in foreign}
+
+
+def checked_settings(settings, path):
+    """Return the Namespace of {name: value} that a file at `path` holds, checked as if they had been typed.
+
+    Raises InputError. What only the machine that wrote them has, files and folders, is left at its default.
+    """
+    words = []
+    for name, value in settings.items():
+        option = all_options().get(name)
+        if option is None:
+            raise InputError(f"{path}: there is no setting {name}")
+        if option.kind == "flag":
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None and option.kind != "path":
+            words.append(f"--{name}={value}")
+    try:
+        return resolve(vars(build_parser(f"fedalg.py: {path}").parse_args(words)))
+    except SystemExit:
+        raise InputError(f"{path}: holds a setting that is not one, see above") from None
 
 
 def differing_settings(args, settings):

@@ -66,7 +66,8 @@ def metrics(tmp_path):
 
 
 def test_the_summary_by_hand(metrics, tmp_path):
-    rows, _ = plotting.compare(metrics, tmp_path / "out", "DIGITS")
+    tables, _ = plotting.compare(metrics, tmp_path / "out", "DIGITS")
+    rows = tables["summary"]
     assert [(r["Dirichlet"], r["method"], r["seeds"]) for r in rows] == [
         ("0.1", "FedAvg", "1"),
         ("iid", "FedAvg", "2"),
@@ -89,12 +90,63 @@ def test_the_summary_by_hand(metrics, tmp_path):
     assert r"accuracy \%" in latex
 
 
+def test_what_it_took_to_reach_fedavgs_accuracy_by_hand(tmp_path):
+    """FedAvg ends at 0.7 and 0.9, so that the target is 0.792; rounds without an evaluation do not count."""
+    folder, nan = tmp_path / "metrics", float("nan")
+    write_run(folder, [0.5, 0.8, 0.7], seed=0)
+    write_run(folder, [0.5, 0.6, 0.9], seed=1)
+    write_run(folder, [0.5, nan, 0.8, 0.6], seed=0, algorithm="las", n_epochs=4)
+    write_run(folder, [0.5, nan, 0.7, 0.6], seed=1, algorithm="las", n_epochs=4)
+    write_run(folder, [0.5, 0.6, 0.6], algorithm="fedprox")
+    rows = plotting.compare(folder, tmp_path / "out", "DIGITS")[0]["to_target"]
+    assert [r["method"] for r in rows] == ["FedAvg", "FedProx", "LaS-FL n_epochs=4"]
+    assert {r["target %"] for r in rows} == {"79.20"}
+    assert [r["seeds there"] for r in rows] == ["2 of 2", "0 of 1", "1 of 2"]
+    assert [r["rounds"] for r in rows] == ["2.50 ± 0.71", "", "3.00"]
+    assert [r["MB up"] for r in rows] == ["10.00 ± 2.83", "", "12.00"]
+    assert [r["MB both"] for r in rows] == ["40.00 ± 11.31", "", "48.00"]
+    assert [r["less in all"] for r in rows] == ["1.0x", "", "0.8x"]
+    with open(tmp_path / "out" / "DIGITS_to_target.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
+
+
+def test_without_fedavg_there_is_no_target(tmp_path):
+    write_run(tmp_path / "metrics", [0.5], algorithm="las")
+    tables, paths = plotting.compare(tmp_path / "metrics", tmp_path / "out", "DIGITS")
+    assert tables["to_target"] == []
+    assert not [path for path in paths if "target" in path.name]
+
+
+def test_labels_say_what_is_not_usual_for_the_algorithm(tmp_path):
+    folder = tmp_path / "metrics"
+    for settings in ({}, {"value_bits": 8}, {"algorithm": "stc"}, {"algorithm": "topk", "sparsity": 0.05}):
+        write_run(folder, [0.5], **settings)
+    write_run(folder, [0.5], algorithm="las", preset="compact")
+    write_run(folder, [0.5], algorithm="las", preset="compact", sparsity=0.02)
+    old = write_run(folder, [0.5], seed=5)
+    record = json.loads((folder / f"{old}.json").read_text())
+    del record["settings"]["value_bits"]  # as before there was such a setting
+    record["settings"]["gone"] = 3
+    (folder / f"{old}.json").write_text(json.dumps(record))
+    series = plotting.group_series(plotting.load_runs(folder))
+    assert {label: len(members) for label, members in series.items()} == {
+        "FedAvg": 1,
+        "FedAvg value_bits=8": 1,
+        "FedAvg gone=3": 1,
+        "LaS-FL preset=compact": 1,
+        "LaS-FL preset=compact sparsity=0.02": 1,
+        "top-k sparsity=0.05": 1,
+        "STC": 1,
+    }
+
+
 def test_mean_and_deviation_over_seeds_by_hand(metrics):
     runs = [r for r in plotting.load_runs(metrics, "DIGITS") if r.settings["dirichlet"] == "iid"]
     line = plotting.over_seeds(plotting.group_series(runs)["FedAvg"], "test_accs")
     assert line["value"].tolist() == pytest.approx([0.3, 0.6])
     assert line["std"].tolist() == pytest.approx([0.1414, 0.2828], abs=1e-3)
     assert line["up"].tolist() == [4, 8]
+    assert line["down"].tolist() == [12, 24]
     assert line["both"].tolist() == [16, 32]
 
 

@@ -148,6 +148,7 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "clip_norm": 1.0,
         "local_steps": 3,
         "value_bits": 8,
+        "down_bits": 8,
         "preset": "compact",
         "partition_file": str(hand_made),
         "augment": "standard",
