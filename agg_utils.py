@@ -166,6 +166,19 @@ class LaSFL(FedAvg):
         ),
         "stitch_prior": (0.5, "share", "that part", "stitch=prior"),
     }
+    presets = {
+        "compact": {
+            "sparsity": 0.03,
+            "mask_scope": "global",
+            "residual": "client",
+            "stitch": "all",
+            "value_bits": 4,
+            "downlink": "sparse",
+            "down_sparsity": 0.02,
+            "down_bits": 1,
+            "shared_init": True,
+        }
+    }
 
     def __init__(self, layout, **options):
         super().__init__(layout, **options)

@@ -160,6 +160,9 @@ def group_series(runs):
         series.setdefault((run.settings["algorithm"], *sorted(settings.items())), []).append(run)
         for setting, value in settings.items():
             values.setdefault(setting, set()).add(value)
+    for setting, seen in values.items():
+        if any(setting not in dict(key[1:]) for key in series):
+            seen.add("")  # of a version that has no such setting
     labelled = {}
     told = {name for spec in algorithm_specs().values() for name in spec.options} | {"preset"}
     for (algorithm, *settings), members in series.items():
@@ -271,11 +274,12 @@ def to_target(dataset, dirichlet, series):
     """Return the rows of the table of what each series sent until it had TARGET of FedAvg's final accuracy.
 
     That is the mean over FedAvg's seeds; each run is taken at its first evaluation at which it has that accuracy. Of a
-    series of which some runs never do, the means are over those that do. No row if there is no plain FedAvg.
+    series of which some runs never do, the means are over those that do. No row without one plain FedAvg to compare.
     """
-    if "FedAvg" not in series:
+    plain = [label for label, members in series.items() if _is_plain_fedavg(members[0].settings)]
+    if len(plain) != 1:
         return []
-    target = TARGET * sum(run.final["accuracy"] for run in series["FedAvg"]) / len(series["FedAvg"])
+    target = TARGET * sum(run.final["accuracy"] for run in series[plain[0]]) / len(series[plain[0]])
     reached = {
         label: pd.DataFrame([_until(run.rounds, target) for run in members]) for label, members in series.items()
     }
@@ -286,9 +290,15 @@ def to_target(dataset, dirichlet, series):
         row |= {"target %": f"{100 * target:.2f}", "seeds there": f"{there} of {len(frame)}"}
         row |= {column: spread(frame[column].dropna()) if there else "" for column in frame}
         for name, column in (("less up", "MB up"), ("less in all", "MB both")):
-            row[name] = f"{means['FedAvg'][column] / means[label][column]:.1f}x" if there else ""
+            row[name] = f"{means[plain[0]][column] / means[label][column]:.1f}x" if there else ""
         rows.append(row)
     return rows
+
+
+def _is_plain_fedavg(settings):
+    """Tell whether it is FedAvg that sends whole models in float32."""
+    wire = (str(settings.get("value_bits", 32)), settings.get("downlink", "delta"))
+    return settings["algorithm"] == "fedavg" and wire in (("32", "delta"), ("32", "dense"))
 
 
 def _until(rounds, target):

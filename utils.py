@@ -345,7 +345,8 @@ def resolve(given, explicit=()):
     """
     args = _with_defaults(given)
     if args.evaluate_clients is not None:
-        others = sorted(set(explicit) - {"evaluate_clients", "data_root", "device", "deterministic", "quiet"})
+        changing = {name for name, option in all_options().items() if option.named} | {"save_clients", "save_weights"}
+        others = sorted(changing & set(explicit))
         if others:
             raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
     _check_needs(args, explicit)
