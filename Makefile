@@ -5,6 +5,8 @@ BIN := .venv/bin
 DEMO := --dataset DIGITS --n_epochs 30 --batch_size 16 --lr 0.05 --quiet
 ALGORITHMS ?= fedavg fedprox fedacg las
 ARGS ?=
+# round_time or payload
+BENCHMARK ?= round_time
 
 .PHONY: run test lint benchmark clean
 
@@ -25,8 +27,8 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck *.sh .ci/run
 
-benchmark: .venv/run.stamp
-	$(BIN)/python benchmarks/round_time.py $(ARGS)
+benchmark: .venv/test.stamp
+	$(BIN)/python benchmarks/$(BENCHMARK).py $(ARGS)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("needs Python 3.11 or newer, not %d.%d: make PYTHON=python3.12 ..." % v)'

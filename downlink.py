@@ -12,13 +12,16 @@ from utils import generator
 
 
 class Downlink:
-    """The server's side of the downloads; `model [dim]` is what a client that is up to date holds.
+    """The server's side of the downloads; `model [dim]` is the newest published.
 
     mode: "dense", the whole model every time; "delta", exactly what changed; "sparse", of every round the largest
-    changes only, a share `keep` in `bits` a value, while the server keeps the rest for later rounds (Sattler et al.
-    2019, Algorithm 2). A client pays for the broadcasts it missed or for the weights that changed meanwhile, whichever
-    is less, and never for more than the whole model. At first contact that is the whole model, unless `shared_init`:
-    then everybody can make the initial model, from the seed or a public file.
+    changes only, a share `keep` in `bits` a value, while the server keeps the rest for later rounds, so that `model`
+    lags behind (Sattler et al. 2019, Algorithm 2); "individual", to each client the largest differences between the
+    model and what this client holds, which the server remembers, [dim] for each of them.
+
+    In the first three modes a client pays for the broadcasts it missed or for the weights that changed meanwhile,
+    whichever is less, never for more than the whole model, and then holds `model`. At first contact it gets the whole
+    model, unless `shared_init`: then everybody can make the initial model, from the seed or a public file.
 
     With `real`, everything is made bytes and read again, and each client's own copy is compared with `model`.
     """
@@ -32,28 +35,31 @@ class Downlink:
         self.seen = [0 if shared_init else None] * n_clients  # the version each client holds
         self.changed_at = torch.zeros(self.n, dtype=torch.int32, device=start.device)  # the version, of each weight
         self.broadcasts = [(0, None)]  # of every version: bytes, and the Message if it is `real`
-        self.copies = dict.fromkeys(range(n_clients), start) if real and shared_init else {}
+        self.copies = dict.fromkeys(range(n_clients), start) if shared_init and (real or mode == "individual") else {}
         self.ways = {}  # since -> (bytes, messages, whether they add), of this version
 
     def publish(self, target):
         """Make `target [dim]`, or what of it goes into a sparse broadcast, the next version."""
         self.version += 1
         self.ways = {}
-        if self.mode == "dense":
+        if self.mode in ("dense", "individual"):
             self.model = target
             return
         before, sparse = self.model, self.mode == "sparse"
-        message = (
-            self._largest(target - before) if sparse else self._exact(target[: self.n] != before[: self.n], target)
-        )
+        if sparse:
+            message = self._largest(target - before, "all")
+        else:
+            message = self._exact(target[: self.n] != before[: self.n], target)
         size, message = payload.carry(message, self.real)
         self.model = receive(before, message, adds=sparse)
         self.changed_at.masked_fill_(self.model[: self.n] != before[: self.n], self.version)
         self.broadcasts.append((size, message if self.real else None))
 
     def fetch(self, number):
-        """Bring client `number` up to date; return the bytes that it downloads."""
+        """Bring client `number` up to date; return the bytes that it downloads, and the model [dim] it then holds."""
         since, self.seen[number] = self.seen[number], self.version
+        if self.mode == "individual":
+            return self._bring_nearer(number, since)
         if since not in self.ways:
             self.ways[since] = self._way(since)
         size, messages, adds = self.ways[since]
@@ -64,7 +70,19 @@ class Downlink:
             if not torch.equal(copy, self.model):
                 raise AssertionError(f"client {number} does not hold the server's model")
             self.copies[number] = copy
-        return size
+        return size, self.model
+
+    def _bring_nearer(self, number, since):
+        """Do what `fetch` does, in mode "individual"."""
+        if since is None:
+            size, message = payload.carry(payload.pack(Update(self.model), self.n, 32), self.real)
+            self.copies[number] = receive(self.model, message, adds=False)
+        elif since < self.version:
+            size, message = payload.carry(self._largest(self.model - self.copies[number], number), self.real)
+            self.copies[number] = receive(self.copies[number], message, adds=True)
+        else:
+            size = 0
+        return size, self.copies[number]
 
     def _way(self, since):
         """Return (bytes, messages, whether they add) of the cheapest way to this version from `since`, None if new."""
@@ -83,12 +101,12 @@ class Downlink:
         """Return the Message of the new values of the weights `changed`, bool [n_trainable], and of all buffers."""
         return payload.pack(Update(model, changed), self.n, 32, round=self.version)
 
-    def _largest(self, change):
-        """Return the Message of the largest of the changes [dim] that wait at the server."""
+    def _largest(self, change, receiver):
+        """Return the Message of the largest of the changes [dim] that wait for `receiver`."""
         mask = None
         if self.keep < 1:
             mask = top_k_mask(change[: self.n], self.keep, (self.n,)) & (change[: self.n] != 0)
-        rng = generator(self.seed, "rounding", self.version, "server")
+        rng = generator(self.seed, "rounding", self.version, "down", receiver)
         return payload.pack(Update(change, mask), self.n, self.bits, rng, self.version)
 
 

@@ -165,14 +165,13 @@ def train_round(exp, round):
     started = time.perf_counter()
     args, n = exp.args, exp.model.layout.n_trainable
     numbers = sample_clients(args.n_clients, args.participation, args.seed, round)
-    down = {number: exp.downlink.fetch(number) for number in numbers}
-    start = exp.downlink.model
     if exp.deltas is None:
         exp.deltas = exp.theta.new_empty(len(numbers), exp.model.layout.dim)
-    deltas, masks, kept, up, clients = exp.deltas, None, [], {}, []
+    deltas, masks, kept, up, down, clients = exp.deltas, None, [], {}, {}, []
     for i, number in enumerate(numbers):
         client = exp.trainer.client(number, round)
         client.row = deltas[i]
+        down[number], start = exp.downlink.fetch(number)
         update, up[number] = send(exp, exp.algorithm.local_update(start, client), client)
         kept.append(n if update.mask is None else update.mask.sum())
         if update.mask is not None:

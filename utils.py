@@ -128,7 +128,11 @@ class Option:
     kind: object
     help: str
     named: bool = True  # whether it changes the result, and so belongs into the run's name
-    needs: str = ""  # "other_option=value": has no effect otherwise; "other_option": only if that is not at its default
+    needs: str = ""  # "option=value" or "option=value|value": has no effect otherwise; "option": if at its default
+
+    @property
+    def needs_in_words(self):
+        return f"--{self.needs.replace('=', ' ').replace('|', ' or ')}"
 
 
 OPTIONS = {
@@ -174,15 +178,24 @@ OPTIONS = {
             "value_bits", 32, "bits", "bits of a value sent; below 16 with a scale per 1,024 values, rounded at random"
         ),
         Option(
-            "downlink", "delta", ("delta", "dense", "sparse"), "send clients what changed, all, or the largest changes"
+            "downlink",
+            "delta",
+            ("delta", "dense", "sparse", "individual"),
+            "send what changed, all, each round's largest changes, or to each client the largest of what it lacks",
         ),
-        Option("down_sparsity", 0.01, "share", "share of the weights that the server sends", needs="downlink=sparse"),
+        Option(
+            "down_sparsity",
+            0.01,
+            "share",
+            "share of the weights that the server sends",
+            needs="downlink=sparse|individual",
+        ),
         Option(
             "down_bits",
             None,
             "bits",
             "bits of a value in sparse broadcasts (default: --value_bits)",
-            needs="downlink=sparse",
+            needs="downlink=sparse|individual",
         ),
         Option("shared_init", False, "flag", "clients can make the initial model themselves, and need not download it"),
         Option("wire", "size", ("size", "real"), "count the bytes, or make them, read them and compare", named=False),
@@ -293,7 +306,7 @@ def _about_algorithms():
 
 def _add(group, option, text):
     if option.needs:
-        text += f" (with --{option.needs.replace('=', ' ')})"
+        text += f" (with {option.needs_in_words})"
     if option.default is not None and option.kind != "flag":
         text += f" [{option.default}]"
     if option.kind == "flag":
@@ -378,7 +391,8 @@ def _check_needs(args, explicit):
         owners, (other, _, wanted) = owners_of.get(name), option.needs.partition("=")
         idle = owners is not None and args.algorithm not in owners
         if other:
-            missing = getattr(args, other) != wanted if wanted else getattr(args, other) == all_options()[other].default
+            value = getattr(args, other)
+            missing = value not in wanted.split("|") if wanted else value == all_options()[other].default
         else:
             missing = False
         if name in explicit and getattr(args, name) != option.default:
@@ -387,7 +401,7 @@ def _check_needs(args, explicit):
                     f"--{name} has no effect with --algorithm {args.algorithm} (only: {', '.join(owners)})"
                 )
             if missing:
-                raise InputError(f"--{name} has no effect without --{option.needs.replace('=', ' ')}")
+                raise InputError(f"--{name} has no effect without {option.needs_in_words}")
         if idle or missing:
             setattr(args, name, option.default)
 

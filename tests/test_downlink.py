@@ -41,7 +41,10 @@ def test_every_client_holds_the_servers_model_bit_for_bit_though_it_skips_rounds
     for version, (clients, change) in enumerate(rounds(1, 25)):
         for number in clients:
             away = max(away, version - (real.seen[number] or 0))
-            assert real.fetch(number) == counted.fetch(number)
+            (size, model), (other_size, other) = real.fetch(number), counted.fetch(number)
+            assert size == other_size
+            assert torch.equal(model, other)
+            assert torch.equal(model, real.model)
             assert real.copies[number].numpy().tobytes() == real.model.numpy().tobytes()
         theta = theta + change
         real.publish(theta)
@@ -79,7 +82,7 @@ def test_delta_charges_for_exactly_the_weights_that_changed_since(shared_init):
                     message_bytes(changed, versions[-1]),
                     sum(message_bytes((a != b)[:N], b) for a, b in missed),
                 )
-            assert down.fetch(number) == expected
+            assert down.fetch(number)[0] == expected
             seen[number] = len(versions) - 1
         theta = theta + change
         versions.append(theta)
@@ -100,7 +103,7 @@ def test_a_weight_that_changed_and_changed_back_counts_as_changed():
 def test_dense_is_the_whole_model_every_time():
     down = Downlink(start(), LAYOUT, CLIENTS, "dense")
     for clients, change in rounds(4, 5):
-        assert [down.fetch(number) for number in clients] == [32 + 4 * LAYOUT.dim] * 3
+        assert [down.fetch(number)[0] for number in clients] == [32 + 4 * LAYOUT.dim] * 3
         down.publish(down.model + change)
 
 
@@ -114,11 +117,11 @@ def test_sparse_charges_for_the_broadcasts_missed_and_never_for_more_than_what_c
         assert 0 < changed.sum() <= round(0.02 * N)
         sizes.append(down.broadcasts[-1][0])
         if len(sizes) == 4:
-            assert down.fetch(0) == sum(sizes)
+            assert down.fetch(0)[0] == sum(sizes)
     exact = message_bytes(down.changed_at > 0, down.model)
-    assert down.fetch(1) == min(sum(sizes), exact)
-    assert down.fetch(0) == min(sum(sizes[4:]), message_bytes(down.changed_at > 4, down.model))
-    assert down.fetch(0) == 0
+    assert down.fetch(1)[0] == min(sum(sizes), exact)
+    assert down.fetch(0)[0] == min(sum(sizes[4:]), message_bytes(down.changed_at > 4, down.model))
+    assert down.fetch(0)[0] == 0
 
 
 def test_what_a_sparse_broadcast_leaves_out_follows_later():
@@ -137,3 +140,43 @@ def test_sparse_sends_the_largest_changes_and_all_buffers():
     moved = (down.model != start())[:N]
     assert change[:N].abs()[moved].min() >= change[:N].abs()[~moved].max()
     assert torch.allclose(down.model[N:], start()[N:] + change[N:])
+
+
+@pytest.mark.parametrize("shared_init", [False, True])
+@pytest.mark.parametrize("real", [False, True])
+def test_individual_sends_each_client_the_largest_of_what_it_lacks(shared_init, real):
+    """Against one copy a client, by hand: what it holds moves by the largest differences, in float32 exactly."""
+    down = Downlink(start(), LAYOUT, CLIENTS, "individual", bits=32, keep=0.02, shared_init=shared_init, real=real)
+    held, theta, last = {number: start() for number in range(CLIENTS)} if shared_init else {}, start(), {}
+    for version, (clients, change) in enumerate(rounds(8, 20)):
+        for number in clients:
+            size, model = down.fetch(number)
+            if number not in held:
+                held[number], expected = theta, 32 + 4 * LAYOUT.dim
+            elif last.get(number, 0) == version:
+                expected = 0
+            else:
+                lacks = theta - held[number]
+                kept = torch.zeros(N, dtype=torch.bool)
+                kept[lacks[:N].abs().topk(80).indices] = True
+                kept &= lacks[:N] != 0
+                expected = message_bytes(kept, lacks)
+                held[number] = held[number] + torch.cat([lacks[:N] * kept, lacks[N:]])
+            assert size == expected
+            assert torch.equal(model, held[number])
+            last[number] = version
+        theta = theta + change
+        down.publish(theta)
+        assert down.model is theta
+    missing = {float((held[number] - theta)[:N].norm()) for number in held}
+    assert len(missing) > 3  # they do not hold the same
+
+
+def test_individual_clients_arrive_when_the_model_rests():
+    down = Downlink(start(), LAYOUT, 1, "individual", bits=8, keep=0.1, shared_init=True)
+    (_, change), *_ = rounds(9, 1, share=1.0)
+    apart = []
+    for _ in range(25):
+        down.publish(start() + change)
+        apart.append(float((down.fetch(0)[1] - down.model).norm()))
+    assert apart[-1] < 1e-3 * apart[0]

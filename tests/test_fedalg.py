@@ -303,6 +303,7 @@ WIRES = [
     *({"algorithm": name} for name in sorted(ALGORITHMS)),
     {"algorithm": "las", "value_bits": 4, "downlink": "sparse", "residual": "client", "shared_init": True},
     {"algorithm": "fedavg", "value_bits": 8, "downlink": "dense"},
+    {"algorithm": "las", "value_bits": 4, "downlink": "individual", "down_sparsity": 0.1, "down_bits": 1},
     {"algorithm": "fedacg", "value_bits": 16, "downlink": "sparse", "down_sparsity": 0.3},
 ]
 
