@@ -37,11 +37,12 @@ class Downlink:
         self.broadcasts = [(0, None)]  # of every version: bytes, and the Message if it is `real`
         self.copies = dict.fromkeys(range(n_clients), start) if shared_init and (real or mode == "individual") else {}
         self.ways = {}  # since -> (bytes, messages, whether they add), of this version
+        self.exact_ways = {}  # number of weights changed -> (bytes, message) of their new values, of this version
 
     def publish(self, target):
         """Make `target [dim]`, or what of it goes into a sparse broadcast, the next version."""
         self.version += 1
-        self.ways = {}
+        self.ways, self.exact_ways = {}, {}
         if self.mode in ("dense", "individual"):
             self.model = target
             return
@@ -91,7 +92,11 @@ class Downlink:
         if self.mode == "dense" or since is None:
             size, message = payload.carry(payload.pack(Update(self.model), self.n, 32), self.real)
             return size, [message], False
-        size, message = payload.carry(self._exact(self.changed_at > since, self.model), self.real)
+        changed = self.changed_at > since
+        n_changed = int(changed.sum())  # of two sets of weights changed since some version one holds the other
+        if n_changed not in self.exact_ways:
+            self.exact_ways[n_changed] = payload.carry(self._exact(changed, self.model), self.real)
+        size, message = self.exact_ways[n_changed]
         missed = sum(size for size, _ in self.broadcasts[since + 1 :])
         if missed < size:
             return missed, [message for _, message in self.broadcasts[since + 1 :]], self.mode == "sparse"
