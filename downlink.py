@@ -90,16 +90,22 @@ class Downlink:
         if since == self.version:
             return 0, [], False
         if self.mode == "dense" or since is None:
-            size, message = payload.carry(payload.pack(Update(self.model), self.n, 32), self.real)
-            return size, [message], False
+            return self._whole()
         changed = self.changed_at > since
         n_changed = int(changed.sum())  # of two sets of weights changed since some version one holds the other
         if n_changed not in self.exact_ways:
             self.exact_ways[n_changed] = payload.carry(self._exact(changed, self.model), self.real)
         size, message = self.exact_ways[n_changed]
         missed = sum(size for size, _ in self.broadcasts[since + 1 :])
+        if min(missed, size) > payload.dense_bytes(len(self.model)):
+            return self._whole()
         if missed < size:
             return missed, [message for _, message in self.broadcasts[since + 1 :]], self.mode == "sparse"
+        return size, [message], False
+
+    def _whole(self):
+        """Return the way on which the whole model is sent."""
+        size, message = payload.carry(payload.pack(Update(self.model), self.n, 32), self.real)
         return size, [message], False
 
     def _exact(self, changed, model):

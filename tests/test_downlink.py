@@ -100,6 +100,19 @@ def test_a_weight_that_changed_and_changed_back_counts_as_changed():
     assert down.changed_at[7] == 2
 
 
+@pytest.mark.parametrize("real", [False, True])
+def test_nobody_pays_for_more_than_the_whole_model(real):
+    """All weights but one changed, to sizes so different that exponents cannot be packed."""
+    down, g = Downlink(start(), LAYOUT, 1, "delta", shared_init=True, real=real), torch.Generator().manual_seed(0)
+    target = start() * 10.0 ** (60 * torch.rand(LAYOUT.dim, generator=g) - 30)
+    target[1234] = start()[1234]
+    down.publish(target)
+    assert message_bytes(down.changed_at > 0, down.model) > 32 + 4 * LAYOUT.dim
+    size, model = down.fetch(0)
+    assert size == 32 + 4 * LAYOUT.dim
+    assert torch.equal(model, target)
+
+
 def test_dense_is_the_whole_model_every_time():
     down = Downlink(start(), LAYOUT, CLIENTS, "dense")
     for clients, change in rounds(4, 5):
