@@ -165,6 +165,7 @@ class LaSFL(FedAvg):
             "divide a weight's updates by the clients that kept it, by all, or by the former and a part of the others",
         ),
         "stitch_prior": (0.5, "share", "that part", "stitch=prior"),
+        "server_momentum": (0.0, "decay", "share of its last step that the server takes again"),
     }
     presets = {
         "compact": {
@@ -193,6 +194,7 @@ class LaSFL(FedAvg):
         self.localise = Localiser(layout.sizes, self.mask_scope, self.mask_floor, learning)
         self.stitcher = Stitcher(layout, {"overlap": 0.0, "all": 1.0, "prior": self.stitch_prior}[self.stitch])
         self.memory = ErrorFeedback(self.residual_momentum) if self.residual == "client" else None
+        self.velocity = None  # [n_trainable], the server's last step, for its momentum (Hsu et al. 2019)
         self.waiting = None  # [n_trainable], what the server did not apply (residual = server)
 
     def kept_share(self, round):
@@ -212,6 +214,10 @@ class LaSFL(FedAvg):
 
     def merge(self, theta, deltas, masks, p):
         step, n = self.stitcher(deltas, masks, p), self.layout.n_trainable
+        if self.server_momentum:
+            if self.velocity is not None:
+                step[:n] += self.server_momentum * self.velocity
+            self.velocity = step[:n].clone()
         if self.residual == "server":
             total = step[:n] + (0 if self.waiting is None else self.waiting)
             step[:n] = total * self.localise.largest(total, self.sparsity)
@@ -219,11 +225,11 @@ class LaSFL(FedAvg):
         return theta + step
 
     def state(self):
-        waiting = {} if self.waiting is None else {"waiting": self.waiting}
-        return waiting | (self.memory.state() if self.memory else {})
+        own = {"velocity": self.velocity, "waiting": self.waiting}
+        return {k: v for k, v in own.items() if v is not None} | (self.memory.state() if self.memory else {})
 
     def load(self, state):
-        self.waiting = state.get("waiting")
+        self.velocity, self.waiting = state.get("velocity"), state.get("waiting")
         if self.memory:
             self.memory.load(state)
 

@@ -224,6 +224,16 @@ def test_the_server_applies_no_more_than_the_share_and_keeps_the_rest():
     assert torch.allclose(theta[:9] + algorithm.waiting, (start + asked)[:9])
 
 
+def test_server_momentum_by_hand(layout):
+    algorithm = LaSFL(layout, sparsity=1.0, server_momentum=0.5)
+    theta = one_round(algorithm, vector(0, 0, 0, 0, 0, 7, 7), [vector(4, 0, 2, 0, 0, 2, 0)] * 2, vector(0.5, 0.5))
+    assert torch.equal(theta, vector(4, 0, 2, 0, 0, 9, 7))
+    theta = one_round(algorithm, theta, [vector(0, 1, 0, 0, 0, 0, 1)] * 2, vector(0.5, 0.5))
+    assert torch.equal(theta, vector(6, 1, 3, 0, 0, 9, 8))
+    theta = one_round(algorithm, theta, [vector(0, 0, 0, 0, 0, 0, 0)] * 2, vector(0.5, 0.5))
+    assert torch.equal(theta, vector(7, 1.5, 3.5, 0, 0, 9, 8))
+
+
 def test_signsgd_steps_where_the_weight_of_the_clients_points(layout):
     theta = vector(1, 1, 1, 1, 1, 7, 7)
     deltas = torch.stack([vector(9, -9, 9, 0, 1, 2, 0), vector(-1, -1, 1, 0, -9, 0, 4), vector(-1, 1, 1, 1, 2, 0, 0)])
@@ -343,6 +353,7 @@ STITCHES = [
     {"residual": "server", "stitch": "prior"},
     {"mask_scope": "floor"},
 ]
+MOMENTA = [{"residual": "client", "residual_momentum": 0.5, "server_momentum": 0.5}]
 
 
 @pytest.mark.parametrize("name", REDUCED)
@@ -405,7 +416,9 @@ def test_nothing_given_is_changed(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in sorted(ALGORITHMS)), *(("las", o) for o in STITCHES[1:])], ids=str
+    ("name", "options"),
+    [*((name, {}) for name in sorted(ALGORITHMS)), *(("las", o) for o in STITCHES[1:] + MOMENTA)],
+    ids=str,
 )
 def test_a_loaded_state_continues_like_the_one_it_came_from(name, options):
     theta, deltas, p = cohort(5)
