@@ -169,14 +169,14 @@ class LaSFL(FedAvg):
     }
     presets = {
         "compact": {
-            "sparsity": 0.03,
+            "sparsity": 0.04,
             "mask_scope": "global",
             "residual": "client",
-            "stitch": "all",
-            "value_bits": 4,
+            "stitch": "prior",
+            "stitch_prior": 0.25,
+            "value_bits": 1,
             "downlink": "sparse",
             "down_sparsity": 0.02,
-            "down_bits": 1,
             "shared_init": True,
         }
     }
@@ -260,7 +260,7 @@ class STC(LaSFL):
 class SignSGD(FedAvg):
     """clients send only signs, and the server steps where the majority points (Bernstein et al. 2019, Algorithm 1)"""
 
-    options = {"sign_step": (2e-4, "positive", "the server's step for every weight")}
+    options = {"sign_step": (2e-3, "positive", "the server's step for every weight")}
     defaults = {"value_bits": 1, "downlink": "sparse", "down_sparsity": 1.0}
 
     def merge(self, theta, deltas, masks, p):

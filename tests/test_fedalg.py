@@ -444,11 +444,21 @@ def test_las_learned_or_not_trains(experiment, settings):
     assert exp.rows[-1]["kept_share"] < 0.5
 
 
+def test_the_compact_preset_learns_the_digits_with_a_hundredth_of_the_bytes_up(experiment):
+    exp = experiment(
+        algorithm="las", preset="compact", n_epochs=30, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True
+    )
+    fedalg.run_rounds(exp, lambda row: None)
+    dense = sum(row["clients"] for row in exp.rows) * payload.dense_bytes(exp.model.layout.dim)
+    assert exp.rows[-1]["test_accs"] >= 0.94
+    assert dense > 100 * exp.rows[-1]["bytes_up_total"]
+    assert dense > 25 * exp.rows[-1]["bytes_down_total"]
+
+
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_every_algorithm_learns_the_digits(experiment, algorithm):
     """The quick version of `make run`: IID, the same settings, 20 of its 30 rounds."""
-    own = {"sign_step": 2e-3} if algorithm == "signsgd" else {}
-    exp = experiment(algorithm=algorithm, n_epochs=20, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True, **own)
+    exp = experiment(algorithm=algorithm, n_epochs=20, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True)
     fedalg.run_rounds(exp, lambda row: None)
     assert exp.rows[-1]["test_accs"] >= 0.95
 
