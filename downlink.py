@@ -23,7 +23,8 @@ class Downlink:
     whichever is less, never for more than the whole model, and then holds `model`. At first contact it gets the whole
     model, unless `shared_init`: then everybody can make the initial model, from the seed or a public file.
 
-    With `real`, everything is made bytes and read again, and each client's own copy is compared with `model`.
+    With `real`, everything is made bytes and read again, and each client's own copy is compared with `model`, except in
+    the last mode, where it is all there is.
     """
 
     def __init__(
@@ -55,6 +56,9 @@ class Downlink:
         self.model = receive(before, message, adds=sparse)
         self.changed_at.masked_fill_(self.model[: self.n] != before[: self.n], self.version)
         self.broadcasts.append((size, message if self.real else None))
+        oldest = min((version for version in self.seen if version is not None), default=self.version)
+        for version in range(oldest + 1):  # nobody needs these any more
+            self.broadcasts[version] = (self.broadcasts[version][0], None)
 
     def fetch(self, number):
         """Bring client `number` up to date; return the bytes that it downloads, and the model [dim] it then holds."""

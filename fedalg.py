@@ -235,8 +235,14 @@ def check_finite(round, clients, deltas):
 
 
 def served(exp):
-    """Return the model [dim] that the run is judged by: the server's, or what of it clients hold if that is less."""
-    return exp.downlink.model if exp.args.downlink == "sparse" else exp.theta
+    """Return the model [dim] that the run is judged by: the server's, or, with a sparse downlink, the clients'.
+
+    What a broadcast holds besides the server's model, as FedACG's does, is taken off again.
+    """
+    if exp.args.downlink != "sparse":
+        return exp.theta
+    broadcast = exp.algorithm.broadcast(exp.theta)
+    return exp.downlink.model if broadcast is exp.theta else exp.downlink.model - (broadcast - exp.theta)
 
 
 @torch.no_grad()
@@ -344,6 +350,7 @@ def record(exp, finished, final=None):
         "final": final,
         "settings": utils.settings_of(exp.args),
         "environment": records.environment(exp.device),
+        "payload_version": payload.VERSION,
         "model": {"weights": layout.n_trainable, "buffers": layout.dim - layout.n_trainable},
         "data": {
             "samples": {name: len(getattr(exp.splits, name)) for name in ("train", "val", "test")},
@@ -378,7 +385,10 @@ def already_finished(args, name):
             f"{path} was run with {setting} = {settings.get(setting)}, not {getattr(args, setting)}: "
             "use another --metrics_dir, or --overwrite"
         )
-    for file in (args.partition_file, args.save_weights, args.save_clients):
+    if earlier.get("payload_version") != payload.VERSION:
+        raise InputError(f"{path} is of a version that counted bytes otherwise: another --metrics_dir, or --overwrite")
+    parts = args.save_clients and Path(args.save_clients) / personal.INDEX
+    for file in (args.partition_file, args.save_weights, parts):
         if file and not Path(file).exists():
             raise InputError(f"{name} is finished, but {file} is not there: name the file it wrote, or --overwrite")
     if args.partition_file and partitions.partition_file_hash(args.partition_file) != split:
@@ -416,6 +426,7 @@ def save_clients(exp):
 def prepare_judge(given):
     """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
     args, _ = personal.load(given.evaluate_clients)
+    args.pretrained = False  # the shared model comes from the folder
     device = pick_device(given.device, given.deterministic)
     return assemble(args, data.load_dataset(args.dataset, given.data_root, args.seed), [], device)
 
@@ -429,6 +440,7 @@ def judge_clients(exp, folder):
         entries,
         exp.model.layout,
         test.labels.cpu(),
+        exp.splits.n_classes,
         lambda vector: predict(exp, vector, test).argmax(1).cpu(),
         exp.device,
     )
@@ -478,11 +490,13 @@ def run(exp, metrics):
     if args.save_weights:
         exp.model.load(served(exp))
         models.save_weights(args.save_weights, exp.model.module)
-    if args.save_clients:
-        final |= save_clients(exp)
     figures = draw(args, name)
     records.add_result(args.results_file, result_row(exp, final))
     records.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))
+    if args.save_clients:  # when the run itself is safe, since a client may diverge
+        final |= save_clients(exp)
+        records.add_result(args.results_file, result_row(exp, final))
+        records.write_json(metrics / f"{name}.json", record(exp, finished=True, final=final))
     print(
         f"{name}: test accuracy {final['accuracy']:.4f}, F1 {final['f1']:.4f}, "
         f"{final['bytes_up'] / 1e6:.2f} MB up, {final['bytes_down'] / 1e6:.2f} MB down, "

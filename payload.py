@@ -8,7 +8,7 @@ would make, and is computed on the update's device. `decode` takes nothing on tr
                u32 weights, buffers, weights kept, round; i32 client (-1: the server); u32 CRC-32 of all the rest
     positions  nothing if every weight is kept; else a bitmap, or the gaps between the weights kept (or, where these are
                more than half, between those dropped) in Golomb's code, whichever is shortest
-    values     of the weights kept; then of all buffers (BatchNorm statistics), in 16 bits at the least
+    values     of the weights kept; then of all buffers (BatchNorm statistics), in 32 bits
 
 Values of 32 bits are float32, in a sparse message with their exponents packed (codes.py). Of 16: float16 under one
 power of two, which brings the largest below 2^15, so that tiny values keep their precision. Of 8 and 4: a sign, and
@@ -72,7 +72,7 @@ class Message:
         """Write the decoded vector into `out [dim]`, 0 where nothing was kept; return it."""
         weights, n = dequantise(self.weights), self.n_trainable
         if self.positions is not None:
-            out[:n].zero_().put_(self.positions, weights)
+            out[:n].zero_().index_copy_(0, self.positions, weights)
         elif weights.data_ptr() != out.data_ptr():
             out[:n] = weights
         if len(out) > n:
@@ -95,9 +95,10 @@ def quantise(values, bits, rng=None):
     n, draw = len(values), torch.rand(len(values), generator=rng).to(values.device)
     size = values.abs()
     if bits == 1:
-        sums, counts = (_blocks(x).sum(1) for x in (size, torch.ones_like(size)))
+        counts = _blocks(torch.ones_like(size)).sum(1)
+        mean = (_blocks(size) / BLOCK).sum(1) * (BLOCK / counts)  # in this order, lest a sum is too large
         negative = (values < 0) | ((values == 0) & (draw < 0.5))  # a zero has either sign, so that the mean is kept
-        return Values(1, values.new_empty(0, dtype=torch.uint8), negative, (sums / counts).view(-1, 1))
+        return Values(1, values.new_empty(0, dtype=torch.uint8), negative, mean.view(-1, 1))
     levels = 2 ** (bits - 1) - 1
     blocks = _blocks(size, size[-1:])
     low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
@@ -285,7 +286,7 @@ def pack(update, n_trainable, bits, rng=None, round=0, client=SERVER):
         if len(positions) == n_trainable:
             mask = positions = None
     weights = delta[:n_trainable] if positions is None else delta.take(positions)
-    buffers = quantise(delta[n_trainable:], max(bits, 16))
+    buffers = Values(32, delta[n_trainable:])  # a rounded change can make a small variance negative
     return Message(n_trainable, positions, quantise(weights, bits, rng), buffers, round, client, mask)
 
 
@@ -357,7 +358,7 @@ def _decode(reader, n_trainable, n_buffers, device):
         raise PayloadError("a number out of range")
     positions, mask = _read_positions(reader, how_positions, n, kept)
     weights = _read_values(reader, bits, kept, how_values)
-    floats = _read_values(reader, max(bits, 16), buffers, PLAIN)
+    floats = _read_values(reader, 32, buffers, PLAIN)
     if len(reader.rest()):
         raise PayloadError("bytes behind the end")
     on_device = [None if t is None else t.to(device) for t in (positions, mask)]

@@ -46,11 +46,16 @@ def save(folder, shared, clients, algorithm, histograms, settings, labels, predi
     [dim]) returns predictions int64 [n_test] of the test set with `labels`: here, what a full copy would be worth.
     """
     folder, n = Path(folder), algorithm.layout.n_trainable
+    for earlier in folder.glob("client_*.payload"):  # --overwrite
+        earlier.unlink()
+    (folder / INDEX).unlink(missing_ok=True)
     records.write_atomic(folder / SHARED, payload.encode(payload.pack(Update(shared), n, 32)))
     entries = []
     for client, histogram in zip(clients, histograms, strict=True):
         client.row = torch.empty_like(shared)
         update = algorithm.local_update(shared, client)
+        if not (client.loss + client.row.sum()).isfinite():
+            raise FloatingPointError(f"--save_clients: client {client.number} diverges as it trains once more")
         rng = generator(settings["seed"], "personal", client.number)
         message = payload.pack(update, n, settings["value_bits"], rng, client.round, client.number)
         records.write_atomic(part_file(folder, client.number), payload.encode(message))
@@ -68,23 +73,31 @@ def load(folder):
     settings, entries = index.get("settings"), index.get("clients")
     if index.get("format") != FORMAT or not isinstance(settings, dict) or not isinstance(entries, list):
         raise InputError(f"{path}: is not of --save_clients")
-    for entry in entries:
-        histogram = entry.get("histogram") if isinstance(entry, dict) else None
-        counts = isinstance(histogram, list) and histogram and all(type(c) is int and 0 <= c < 2**53 for c in histogram)
-        if not counts or type(entry.get("full_accuracy")) is not float:
-            raise InputError(f"{path}: has a client without a label histogram or an accuracy")
+    if not entries or not all(map(_is_entry, entries)):
+        raise InputError(f"{path}: has no clients, or one without a label histogram or an accuracy")
     return utils.checked_settings(settings, path), entries
 
 
-def evaluate(folder, entries, layout, labels, predict, device="cpu"):
+def _is_entry(entry):
+    """Tell whether it is what `save` writes of a client."""
+    histogram = entry.get("histogram") if isinstance(entry, dict) else None
+    accuracy = entry.get("full_accuracy") if isinstance(entry, dict) else None
+    counts = isinstance(histogram, list) and all(type(count) is int and 0 <= count < 2**53 for count in histogram)
+    return counts and sum(histogram) > 0 and type(accuracy) in (int, float) and 0 <= accuracy <= 1
+
+
+def evaluate(folder, entries, layout, labels, n_classes, predict, device="cpu"):
     """Return a row {column: value} of COLUMNS for each client whose part lies in `folder`."""
     shared = _read(Path(folder) / SHARED, layout, device).unpack(torch.empty(layout.dim, device=device))
     common, rows = predict(shared), []
     for number, entry in enumerate(entries):
         path, histogram = part_file(folder, number), entry["histogram"]
-        if len(histogram) <= int(labels.max()):
+        if len(histogram) != n_classes:
             raise InputError(f"{path.with_name(INDEX)}: was made for another dataset")
-        part = _read(path, layout, device).unpack(torch.empty_like(shared))
+        message = _read(path, layout, device)
+        if message.client != number:
+            raise InputError(f"{path}: is the part of client {message.client}")
+        part = message.unpack(torch.empty_like(shared))
         rows.append(
             {
                 "client": number,

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from utils import InputError, algorithm_specs, all_options, default_settings
+from utils import InputError, acting, algorithm_specs, all_options, default_settings
 
 # Okabe and Ito's colours, told apart by the colour-blind; line styles and markers tell the lines apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -156,13 +156,14 @@ def group_series(runs):
     ignored = {"seed", "dirichlet", "dataset", "algorithm", *unnamed}
     series, values = {}, {}
     for run in sorted(runs, key=lambda run: [*NAMES, run.settings["algorithm"]].index(run.settings["algorithm"])):
-        settings = {k: str(v) for k, v in (own_defaults(run.settings) | run.settings).items() if k not in ignored}
+        settings = acting(own_defaults(run.settings) | run.settings)
+        settings = {k: str(v) for k, v in settings.items() if k not in ignored}
         series.setdefault((run.settings["algorithm"], *sorted(settings.items())), []).append(run)
         for setting, value in settings.items():
             values.setdefault(setting, set()).add(value)
     for setting, seen in values.items():
         if any(setting not in dict(key[1:]) for key in series):
-            seen.add("")  # of a version that has no such setting
+            seen.add("")  # it does not act there, or is of a version that has no such setting
     labelled = {}
     told = {name for spec in algorithm_specs().values() for name in spec.options} | {"preset"}
     for (algorithm, *settings), members in series.items():
@@ -273,13 +274,15 @@ def summarise(dataset, dirichlet, series):
 def to_target(dataset, dirichlet, series):
     """Return the rows of the table of what each series sent until it had TARGET of FedAvg's final accuracy.
 
-    That is the mean over FedAvg's seeds; each run is taken at its first evaluation at which it has that accuracy. Of a
-    series of which some runs never do, the means are over those that do. No row without one plain FedAvg to compare.
+    That is the mean over FedAvg's seeds (of several series of plain FedAvg, the one with the shortest label); each run
+    is taken at its first evaluation at which it has that accuracy. Of a series of which some runs never do, the means
+    are over those that do. No row without plain FedAvg.
     """
     plain = [label for label, members in series.items() if _is_plain_fedavg(members[0].settings)]
-    if len(plain) != 1:
+    if not plain:
         return []
-    target = TARGET * sum(run.final["accuracy"] for run in series[plain[0]]) / len(series[plain[0]])
+    reference = min(plain, key=len)
+    target = TARGET * sum(run.final["accuracy"] for run in series[reference]) / len(series[reference])
     reached = {
         label: pd.DataFrame([_until(run.rounds, target) for run in members]) for label, members in series.items()
     }
@@ -287,10 +290,10 @@ def to_target(dataset, dirichlet, series):
     for label, frame in reached.items():
         there = len(frame.dropna())
         row = {"dataset": dataset, "Dirichlet": str(dirichlet), "method": label}
-        row |= {"target %": f"{100 * target:.2f}", "seeds there": f"{there} of {len(frame)}"}
+        row |= {"target %": f"{100 * target:.2f}", "of": reference, "seeds there": f"{there} of {len(frame)}"}
         row |= {column: spread(frame[column].dropna()) if there else "" for column in frame}
         for name, column in (("less up", "MB up"), ("less in all", "MB both")):
-            row[name] = f"{means[plain[0]][column] / means[label][column]:.1f}x" if there else ""
+            row[name] = f"{means[reference][column] / means[label][column]:.1f}x" if there else ""
         rows.append(row)
     return rows
 

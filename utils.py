@@ -194,7 +194,7 @@ OPTIONS = {
             "down_bits",
             None,
             "bits",
-            "bits of a value in sparse broadcasts (default: --value_bits)",
+            "bits of a value that the server sends (default: --value_bits)",
             needs="downlink=sparse|individual",
         ),
         Option("shared_init", False, "flag", "clients can make the initial model themselves, and need not download it"),
@@ -295,7 +295,7 @@ def build_parser(prog="fedalg.py"):
 
 def _about_algorithms():
     def flags(settings):
-        return " ".join(f"--{name} {value}" for name, value in settings.items())
+        return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in settings.items())
 
     lines = []
     for name, spec in sorted(algorithm_specs().items()):
@@ -356,12 +356,12 @@ def resolve(given, explicit=()):
     `explicit` names the settings typed on the command line: of these, one that the chosen algorithm does not have is an
     error, whereas a config file may be shared by several algorithms. Raises InputError.
     """
-    args = _with_defaults(given)
-    if args.evaluate_clients is not None:
+    if given.get("evaluate_clients") is not None:
         changing = {name for name, option in all_options().items() if option.named} | {"save_clients", "save_weights"}
         others = sorted(changing & set(explicit))
         if others:
             raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
+    args = _with_defaults(given)
     _check_needs(args, explicit)
     _check_combinations(args)
     _check_paths(args)
@@ -388,13 +388,9 @@ def _check_needs(args, explicit):
     """Refuse flags in `explicit` that have no effect with the others; put all that have none to their defaults."""
     owners_of = {name: owners for name, (_, owners) in algorithm_options().items()}
     for name, option in all_options().items():
-        owners, (other, _, wanted) = owners_of.get(name), option.needs.partition("=")
+        owners = owners_of.get(name)
         idle = owners is not None and args.algorithm not in owners
-        if other:
-            value = getattr(args, other)
-            missing = value not in wanted.split("|") if wanted else value == all_options()[other].default
-        else:
-            missing = False
+        missing = not _acts(option, vars(args))
         if name in explicit and getattr(args, name) != option.default:
             if idle:
                 raise InputError(
@@ -404,6 +400,15 @@ def _check_needs(args, explicit):
                 raise InputError(f"--{name} has no effect without {option.needs_in_words}")
         if idle or missing:
             setattr(args, name, option.default)
+
+
+def _acts(option, settings):
+    """Tell whether what the Option needs is so in {name: value}."""
+    other, _, wanted = option.needs.partition("=")
+    if not other:
+        return True
+    value = settings.get(other, all_options()[other].default)
+    return str(value) in wanted.split("|") if wanted else value != all_options()[other].default
 
 
 def _check_combinations(args):
@@ -467,12 +472,20 @@ def run_name(args):
         value = getattr(args, name)
         if name == "partition_file" and value and not _is_another_split(args):
             continue
-        if option.named and name not in ("algorithm", "dataset", "dirichlet", "seed") and value != defaults[name]:
+        usual = ("algorithm", "dataset", "dirichlet", "seed")
+        if option.named and name not in usual and value != defaults[name] and _acts(option, vars(args)):
             parts.append(f"{name}={_label(name, value)}")
     full = "_".join(parts)
     if len(full) <= 180:
         return full
     return f"{full[:160]}_{hashlib.sha256(full.encode()).hexdigest()[:12]}"  # file systems allow 255 bytes a name
+
+
+def acting(settings):
+    """Return {name: value} of the `settings` that have an effect beside the others."""
+    return {
+        name: v for name, v in settings.items() if name not in all_options() or _acts(all_options()[name], settings)
+    }
 
 
 def default_settings(args):
@@ -535,10 +548,13 @@ def checked_settings(settings, path):
             words.append(f"--{name}" if value else f"--no-{name}")
         elif value is not None and option.kind != "path":
             words.append(f"--{name}={value}")
-    try:
-        return resolve(vars(build_parser(f"fedalg.py: {path}").parse_args(words)))
-    except SystemExit:
-        raise InputError(f"{path}: holds a setting that is not one, see above") from None
+    parser = build_parser()
+
+    def refuse(message):
+        raise InputError(f"{path}: {message}")
+
+    parser.error = refuse
+    return resolve(vars(parser.parse_args(words)))
 
 
 def differing_settings(args, settings):

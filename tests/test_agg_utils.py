@@ -224,6 +224,36 @@ def test_the_server_applies_no_more_than_the_share_and_keeps_the_rest():
     assert torch.allclose(theta[:9] + algorithm.waiting, (start + asked)[:9])
 
 
+def test_the_server_chooses_of_all_that_waits(layout):
+    """What was left out of an earlier round goes before a smaller step of this one; momentum is of the whole step."""
+    theta, p = vector(0, 0, 0, 0, 0, 0, 0), vector(1)
+    options = {"sparsity": 0.2, "mask_scope": "global", "stitch": "all", "residual": "server", "server_momentum": 0.5}
+    algorithm = LaSFL(layout, **options)
+    everything = torch.ones(1, 5, dtype=torch.bool)
+    theta = algorithm.merge(theta, vector(8, 6, 0, 0, 0, 0, 0)[None], everything, p)
+    assert torch.equal(theta, vector(8, 0, 0, 0, 0, 0, 0))
+    theta = algorithm.merge(
+        theta, vector(0, 0, 1, 0, 0, 0, 0)[None], everything, p
+    )  # step (4, 3, 1), waiting (0, 6, 0)
+    assert torch.equal(theta, vector(8, 9, 0, 0, 0, 0, 0))
+    assert torch.equal(algorithm.waiting, vector(4, 0, 1, 0, 0))
+    assert torch.equal(algorithm.velocity, vector(4, 3, 1, 0, 0))
+
+
+def test_velocity_is_forgotten_where_everything_was_sent():
+    memory = ErrorFeedback(0.5)
+    memory.add(1, vector(4, 2))
+    memory.sent(1, vector(4, 2), None)
+    assert torch.equal(memory.add(1, vector(1, 1)), vector(1, 1))
+
+
+def test_a_floor_above_the_share_is_kept(layout):
+    """One weight of each layer is the least there is, though the share asks for one in all."""
+    delta = vector(9, 8, 7, 1, 2, 0, 0)
+    algorithm = LaSFL(layout, sparsity=0.2, mask_scope="floor", mask_floor=1.0)
+    assert algorithm.upload(delta, None, FakeClient(delta)).mask.tolist() == [True, False, False, False, True]
+
+
 def test_server_momentum_by_hand(layout):
     algorithm = LaSFL(layout, sparsity=1.0, server_momentum=0.5)
     theta = one_round(algorithm, vector(0, 0, 0, 0, 0, 7, 7), [vector(4, 0, 2, 0, 0, 2, 0)] * 2, vector(0.5, 0.5))

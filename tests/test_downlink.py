@@ -113,6 +113,50 @@ def test_nobody_pays_for_more_than_the_whole_model(real):
     assert torch.equal(model, target)
 
 
+def test_the_weights_changed_are_cheaper_than_many_broadcasts():
+    """The same half of the weights changes again and again: each broadcast costs half a model, all of them one."""
+    down, change = Downlink(start(), LAYOUT, 1, "delta", shared_init=True), (torch.arange(LAYOUT.dim) < N / 2).float()
+    for _ in range(5):
+        down.publish(down.model + change)
+    assert down.fetch(0)[0] == message_bytes(change[:N] > 0, down.model)
+    assert sum(size for size, _ in down.broadcasts) > 2 * payload.dense_bytes(LAYOUT.dim)
+
+
+@pytest.mark.parametrize("mode", ["sparse", "individual"])
+def test_weights_that_did_not_change_are_not_sent(mode):
+    down = Downlink(start(), LAYOUT, 1, mode, bits=32, keep=0.5, shared_init=True)
+    other = start()
+    other[:10] += 1
+    down.publish(other)
+    mask = torch.arange(N) < 10
+    assert down.fetch(0)[0] == message_bytes(mask, other - start())
+
+
+@pytest.mark.parametrize("mode", ["sparse", "individual"])
+def test_rounding_has_a_key_of_its_own_every_time(mode, monkeypatch):
+    import downlink
+
+    keys, make = [], downlink.generator
+    monkeypatch.setattr(downlink, "generator", lambda *key: keys.append(key) or make(*key))
+    down = Downlink(start(), LAYOUT, CLIENTS, mode, bits=4, keep=0.5, shared_init=True, seed=11)
+    for clients, change in rounds(10, 4):
+        down.publish(down.model + change)
+        for number in clients:
+            down.fetch(number)
+    assert len(keys) == len(set(keys)) == {"sparse": 4, "individual": 12}[mode]
+    assert {key[0] for key in keys} == {11}
+
+
+def test_real_messages_are_kept_only_while_somebody_needs_them():
+    down = Downlink(start(), LAYOUT, 2, "delta", shared_init=True, real=True)
+    for version, (_, change) in enumerate(rounds(11, 6)):
+        down.fetch(0)
+        if version == 3:
+            down.fetch(1)
+        down.publish(down.model + change)
+    assert [message is not None for _, message in down.broadcasts] == [False] * 4 + [True] * 3
+
+
 def test_dense_is_the_whole_model_every_time():
     down = Downlink(start(), LAYOUT, CLIENTS, "dense")
     for clients, change in rounds(4, 5):
@@ -122,18 +166,19 @@ def test_dense_is_the_whole_model_every_time():
 
 def test_sparse_charges_for_the_broadcasts_missed_and_never_for_more_than_what_changed():
     down, theta = Downlink(start(), LAYOUT, 3, "sparse", bits=8, keep=0.02, shared_init=True), start()
-    sizes = []
+    sizes, last_changed = [], torch.zeros(N)
     for _, change in rounds(5, 40):
         before, theta = down.model, theta + change
         down.publish(theta)
         changed = (down.model != before)[:N]
+        last_changed[changed] = len(sizes) + 1
         assert 0 < changed.sum() <= round(0.02 * N)
         sizes.append(down.broadcasts[-1][0])
         if len(sizes) == 4:
             assert down.fetch(0)[0] == sum(sizes)
-    exact = message_bytes(down.changed_at > 0, down.model)
+    exact = message_bytes(last_changed > 0, down.model)
     assert down.fetch(1)[0] == min(sum(sizes), exact)
-    assert down.fetch(0)[0] == min(sum(sizes[4:]), message_bytes(down.changed_at > 4, down.model))
+    assert down.fetch(0)[0] == min(sum(sizes[4:]), message_bytes(last_changed > 4, down.model))
     assert down.fetch(0)[0] == 0
 
 

@@ -95,6 +95,16 @@ def test_a_name_that_holds_a_run_of_other_settings_is_refused(program, tmp_path)
     assert "was run with momentum = 0.5, not 0.9" in done.stderr
 
 
+def test_a_run_of_another_accounting_of_bytes_is_not_taken_for_this(program, tmp_path):
+    assert program(*QUICK).returncode == 0
+    path = only(tmp_path, "metrics/*.json")
+    record = json.loads(path.read_text())
+    del record["payload_version"]
+    path.write_text(json.dumps(record))
+    done = program(*QUICK)
+    assert (done.returncode, "counted bytes otherwise" in done.stderr) == (2, True)
+
+
 def test_a_partition_file_is_written_reused_and_not_confused(program, tmp_path):
     file = tmp_path / "split.json"
     flags = [*QUICK, "--dirichlet", 0.5, "--partition_file", file]
@@ -354,11 +364,85 @@ def test_a_sparse_downlink_is_judged_by_what_clients_hold(experiment):
     fedalg.train_round(exp, 1)
     assert not torch.equal(exp.downlink.model, exp.theta)
     assert fedalg.served(exp) is exp.downlink.model
+    ahead = experiment(algorithm="fedacg", acg_momentum=0.5, downlink="sparse", down_sparsity=1.0, down_bits=32)
+    for round in (1, 2):
+        fedalg.train_round(ahead, round)
+    assert torch.allclose(fedalg.served(ahead), ahead.theta, atol=1e-5)
+    assert not torch.allclose(ahead.downlink.model, ahead.theta, atol=1e-3)
     other = experiment(algorithm="fedacg", acg_momentum=0.5)
     fedalg.train_round(other, 1)
     fedalg.train_round(other, 2)
     assert fedalg.served(other) is other.theta
     assert torch.equal(other.downlink.model, other.algorithm.broadcast(other.theta))
+
+
+def test_what_a_client_keeps_is_what_did_not_arrive(experiment, monkeypatch):
+    """In one bit a value: what is left and what the server merged are together what the client trained."""
+    exp, arrived = experiment(algorithm="las", residual="client", value_bits=1), {}
+    monkeypatch.setattr(
+        exp.algorithm, "merge", lambda theta, deltas, masks, p: arrived.update(d=deltas.clone()) or theta
+    )
+    start = exp.theta.clone()
+    fedalg.train_round(exp, 1)
+    for row, (number, left) in zip(arrived["d"], exp.algorithm.memory.left.items(), strict=True):
+        trained = exp.trainer.client(number, 1).train(start) - start
+        assert torch.allclose(row + left, trained, atol=1e-6)
+
+
+def test_who_sends_everything_masks_nothing(experiment, monkeypatch):
+    exp, merged = experiment(algorithm="las"), {}
+    update, first = exp.algorithm.local_update, fedalg.sample_clients(20, 0.2, 0, 1)[0]
+
+    def all_but_the_first(start, client):
+        sent = update(start, client)
+        return sent._replace(mask=None) if client.number == first else sent
+
+    monkeypatch.setattr(exp.algorithm, "local_update", all_but_the_first)
+    monkeypatch.setattr(exp.algorithm, "merge", lambda theta, deltas, masks, p: merged.update(m=masks) or theta)
+    row = fedalg.train_round(exp, 1)
+    assert merged["m"][0].all()
+    assert not merged["m"][1].all()
+    assert row["kept_share"] == pytest.approx(merged["m"].float().mean().item())
+
+
+def test_settings_reach_the_wire(experiment, monkeypatch):
+    settings = {
+        "downlink": "sparse",
+        "down_bits": 4,
+        "down_sparsity": 0.3,
+        "shared_init": True,
+        "seed": 5,
+        "wire": "real",
+    }
+    down = experiment(value_bits=8, **settings).downlink
+    assert (down.mode, down.bits, down.keep, down.seen[0], down.seed, down.real) == ("sparse", 4, 0.3, 0, 5, True)
+    assert experiment(value_bits=8, downlink="individual").downlink.bits == 8
+    keys, make = [], fedalg.generator
+    monkeypatch.setattr(fedalg, "generator", lambda *key: keys.append(key) or make(*key))
+    exp = experiment(value_bits=8)
+    for round in (1, 2):
+        fedalg.train_round(exp, round)
+    rounding = [key for key in keys if "rounding" in key]
+    assert rounding == [(0, "rounding", r, n) for r in (1, 2) for n in fedalg.sample_clients(20, 0.2, 0, r)]
+
+
+@pytest.mark.parametrize("settings", [{"algorithm": "las"}, {"algorithm": "las", "preset": "compact"}], ids=str)
+def test_sparse_messages_have_deterministic_kernels(experiment, settings):
+    try:
+        exp = experiment(deterministic=True, **settings)
+        for round in (1, 2):
+            fedalg.train_round(exp, round)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_variances_that_vanish_stay_finite_in_few_bits(experiment):
+    """Weight decay shuts channels down; their variances fall towards 0 from one round to the next."""
+    settings = {"norm": "batch", "min_client_samples": 2, "weight_decay": 2.0, "lr": 0.02, "n_epochs": 4, "quiet": True}
+    for wire in ({"value_bits": 4}, {"downlink": "sparse", "down_bits": 8, "down_sparsity": 1.0}):
+        exp = experiment(n_client_epochs=3, n_clients=4, participation=1.0, **{**settings, **wire})
+        fedalg.run_rounds(exp, lambda row: None)
+        assert torch.isfinite(fedalg.served(exp)).all()
 
 
 def test_local_steps_end_a_clients_round(experiment):

@@ -89,6 +89,28 @@ def test_what_is_written_is_read_and_its_size_known(seed, n, buffers, share, bit
         assert torch.equal(unpacked(read, n + buffers), update.delta)
 
 
+def test_real_bytes_are_really_read(monkeypatch):
+    message = payload.pack(draw(8), N, 8, torch.Generator())
+    size, arrived = payload.carry(message, real=True)
+    assert arrived is not message
+    assert payload.carry(message, real=False) == (size, message)
+    write = payload.encode
+    monkeypatch.setattr(payload, "encode", lambda message: write(message)[:-1])
+    with pytest.raises(PayloadError):
+        payload.carry(message, real=True)
+
+
+def test_a_whole_model_by_hand():
+    assert payload.dense_bytes(N + BUFFERS) == 32 + 4 * (N + BUFFERS)
+
+
+@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+def test_buffers_are_never_rounded(bits):
+    """A rounded change of a variance that nearly vanishes would leave it negative."""
+    update = draw(9)
+    assert torch.equal(unpacked(payload.pack(update, N, bits, torch.Generator()))[N:], update.delta[N:])
+
+
 def test_a_mask_that_keeps_all_is_none():
     update = draw(1, share=1.0)
     assert payload.pack(update, N, 32).mask is None
@@ -158,6 +180,10 @@ def test_one_bit_is_the_sign_and_the_mean_size_and_zeros_go_either_way():
     assert torch.allclose(many.abs(), torch.tensor(6 / 9))
     assert (many[:, :3].sign() == values[:3].sign()).all()
     assert (many[:, 3:].mean(0).abs() < 0.2).all()
+
+
+def test_one_bit_of_huge_values_does_not_overflow():
+    assert torch.allclose(rounded(torch.full((1000,), 1e36), 1), torch.tensor(1e36))
 
 
 def test_blocks_have_their_own_scale():
@@ -235,6 +261,7 @@ def changed(at, kind, value, bits=32, share=0.1):
     [
         (changed(0, "B", 0), "does not begin like one"),
         (changed(3, "B", 2), "of version 2, this program reads 1"),
+        (changed(3, "B", 0), "of version 0, this program reads 1"),
         (changed(4, "B", 5), "unknown kind"),
         (changed(5, "B", 4), "unknown kind"),
         (changed(6, "B", 2), "unknown kind"),

@@ -48,7 +48,17 @@ def saved(tmp_path_factory):
     from conftest import ROOT
 
     folder = tmp_path_factory.mktemp("saved")
-    command = [sys.executable, str(ROOT / "fedalg.py"), "--algorithm", "las", "--sparsity", "0.1", *FEW]
+    command = [
+        sys.executable,
+        str(ROOT / "fedalg.py"),
+        "--algorithm",
+        "las",
+        "--sparsity",
+        "0.1",
+        "--value_bits",
+        "4",
+        *FEW,
+    ]
     done = subprocess.run([*command, "--save_clients", "parts"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
@@ -79,7 +89,7 @@ def test_what_was_saved_is_judged_alike_from_the_files_alone(saved, program, par
     for column in ("shared_accuracy", "personal_accuracy", "full_accuracy"):
         assert result[column] == pytest.approx(rows[column].mean())
     assert result["client_bytes"] == rows["bytes"].sum()
-    assert result["times_smaller"] > 8
+    assert result["times_smaller"] > 30
     assert rows["personal_accuracy"].mean() > rows["shared_accuracy"].mean() + 0.1
     assert str(parts) in done.stdout
 
@@ -90,9 +100,10 @@ def test_parts_hold_the_share_and_their_client(parts):
     n = payload.HEADER.unpack(shared[: payload.HEADER.size])[5]
     for number in range(5):
         message = payload.decode((parts / f"client_000{number}.payload").read_bytes(), n, 0)
-        assert message.client == number
+        assert (message.client, message.weights.bits) == (number, 4)
         assert len(message.positions) / n == pytest.approx(0.1, rel=0.01)
     assert index["settings"]["sparsity"] == 0.1
+    assert payload.decode(shared, n, 0).weights.bits == 32
 
 
 def test_a_part_that_keeps_everything_is_the_full_copy(program, tmp_path):
@@ -115,6 +126,46 @@ def test_what_clients_held_back_while_training_is_no_part_of_their_own(experimen
     assert exp.algorithm.memory.left
     assert asked["algorithm"].memory is None
     assert asked["algorithm"].sparsity == 0.05
+
+
+def test_a_full_copy_is_all_that_the_client_trained(tmp_path):
+    """Not only what it sends: with a client that learns (1, 2) and sends the 2."""
+    from types import SimpleNamespace
+
+    judged = []
+
+    class Client:
+        number, round, loss = 0, 4, torch.tensor(0.5)
+
+    def local_update(start, client):
+        client.row.copy_(torch.tensor([1.0, 2.0]))
+        return personal.Update(torch.tensor([0.0, 2.0]), torch.tensor([False, True]))
+
+    algorithm = SimpleNamespace(layout=SimpleNamespace(n_trainable=2, dim=2), local_update=local_update)
+    settings, labels = {"seed": 0, "value_bits": 32}, torch.tensor([0, 1])
+
+    def predict(vector):
+        judged.append(vector.tolist())
+        return labels
+
+    personal.save(tmp_path, torch.tensor([10.0, 20.0]), [Client()], algorithm, [[1, 1]], settings, labels, predict)
+    assert judged == [[11, 22]]
+    part = payload.decode((tmp_path / "client_0000.payload").read_bytes(), 2, 0)
+    assert part.unpack(torch.empty(2)).tolist() == [0, 2]
+    Client.loss = torch.tensor(float("nan"))
+    with pytest.raises(FloatingPointError, match="client 0 diverges"):
+        personal.save(tmp_path, torch.zeros(2), [Client()], algorithm, [[1, 1]], settings, labels, predict)
+
+
+def test_a_run_is_finished_even_if_a_client_diverges_as_it_trains_once_more(program, tmp_path):
+    flags = ["--algorithm", "las", "--sparsity", "0.05", "--n_epochs", "3", "--n_client_epochs", "1", "--lr", "1"]
+    done = program(*flags, "--batch_size", "16", "--quiet", "--save_clients", tmp_path / "parts")
+    if "--save_clients" not in done.stderr:
+        pytest.skip("this machine rounds so that the run itself diverges, or no client does")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 1
+    done = program(*flags, "--batch_size", "16", "--quiet", "--save_clients", tmp_path / "parts")
+    assert (done.returncode, "clients.json is not there" in done.stderr) == (2, True)
 
 
 def test_nothing_is_written_over(program, parts):
@@ -141,6 +192,12 @@ def spoil(parts, what):
         path.write_text(json.dumps(index | {"clients": [{"histogram": [1, -1], "full_accuracy": 0.5}]}))
     elif what == "classes":
         path.write_text(json.dumps(index | {"clients": [{"histogram": [1, 1], "full_accuracy": 0.5}]}))
+    elif what == "none":
+        path.write_text(json.dumps(index | {"clients": []}))
+    elif what == "nan":
+        path.write_text(json.dumps(index | {"clients": [{"histogram": [1] * 10, "full_accuracy": float("nan")}]}))
+    elif what == "swapped":
+        (parts / "client_0003.payload").write_bytes((parts / "client_0002.payload").read_bytes())
     elif what == "unknown":
         path.write_text(json.dumps(index | {"settings": index["settings"] | {"evil": 1}}))
     elif what == "value":
@@ -159,6 +216,9 @@ def spoil(parts, what):
         ("format", "is not of --save_clients"),
         ("histogram", "label histogram"),
         ("classes", "another dataset"),
+        ("none", "has no clients"),
+        ("nan", "an accuracy"),
+        ("swapped", "client_0003.payload: is the part of client 2"),
         ("unknown", "there is no setting evil"),
         ("value", "is not a positive number"),
         ("model", "the model"),
@@ -169,7 +229,15 @@ def test_files_that_are_damaged_or_made_up_are_refused(program, parts, what, why
     done = program("--evaluate_clients", parts)
     assert done.returncode == 2
     assert why in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_shared_model_that_began_pretrained_needs_no_download(program, parts):
+    path = parts / "clients.json"
+    index = json.loads(path.read_text())
+    index["settings"] |= {"init_weights": "gone.pt", "partition_file": "gone.json"}
+    path.write_text(json.dumps(index))
+    assert program("--evaluate_clients", parts).returncode == 0
 
 
 def test_settings_of_a_file_are_checked_like_typed_ones():
