@@ -172,8 +172,6 @@ class LaSFL(FedAvg):
             "sparsity": 0.04,
             "mask_scope": "global",
             "residual": "client",
-            "stitch": "prior",
-            "stitch_prior": 0.25,
             "value_bits": 1,
             "downlink": "sparse",
             "down_sparsity": 0.02,
