@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from utils import InputError, acting, algorithm_specs, all_options, default_settings
 
 # Okabe and Ito's colours, told apart by the colour-blind; line styles and markers tell the lines apart in grey.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 MARKERS = "os^DvPX*"
 FINAL = ["accuracy", "f1", "accuracy_last10", "accuracy_best_val", "bytes_up", "bytes_down"]
@@ -191,6 +191,9 @@ def draw_lines(axes, series, column, x, xlabel, ylabel):
     """Draw the mean of `column` over x ("epoch", "up", "down", "both") for all series, with a band of one deviation."""
     for i, (label, members) in enumerate(series.items()):
         line = over_seeds(members, column).reset_index()
+        line = line[
+            line[x] > 0
+        ]  # what was sent free of charge, as to clients that make the first model, has no logarithm
         style = {"color": COLOURS[i % len(COLOURS)], "ls": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
         every = max(1, len(line) // 8)
         label = f"{label} (n={len(members)})"
