@@ -6,7 +6,7 @@ are averaged, weighted by the clients' shares, and always sent whole.
 
 To add an algorithm, derive a class from FedAvg (or another), put `@register("name")` over it and override the hooks in
 which it differs. Options that only it has go into `options`, a literal dict which the command line reads:
-name -> (default, kind, help) with a kind of utils.KINDS or a tuple of choices, and a fourth entry "other=value" if it
+name -> (default, kind, help) with a kind of options.KINDS or a tuple of choices, and a fourth entry "other=value" if it
 acts only then ("other=value|value": with either; "other": if that is not at its default). `defaults` are its own
 defaults for flags that all have, or that it inherits, and `presets` name such combinations for `--preset`.
 """

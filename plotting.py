@@ -20,7 +20,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from utils import InputError, acting, algorithm_specs, all_options, default_settings
+from options import algorithm_specs, all_options
+from utils import InputError, acting, default_settings
 
 # Okabe and Ito's colours, told apart by the colour-blind; line styles and markers tell the lines apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import utils
+import options
 from agg_utils import ALGORITHMS, ErrorFeedback, FedACG, FedAvg, FedProx, LaSFL, SignSGD, Update, top_k_mask
 from models import Layout
 
@@ -485,13 +485,13 @@ def test_top_k_keeps_exactly_the_share_of_each_block_and_the_largest(values, kee
 
 
 def test_the_command_line_reads_what_is_registered():
-    specs = utils.algorithm_specs()
+    specs = options.algorithm_specs()
     assert {name: spec.options for name, spec in specs.items()} == {n: cls.options for n, cls in ALGORITHMS.items()}
     for name, spec in specs.items():
         own = vars(ALGORITHMS[name])
         assert (spec.defaults, spec.presets) == (own.get("defaults", {}), own.get("presets", {}))
         assert set(spec.defaults) | {flag for preset in spec.presets.values() for flag in preset} <= set(
-            utils.all_options()
+            options.all_options()
         )
     assert all(spec.summary for spec in specs.values())
 

@@ -9,6 +9,7 @@ import torch
 import fedalg
 import payload
 import records
+import results
 import utils
 from agg_utils import ALGORITHMS
 
@@ -508,7 +509,7 @@ def test_final_figures_by_hand(experiment):
     exp.traffic = {3: [1, 5, 15], 8: [2, 10, 30]}
     exp.predictions = exp.splits.test.labels.clone()
     exp.predictions[exp.splits.test.labels == 3] = 4
-    final = fedalg.final_figures(exp)
+    final = results.final_figures(exp)
     assert final["accuracy"] == 0.7
     assert final["accuracy_last10"] == pytest.approx(sum(accuracies[2:]) / 10)
     assert (final["best_val_round"], final["accuracy_best_val"]) == (5, accuracies[4])

@@ -8,6 +8,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+import options
 import utils
 
 BAD = {
@@ -88,7 +89,7 @@ def test_help_names_every_option_and_algorithm(capsys):
     with pytest.raises(SystemExit):
         utils.parse_args(["--help"])
     text = capsys.readouterr().out
-    for name in [*utils.all_options(), *utils.algorithm_specs()]:
+    for name in [*options.all_options(), *options.algorithm_specs()]:
         assert name in text
 
 
@@ -139,7 +140,7 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
     hand_made.write_text('{"clients": [[0], [1]]}')
     plain = utils.run_name(utils.resolve({"algorithm": "las"}))
     assert plain == "las_DIGITS_iid_0"
-    named = [o for o in utils.all_options().values() if o.named and o.name not in ("init_weights", "pretrained")]
+    named = [o for o in options.all_options().values() if o.named and o.name not in ("init_weights", "pretrained")]
     other = {
         "dataset": "CIFAR10T",
         "model_name": "resnet18",
@@ -153,7 +154,7 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "partition_file": str(hand_made),
         "augment": "standard",
     }
-    owners = {name: found[1][0] for name, found in utils.algorithm_options().items()}
+    owners = {name: found[1][0] for name, found in options.algorithm_options().items()}
     seen = {}
     for option in named:
         if option.name == "algorithm":

@@ -1,0 +1,238 @@
+"""The flags of fedalg.py: a table of them, and what the algorithms, datasets and models register.
+
+Nothing here imports torch, so that `--help` and refused command lines answer at once.
+"""
+
+import argparse
+import ast
+import functools
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the other modules register, read from their source: importing them would import torch.
+
+
+@functools.cache
+def literal_keys(module, name):
+    """Keys of the dict literal assigned to `name` at the top level of `module`.py, as a list of str."""
+    for node in _source(module).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+            return [ast.literal_eval(key) for key in node.value.keys]
+    raise LookupError(f"{module}.py assigns no {name}")
+
+
+@dataclass(frozen=True)
+class AlgorithmSpec:
+    """What the command line needs to know of an algorithm: a line of help and its own options."""
+
+    summary: str
+    options: dict  # name -> (default, kind, help[, "other_option=value" that it needs])
+    defaults: dict  # flag -> its default for this algorithm, where that is another than for the rest
+    presets: dict  # name -> {flag: value}
+
+
+@functools.cache
+def algorithm_specs():
+    """Return {name: AlgorithmSpec} for every class of agg_utils.py that stands under `@register("name")`."""
+    classes = {node.name: node for node in _source("agg_utils").body if isinstance(node, ast.ClassDef)}
+
+    def literal(node, attribute):
+        """Return the dict that the class body assigns to `attribute`, None if it does not."""
+        for statement in node.body:
+            if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == attribute:
+                return ast.literal_eval(statement.value)
+        return None
+
+    def options_of(node):
+        bases = [classes[base.id] for base in node.bases if getattr(base, "id", None) in classes]
+        own = literal(node, "options")
+        return own if own is not None else options_of(bases[0]) if bases else {}
+
+    specs = {}
+    for node in classes.values():
+        for call in node.decorator_list:
+            if isinstance(call, ast.Call) and call.func.id == "register":
+                summary = (ast.get_docstring(node) or "").split("\n")[0]
+                own = (literal(node, attribute) or {} for attribute in ("defaults", "presets"))
+                specs[ast.literal_eval(call.args[0])] = AlgorithmSpec(summary, options_of(node), *own)
+    return specs
+
+
+@functools.cache
+def _source(module):
+    return ast.parse((HERE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Kinds of values
+
+
+LARGEST, TINIEST = 3e38, 1e-37  # what float32 holds
+
+
+def _number(convert, accepts, wanted):
+    """Return an argparse type: `convert` the text, refuse what `accepts` does not, and say what is `wanted`."""
+
+    def parse(text):
+        with suppress(ValueError):
+            value = convert(text)
+            if math.isfinite(value) and (value == 0 or TINIEST <= abs(value) <= LARGEST) and accepts(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+def _dirichlet(text):
+    if text.lower() in ("nan", "iid"):
+        return "iid"
+    return _number(float, lambda a: a > 0, "a positive number, nan or iid")(text)
+
+
+KINDS = {
+    "count": _number(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000"),
+    "integer": _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1"),
+    "positive": _number(float, lambda x: x > 0, "a positive number"),
+    "nonnegative": _number(float, lambda x: x >= 0, "a number of at least 0"),
+    "share": _number(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
+    "decay": _number(float, lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    "dirichlet": _dirichlet,
+    "bits": _number(int, lambda n: n in (32, 16, 8, 4, 1), "32, 16, 8, 4 or 1"),
+    "path": str,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag. `kind` names an entry of KINDS, is a tuple of choices, or is "flag" (--x / --no-x)."""
+
+    name: str
+    default: object
+    kind: object
+    help: str
+    named: bool = True  # whether it changes the result, and so belongs into the run's name
+    needs: str = ""  # "option=value" or "option=value|value": has no effect otherwise; "option": if at its default
+
+    @property
+    def needs_in_words(self):
+        return f"--{self.needs.replace('=', ' ').replace('|', ' or ')}"
+
+
+OPTIONS = {
+    "experiment": [
+        Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
+        Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
+        Option("dataset", "DIGITS", tuple, "DIGITS needs no download"),
+        Option("model_name", None, tuple, "default: cnn for DIGITS, else resnet18"),
+        Option("seed", 0, "integer", "seed of every random draw"),
+        Option("dirichlet", "iid", "dirichlet", "concentration of the label split; nan or iid = IID"),
+        Option("n_clients", 20, "count", "clients that hold the training data"),
+        Option("participation", 0.2, "share", "share of the clients sampled each round"),
+        Option("n_epochs", 100, "count", "communication rounds"),
+        Option("min_client_samples", 1, "count", "samples every client must hold"),
+        Option("partition_file", None, "path", "split to reuse; written if it is not there"),
+    ],
+    "local training": [
+        Option("n_client_epochs", 5, "count", "epochs over a client's data per round"),
+        Option("local_steps", None, "count", "end a client's round after so many steps (default: with its epochs)"),
+        Option("batch_size", 64, "count", "samples per step"),
+        Option("lr", 0.01, "positive", "learning rate of a client's SGD"),
+        Option("momentum", 0.9, "decay", "momentum of a client's SGD, reset every round"),
+        Option("weight_decay", 0.0, "nonnegative", "L2 decay of all trainable weights"),
+        Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
+        Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
+        Option(
+            "augment", None, ("none", "standard"), "standard = crop with padding 4 and flip; default: none for DIGITS"
+        ),
+        Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
+    ],
+    "model": [
+        Option("norm", None, ("batch", "group", "none"), "default: batch for ResNets, none for the cnn"),
+        Option("pretrained", False, "flag", "start from torchvision's ImageNet weights (ResNets)"),
+        Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
+    ],
+    "server": [
+        Option("weighting", "samples", ("samples", "uniform"), "weights of the clients in the average"),
+        Option("eval_every", 1, "count", "rounds between evaluations; the last is always evaluated"),
+        Option("eval_train", False, "flag", "evaluate on all training data too, instead of what clients saw"),
+    ],
+    "wire": [
+        Option(
+            "value_bits", 32, "bits", "bits of a value sent; below 16 with a scale per 1,024 values, rounded at random"
+        ),
+        Option(
+            "downlink",
+            "delta",
+            ("delta", "dense", "sparse", "individual"),
+            "send what changed, all, each round's largest changes, or to each client the largest of what it lacks",
+        ),
+        Option(
+            "down_sparsity",
+            0.01,
+            "share",
+            "share of the weights that the server sends",
+            needs="downlink=sparse|individual",
+        ),
+        Option(
+            "down_bits",
+            None,
+            "bits",
+            "bits of a value that the server sends (default: --value_bits)",
+            needs="downlink=sparse|individual",
+        ),
+        Option("shared_init", False, "flag", "clients can make the initial model themselves, and need not download it"),
+        Option("wire", "size", ("size", "real"), "count the bytes, or make them, read them and compare", named=False),
+    ],
+    "machine": [
+        Option("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto = cuda, else mps, else cpu", named=False),
+        Option("deterministic", False, "flag", "only deterministic GPU kernels (slower)", named=False),
+    ],
+    "files": [
+        Option("data_root", "./data", "path", "folder of the datasets", named=False),
+        Option("metrics_dir", "metrics", "path", "folder for <run>_metrics.csv and <run>.json", named=False),
+        Option("plots_dir", "plots", "path", "folder for the figures of each run", named=False),
+        Option("results_file", "results.csv", "path", "one row per finished run", named=False),
+        Option("save_weights", None, "path", "write the final model here, for --init_weights", named=False),
+        Option("save_clients", None, "path", "write each client's personal part here, as payload files", named=False),
+        Option(
+            "evaluate_clients",
+            None,
+            "path",
+            "train nothing: judge what --save_clients left in this folder",
+            named=False,
+        ),
+        Option("overwrite", False, "flag", "run again what is already finished", named=False),
+        Option("quiet", False, "flag", "print only the last line", named=False),
+    ],
+}
+REGISTRIES = {
+    "algorithm": lambda: sorted(algorithm_specs()),
+    "preset": lambda: sorted({preset for spec in algorithm_specs().values() for preset in spec.presets}),
+    "dataset": lambda: literal_keys("data", "DATASETS"),
+    "model_name": lambda: literal_keys("models", "MODELS"),
+}
+
+
+def algorithm_options():
+    """Return {option name: (Option, [algorithms that have it])} over all registered algorithms."""
+    found = {}
+    for algorithm, spec in algorithm_specs().items():
+        for name, (default, kind, text, *needs) in spec.options.items():
+            option = Option(name, default, kind, text, needs=needs[0] if needs else "")
+            known, owners = found.setdefault(name, (option, []))
+            if known != option:
+                raise ValueError(f"{algorithm} and {owners[0]} declare --{name} differently")
+            owners.append(algorithm)
+    return found
+
+
+def all_options():
+    """Return {name: Option} of every flag, those of the algorithms included."""
+    return {o.name: o for group in OPTIONS.values() for o in group} | {
+        name: option for name, (option, _) in algorithm_options().items()
+    }

@@ -1,0 +1,106 @@
+"""What a run says of itself: its final figures, its row of results.csv, its JSON; and whether it is there already."""
+
+from pathlib import Path
+
+from sklearn.metrics import f1_score, precision_score, recall_score
+
+import partitions
+import payload
+import personal
+import records
+import utils
+from utils import InputError
+
+
+def final_figures(exp):
+    """Return {name: figure} of a finished run; accuracy, F1, precision and recall (macro) are on the test set."""
+    evaluated = [row for row in exp.rows if "test_accs" in row]
+    best = max(evaluated, key=lambda row: row["val_accs"])
+    last_ten = [row["test_accs"] for row in evaluated if row["epoch"] > len(exp.rows) - 10]
+    truth, predicted = exp.splits.test.labels.cpu(), exp.predictions.cpu()
+    scores = {"average": "macro", "zero_division": 0}
+    up, down = (sum(row[key] for row in exp.rows) for key in ("bytes_up", "bytes_down"))
+    of_client = [up + down for _, up, down in exp.traffic.values()]
+    seconds = sum(row["train_seconds"] for row in exp.rows)
+    return {
+        "accuracy": evaluated[-1]["test_accs"],
+        "f1": float(f1_score(truth, predicted, **scores)),
+        "precision": float(precision_score(truth, predicted, **scores)),
+        "recall": float(recall_score(truth, predicted, **scores)),
+        "communication": (up + down) / len(exp.rows),
+        "train_time": seconds / len(exp.rows),
+        "bytes_up": up,
+        "bytes_down": down,
+        "bytes_per_client": sum(of_client) / len(of_client),
+        "bytes_of_busiest_client": max(of_client),
+        "accuracy_last10": sum(last_ten) / len(last_ten),
+        "accuracy_best_val": best["test_accs"],
+        "best_val_round": best["epoch"],
+        "train_seconds": seconds,
+        "eval_seconds": sum(row.get("eval_seconds", 0) for row in exp.rows),
+    }
+
+
+def result_row(exp, final):
+    """Return the row of results.csv: the columns of the published system first, then ours."""
+    args = exp.args
+    first = {"method": args.algorithm, "dataset": args.dataset, "Dirichlet": args.dirichlet, "rounds": args.n_epochs}
+    return {**first, **{k: v for k, v in final.items() if k != "train_seconds"}, "seed": args.seed, "run": exp.name}
+
+
+def record(exp, finished, final=None):
+    """Return what <run>.json says of the run."""
+    labels = exp.splits.train.labels.cpu()
+    layout = exp.model.layout
+    return {
+        "run": exp.name,
+        "finished": finished,
+        "final": final,
+        "settings": utils.settings_of(exp.args),
+        "environment": records.environment(exp.device),
+        "payload_version": payload.VERSION,
+        "model": {"weights": layout.n_trainable, "buffers": layout.dim - layout.n_trainable},
+        "data": {
+            "samples": {name: len(getattr(exp.splits, name)) for name in ("train", "val", "test")},
+            "mean": exp.splits.mean.tolist(),
+            "std": exp.splits.std.tolist(),
+        },
+        "traffic": [
+            dict(zip(("client", "rounds", "bytes_up", "bytes_down"), (number, *counts), strict=True))
+            for number, counts in sorted(exp.traffic.items())
+        ],
+        "partition": {
+            "sha256": partitions.partition_hash(exp.parts),
+            "histograms": partitions.histograms(labels, exp.parts, exp.splits.n_classes).tolist(),
+        },
+    }
+
+
+def already_finished(args, name):
+    """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings,
+    or one that did not leave what is asked for now.
+    """
+    path = Path(args.metrics_dir) / f"{name}.json"
+    earlier = None if args.overwrite else records.read_json(path)
+    if not earlier or not earlier.get("finished") or not path.with_name(f"{name}_metrics.csv").exists():
+        return False
+    try:
+        settings, split = dict(earlier["settings"]), earlier["partition"]["sha256"]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: is not the record of a run; move it away, or --overwrite") from None
+    for setting in utils.differing_settings(args, settings):
+        raise InputError(
+            f"{path} was run with {setting} = {settings.get(setting)}, not {getattr(args, setting)}: "
+            "use another --metrics_dir, or --overwrite"
+        )
+    if earlier.get("payload_version") != payload.VERSION:
+        raise InputError(f"{path} is of a version that counted bytes otherwise: another --metrics_dir, or --overwrite")
+    parts = args.save_clients and Path(args.save_clients) / personal.INDEX
+    for file in (args.partition_file, args.save_weights, parts):
+        if file and not Path(file).exists():
+            raise InputError(f"{name} is finished, but {file} is not there: name the file it wrote, or --overwrite")
+    if args.partition_file and partitions.partition_file_hash(args.partition_file) != split:
+        raise InputError(
+            f"{path} was run on another split than {args.partition_file} holds now: rename it, or --overwrite"
+        )
+    return True
