@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from options import Configurable
+
 ALGORITHMS = {}
 
 
@@ -37,22 +39,17 @@ class Update(NamedTuple):
 
 
 @register("fedavg")
-class FedAvg:
+class FedAvg(Configurable):
     """the average of the clients' updates, weighted by their samples (McMahan et al. 2017, Algorithm 1)"""
 
-    options = {}
-    defaults = {}
+    defaults = {}  # not inherited
     presets = {}
     pull = None  # pull(w, start) -> [n_trainable]: what the algorithm adds to every local gradient
 
     def __init__(self, layout, **options):
         """`layout` is the model's models.Layout; `options` are the values of `self.options`."""
-        unknown = set(options) - set(self.options)
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}")
+        super().__init__(**options)
         self.layout = layout
-        for name, (default, *_) in self.options.items():
-            setattr(self, name, options.get(name, default))
 
     def broadcast(self, theta):
         """Return the vector `[dim]` from which the clients start, given the server's model `theta [dim]`."""
@@ -265,6 +262,48 @@ class SignSGD(FedAvg):
         n, step = self.layout.n_trainable, p @ deltas
         step[:n] = self.sign_step * (p @ deltas[:, :n].sign()).sign()
         return theta + step
+
+
+@register("lss")
+class LSS(FedAvg):
+    """FedAvg of what Local Superior Soups make (Chen et al. 2024)"""
+
+    defaults = {"local": "lss"}
+
+
+@register("swa")
+class LocalSWA(FedAvg):
+    """FedAvg of the clients' stochastic weight averages (Izmailov et al. 2018)"""
+
+    defaults = {"local": "swa"}
+
+
+@register("swad")
+class LocalSWAD(FedAvg):
+    """FedAvg of the clients' dense averages where their loss is low (Cha et al. 2021)"""
+
+    defaults = {"local": "swad"}
+
+
+@register("soups")
+class LocalSoups(FedAvg):
+    """FedAvg of the clients' model soups (Wortsman et al. 2022)"""
+
+    defaults = {"local": "soups"}
+
+
+@register("diwa")
+class LocalDiWA(FedAvg):
+    """FedAvg of averages of all of a client's mildly varied models, their head trained first (Rame et al. 2022)"""
+
+    defaults = {"local": "soups", "soup_selection": "uniform", "soup_spread": 1.5, "probe_epochs": 1}
+
+
+@register("moon")
+class MOON(FedAvg):
+    """FedAvg of models trained with a contrast between models (Li, He and Song 2021)"""
+
+    defaults = {"local": "moon"}
 
 
 class ErrorFeedback:

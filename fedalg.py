@@ -30,7 +30,7 @@ import results
 import utils
 from agg_utils import ALGORITHMS, Update
 from downlink import Downlink
-from local_training import LocalSettings, Trainer
+from local_training import LOCAL_METHODS, LocalSettings, Trainer
 from utils import InputError, generator
 
 EVAL_BATCH = 512
@@ -86,9 +86,13 @@ def assemble(args, splits, parts, device):
         augment=args.augment == "standard",
         bf16=args.precision == "bf16",
         max_steps=args.local_steps,
+        optimizer=args.local_optimizer,
+        bn_recalibrate=args.bn_recalibrate,
     )
+    method = LOCAL_METHODS[args.local]
+    local = method(**{name: getattr(args, name) for name in method.options})
     algorithm = make_algorithm(args, model.layout)
-    trainer, theta = Trainer(model, splits, parts, settings), model.vector.clone()
+    trainer, theta = Trainer(model, splits, parts, settings, local), model.vector.clone()
     downlink = Downlink(
         algorithm.broadcast(theta),
         model.layout,

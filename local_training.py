@@ -1,7 +1,10 @@
-"""One client's local work on the flat vector: SGD steps, and learning which weights to send.
+"""One client's local work on the flat vector: optimiser steps, the local methods made of them, and mask learning.
 
 Nothing here knows which algorithm it serves. No step waits for the device: losses and hits are summed where they are
 made and read once a round.
+
+To add a local method, derive a class from LocalMethod, put `@local_method("name")` over it and say in `__call__` what
+a client does with the model that it received. Its `options` become flags by themselves, as those of an algorithm do.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +13,8 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
-from data import client_batches
+from data import batch_bounds, client_batches
+from options import Configurable
 from utils import generator
 
 
@@ -29,14 +33,20 @@ class LocalSettings:
     augment: bool = False
     bf16: bool = False
     max_steps: int | None = None  # of training in one round
+    optimizer: str = "sgd"  # of OPTIMIZERS
+    bn_recalibrate: bool = False  # measure BatchNorm's statistics anew where weights were averaged
 
 
 class Trainer:
     """Lends its one working model to one client after the other."""
 
-    def __init__(self, model, splits, parts, settings):
-        """model: FlatModel; splits: data.Splits on its device; parts: each client's indices into splits.train."""
+    def __init__(self, model, splits, parts, settings, local=None):
+        """model: FlatModel; splits: data.Splits on its device; parts: each client's indices into splits.train.
+
+        local: a LocalMethod, how clients train; one plain run of the optimiser if not given.
+        """
         self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
+        self.local = local or LocalMethod()
 
     def client(self, number, round):
         """Return the Client `number` as it takes part in `round` (from 1)."""
@@ -52,59 +62,119 @@ class Client:
 
     def __init__(self, trainer, number, round, settings):
         self.number, self.round, self.settings = number, round, settings
-        self.model, self.splits = trainer.model, trainer.splits
+        self.model, self.splits, self.local = trainer.model, trainer.splits, trainer.local
         self.indices = trainer.parts[number]
         self.n_samples = len(self.indices)
         self.seen, self.loss, self.hits = 0, 0.0, 0
         self.row = None
 
-    def _batches(self, epochs, purpose):
-        s = self.settings
-        rng = generator(s.seed, purpose, self.round, self.number)
-        return client_batches(self.splits, self.indices, s.batch_size, epochs, rng, s.augment)
+    def rng(self, purpose, *more):
+        """Return the CPU generator of this client's draws for `purpose` in this round."""
+        return generator(self.settings.seed, purpose, self.round, self.number, *more)
 
-    def _backward(self, x, y, carry=0.0):
-        """Make model.gradient `carry` times itself plus the gradient of a batch's mean loss; return the logits."""
-        gradient = self.model.gradient
-        gradient.mul_(carry) if carry else gradient.zero_()
+    def n_steps(self, epochs, indices=None):
+        """Return how many steps `epochs` passes over the client's samples, or those at `indices`, take."""
+        n = self.n_samples if indices is None else len(indices)
+        return epochs * len(batch_bounds(n, self.settings.batch_size))
+
+    def batches(self, epochs, rng, indices=None):
+        """Yield the (x, y) of `epochs` shuffled passes over the client's samples, or those at `indices`."""
+        s, indices = self.settings, self.indices if indices is None else indices
+        return client_batches(self.splits, indices, s.batch_size, epochs, rng, s.augment)
+
+    def forward(self, x):
+        """Return the float32 logits of the working model."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.bf16):
             logits = self.model.module(x)
-        logits = logits.float()
-        F.cross_entropy(logits, y).backward()
+        return logits.float()
+
+    def _backward(self, x, y, carry=0.0, scale=None, loss=None):
+        """Make model.gradient `carry` times itself plus the gradient of a batch's mean loss; return the logits.
+
+        scale: a factor on that loss, if given; loss(logits, x, y): another than cross-entropy.
+        """
+        gradient = self.model.gradient
+        gradient.mul_(carry) if carry else gradient.zero_()
+        logits = self.forward(x)
+        value = F.cross_entropy(logits, y) if loss is None else loss(logits, x, y)
+        (value if scale is None else scale * value).backward()
         return logits.detach()
 
     def train(self, start, pull=None):
-        """Train from `start [dim]` on the client's data by SGD; return the trained vector [dim].
+        """Train from `start [dim]` on the client's data by the local method; return the trained vector [dim].
 
-        Each step is that of torch.optim.SGD: v = momentum * v + g, w -= lr * v, where g is the gradient of the loss,
-        plus pull(w, start) -> [n_trainable] if given, clipped if asked for, plus weight_decay * w. What is returned is
-        the working model's own vector, and changes when the next client trains.
+        pull(w, start) -> [n_trainable], if given, is added to the gradient at the weights w. What is returned is the
+        working model's own vector, and changes when the next client trains.
         """
-        s, model = self.settings, self.model
-        model.load(start)
-        model.module.train()
-        w, g, anchor = model.trainable, model.gradient, start[: model.layout.n_trainable]
-        velocity = g if s.clip_norm is None else torch.zeros_like(g)
+        self.model.load(start)
+        self.model.module.train()
+        anchor = start[: self.model.layout.n_trainable]
+        self.local(self, start, None if pull is None else lambda w: pull(w, anchor))
+        return self.model.vector
+
+    def steps(self, batches, w=None, pull=None, point=None, origin=None, loss=None, settings=None):
+        """Take an optimiser step on `w` for each of `batches`, and yield after it.
+
+        w [k]: the last k of the working model's weights, all of them if not given; or, if `point` is, a vector
+        [n_trainable] of the caller's, the difference of its weights to `origin`. pull(w) -> [k] is added to the
+        gradient. point() puts the weights at which the gradient is taken into the working model and returns the
+        derivative of these by `w`, a scalar tensor. loss(logits, x, y): instead of the mean cross-entropy. settings:
+        other LocalSettings than the client's.
+        """
+        s, w = settings or self.settings, self.model.trainable if w is None else w
+        gradient = self.model.gradient[-len(w) :]
+        optimizer = OPTIMIZERS[s.optimizer](w, gradient, s)
         outputs, targets = [], []
-        for x, y in islice(self._batches(s.epochs, "batches"), s.max_steps):
-            # Without clipping all that enters v is added up, so backward() adds to v itself: two passes less a step.
-            carry = s.momentum if velocity is g and outputs else 0.0
-            outputs.append(self._backward(x, y, carry))
-            targets.append(y)
-            with torch.no_grad():
-                if pull is not None:
-                    g += pull(w, anchor)
-                if velocity is not g:
-                    g *= (s.clip_norm / (g.norm() + 1e-6)).clamp(max=1)
-                    velocity.mul_(s.momentum).add_(g)
-                if s.weight_decay:
-                    velocity.add_(w, alpha=s.weight_decay)
-                w.add_(velocity, alpha=-s.lr)
-        logits, y = torch.cat(outputs), torch.cat(targets)
-        self.seen = len(y)
-        self.loss = F.cross_entropy(logits, y, reduction="sum")
-        self.hits = (logits.argmax(1) == y).sum()
-        return model.vector
+        try:
+            for x, y in batches:
+                scale = None if point is None else point()
+                # Where all that enters SGD's velocity is added up, backward() adds to it: two passes less a step.
+                outputs.append(self._backward(x, y, optimizer.carry if outputs else 0.0, scale, loss))
+                targets.append(y)
+                with torch.no_grad():
+                    if pull is not None:
+                        gradient += pull(w)
+                    if s.clip_norm is not None:
+                        gradient *= (s.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1)
+                    if origin is not None and s.weight_decay:
+                        gradient.add_(origin, alpha=s.weight_decay)  # the optimiser adds the decay of w itself
+                    optimizer.step()
+                yield
+        finally:
+            if outputs:
+                logits, y = torch.cat(outputs), torch.cat(targets)
+                self.seen += len(y)
+                self.loss = self.loss + F.cross_entropy(logits, y, reduction="sum")
+                self.hits = self.hits + (logits.argmax(1) == y).sum()
+
+    @torch.no_grad()
+    def mean_loss(self, indices):
+        """Return the working model's mean loss, a scalar tensor, on the training samples at `indices`."""
+        module, losses = self.model.module, []
+        module.eval()
+        for chosen in indices.to(self.splits.train.labels.device).split(EVAL_BATCH):
+            logits = self.forward(self.splits.normalise(self.splits.train.images[chosen]))
+            losses.append(F.cross_entropy(logits, self.splits.train.labels[chosen], reduction="sum"))
+        module.train()
+        return torch.stack(losses).sum() / len(indices)
+
+    @torch.no_grad()
+    def settle(self, vector):
+        """Make `vector [dim]`, an average, the working model's; with bn_recalibrate, measure BatchNorm's statistics.
+
+        These are then the means over one pass of the client's batches, at these weights.
+        """
+        self.model.load(vector)
+        norms = [m for m in self.model.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        if not norms or not self.settings.bn_recalibrate:
+            return
+        momenta = [norm.momentum for norm in norms]
+        for i, (x, _) in enumerate(self.batches(1, self.rng("recalibrate"))):
+            for norm in norms:
+                norm.momentum = 1 / (i + 1)  # what momentum None does, but without waiting for the device
+            self.forward(x)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
     def learn_mask(self, start, delta, mask, epochs, lr, bias, l1_strength):
         """Return the bool mask [n_trainable] that learning on the client's data makes of `mask`.
@@ -117,7 +187,7 @@ class Client:
         model.module.train()
         update, anchor = delta[:n], start[:n]
         logits = torch.where(mask, bias, -bias).to(update.dtype)
-        for x, y in self._batches(epochs, "mask"):
+        for x, y in self.batches(epochs, self.rng("mask")):
             soft = logits.sigmoid()
             with torch.no_grad():
                 torch.addcmul(anchor, soft, update, out=model.trainable)
@@ -126,3 +196,346 @@ class Client:
             logits -= slope * (lr * model.gradient * update + l1_strength)
         self.loss = self.loss + 0 * logits.sum()  # not finite if a logit is not, so that it is found with the losses
         return logits > 0
+
+
+EVAL_BATCH = 512
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Optimisers
+
+
+class SGD:
+    """torch.optim.SGD on the vector: v = momentum * v + g + weight_decay * w, w -= lr * v."""
+
+    def __init__(self, w, gradient, settings):
+        self.w, self.gradient, self.settings = w, gradient, settings
+        self.carry = settings.momentum if settings.clip_norm is None else 0.0  # with clipping, v is apart from g
+        self.velocity = gradient if settings.clip_norm is None else torch.zeros_like(gradient)
+
+    def step(self):
+        s, v = self.settings, self.velocity
+        if v is not self.gradient:
+            v.mul_(s.momentum).add_(self.gradient)
+        if s.weight_decay:
+            v.add_(self.w, alpha=s.weight_decay)
+        self.w.add_(v, alpha=-s.lr)
+
+
+class Adam:
+    """torch.optim.Adam, fused where that exists."""
+
+    carry = 0.0
+
+    def __init__(self, w, gradient, settings):
+        fused = w.device.type in ("cpu", "cuda")
+        w.grad = gradient
+        self.inner = torch.optim.Adam([w], lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+
+    def step(self):
+        self.inner.step()
+
+
+OPTIMIZERS = {"sgd": SGD, "adam": Adam}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Local methods
+
+LOCAL_METHODS = {}
+
+
+def local_method(name):
+    """Class decorator: make the local method known as `--local name`."""
+
+    def add(cls):
+        LOCAL_METHODS[name] = cls
+        return cls
+
+    return add
+
+
+@local_method("sgd")
+class LocalMethod(Configurable):
+    """one run of the optimiser over the client's data"""
+
+    def __call__(self, client, start, pull):
+        """Leave in client.model what `client` makes of it; it holds start [dim]. pull(w) -> [n_trainable], or None."""
+        for _ in self.run(client, client.settings.epochs, pull):
+            pass
+
+    def run(self, client, epochs, pull=None, model=0, indices=None, **more):
+        """Yield after each step of `epochs` passes, at most --local_steps of them, in the order of the `model`-th."""
+        rng = client.rng("batches", model) if model else client.rng("batches")
+        batches = client.batches(epochs, rng, indices)
+        return client.steps(islice(batches, client.settings.max_steps), pull=pull, **more)
+
+    def n_steps(self, client, epochs, indices=None):
+        """Return how many steps `run` takes."""
+        return min(client.n_steps(epochs, indices), client.settings.max_steps or 2**63)
+
+    def state(self):
+        """Return {name: tensor or number}: what clients keep between rounds."""
+        return {}
+
+    def load(self, state):
+        """Take back what `state()` returned."""
+
+
+class Pool(LocalMethod):
+    """What methods that train several models have in common."""
+
+    options = {
+        "n_verts": (4, "count", "models that each client trains and averages"),
+        "soup_epochs": (8, "count", "epochs of each of them"),
+    }
+
+
+@local_method("lss")
+class LocalSuperiorSoups(Pool):
+    """a pool of models, each trained at random points between itself and those before it (Chen et al. 2024)
+
+    The pool starts with the received model f_p. Each new model starts at the pool's average and joins it, and it alone
+    is trained: the gradient is that of the loss at a random convex combination of the pool, chained to the new model,
+    plus that of aff_coeff * |f - f_p| - div_coeff * the mean distance of f to the others in the pool (l2 norms). The
+    result is the pool's average (Algorithm 1; their published code leaves f_p out of it: --no-average_received).
+
+    All models are held as differences to f_p, which needs no row then: [n_verts, n_trainable]. Distances follow from
+    products of these rows, and one product of two rows of coefficients with them makes the next point and both
+    distances' gradients. What cancels there is of the size of the distances, not of the weights.
+    """
+
+    options = {
+        "aff_coeff": (3.0, "nonnegative", "affinity: strength of the pull to the received model"),
+        "div_coeff": (3.0, "nonnegative", "diversity: strength of the push from the other models"),
+        "average_received": (True, "flag", "the received model counts in the final average"),
+        "interpolate": (True, "flag", "take gradients at random points between the models, not at the new one"),
+    }
+
+    def __call__(self, client, start, pull):
+        model, n = client.model, client.model.layout.n_trainable
+        moves = start.new_zeros(self.n_verts, n)
+        buffers = torch.cat([start[None, n:]] * (self.n_verts + 1))  # of f_p and the others
+        for i in range(self.n_verts):
+            moves[i] = moves[:i].sum(0) / (i + 1)
+            model.vector[n:] = buffers[: i + 1].mean(0)
+            self._train(client, start[:n], moves[: i + 1], pull)
+            buffers[i + 1] = model.vector[n:]
+        count, first = (self.n_verts + 1, 0) if self.average_received else (self.n_verts, 1)
+        client.settle(torch.cat([start[:n] + moves.sum(0) / count, buffers[first:].mean(0)]))
+
+    def _train(self, client, anchor, moves, pull):
+        """Train the last of `moves [i, n_trainable]`; their models are anchor + moves, the first one the anchor."""
+        i, new = len(moves), moves[-1]
+        total = self.n_steps(client, self.soup_epochs)
+        shares = torch.zeros(total, i + 1)  # of the anchor and the models, in each step
+        shares[:, -1] = 1
+        if self.interpolate:
+            shares = torch.rand(total, i + 1, generator=client.rng("interpolation", i))
+            shares /= shares.sum(1, keepdim=True)
+        shares = iter(shares[:, 1:].to(moves.device))
+        squares = moves[:-1].square().sum(1)  # of the others' distances to the anchor
+        both = moves.new_zeros(2, len(anchor))  # the point less the anchor, and the gradient of the distances
+
+        def point():
+            share = next(shares)
+            weights = torch.stack([share, self._distance_weights(moves, squares)])
+            torch.mm(weights, moves, out=both)
+            torch.add(anchor, both[0], out=client.model.trainable)
+            return share[-1]
+
+        def pulls(w):
+            return both[1] if pull is None else both[1] + pull(anchor + w)
+
+        for _ in self.run(client, self.soup_epochs, pulls, i - 1, w=new, point=point, origin=anchor):
+            pass
+
+    def _distance_weights(self, moves, squares):
+        """Return c [i] so that c @ moves is the gradient of the distances' part of the loss by the last of `moves`."""
+        products = moves @ moves[-1]  # [i]
+        own, sums = products[-1], products[-1] + squares
+        apart = sums - 2 * products[:-1]
+        near = torch.where(apart > 1e-6 * sums, apart.clamp_min(0).rsqrt(), 0)  # 0 where the models are the same
+        home = torch.where(own > 0, own.rsqrt(), 0)
+        push = self.div_coeff / len(moves)
+        return torch.cat([push * near, (self.aff_coeff * home - push * (home + near.sum()))[None]])
+
+
+@local_method("swa")
+class SWA(LocalMethod):
+    """the average of the models at the ends of the last epochs (stochastic weight averaging, Izmailov et al. 2018)"""
+
+    options = {"swa_start": (0.75, "decay", "share of the steps after which averaging starts")}
+
+    def __call__(self, client, start, pull):
+        epochs = client.settings.epochs
+        total = self.n_steps(client, epochs)
+        cycle = -(-total // epochs)
+        mean, count = torch.zeros_like(start), 0
+        for step, _ in enumerate(self.run(client, epochs, pull), 1):
+            if (step % cycle == 0 or step == total) and step > self.swa_start * total:
+                count += 1
+                mean.lerp_(client.model.vector, 1 / count)
+        client.settle(mean)
+
+
+@local_method("swad")
+class SWAD(LocalMethod):
+    """the average over every step of the stretch in which the loss on held-out samples is low (Cha et al. 2021)
+
+    Algorithm 1 there: the stretch starts at the first evaluation that is the lowest of the swad_wait from it on, and
+    ends before the first from which swad_patience on are all above swad_tolerance times the mean of those.
+    """
+
+    options = {
+        "holdout": (0.1, "share", "share of a client's samples on which it judges its models, and does not train"),
+        "swad_evaluations": (20, "count", "evaluations a round"),
+        "swad_wait": (3, "count", "N_s: evaluations that show that the loss rises"),
+        "swad_patience": (6, "count", "N_e: evaluations that show that it stays high"),
+        "swad_tolerance": (1.3, "positive", "r: how high is too high"),
+    }
+
+    def __call__(self, client, start, pull):
+        train, held = hold_out(client, self.holdout)
+        total = self.n_steps(client, client.settings.epochs, train)
+        every = -(-total // min(self.swad_evaluations, total))
+        means, losses, count = start.new_empty(-(-total // every), client.model.layout.dim), [], 0
+        for step, _ in enumerate(self.run(client, client.settings.epochs, pull, indices=train), 1):
+            mean, count = means[len(losses)], count + 1
+            mean.copy_(client.model.vector) if count == 1 else mean.lerp_(client.model.vector, 1 / count)
+            if count == every or step == total:
+                losses.append(client.mean_loss(held))
+                count = 0
+        begin, end = low_stretch(torch.stack(losses).tolist(), self.swad_wait, self.swad_patience, self.swad_tolerance)
+        sizes = torch.full([len(losses)], float(every))
+        sizes[-1] = total - every * (len(losses) - 1)
+        weights = (sizes[begin:end] / sizes[begin:end].sum()).to(means.device)
+        client.settle(weights @ means[begin:end])
+
+
+def low_stretch(losses, wait, patience, tolerance):
+    """Return (begin, end) of the low stretch of `losses`, a list of numbers, as SWAD has it; end is exclusive."""
+    n = len(losses)
+    begin = next((i for i in range(n - wait + 1) if losses[i] == min(losses[i : i + wait])), None)
+    if begin is None:
+        return n - 1, n
+    limit = tolerance * sum(losses[begin : begin + wait]) / wait
+    end = next((i for i in range(begin + 1, n - patience + 1) if min(losses[i : i + patience]) > limit), n)
+    return begin, end
+
+
+def hold_out(client, share):
+    """Return (indices to train on, indices held out) of the client's samples, int64; the same ones in every round.
+
+    Both have at least one; a client that has only one trains and judges on it.
+    """
+    n = client.n_samples
+    k = min(max(1, round(share * n)), n - 1)
+    if k == 0:
+        return client.indices, client.indices
+    order = torch.randperm(n, generator=generator(client.settings.seed, "holdout", client.number))
+    order = client.indices.cpu()[order]
+    return order[k:], order[:k]
+
+
+@local_method("soups")
+class Soups(Pool):
+    """the average of models trained from the same start with varied settings (model soups, Wortsman et al. 2022)
+
+    Greedy: from the best on, each model stays in the average if that does not raise the loss on held-out samples.
+    Their measure is the accuracy; of the few samples that a client can hold out, the loss tells more.
+    """
+
+    options = {
+        "soup_spread": (3.0, "positive", "learning rate and weight decay are multiplied by up to this, or divided"),
+        "soup_selection": ("greedy", ("greedy", "uniform"), "average the models that help, or all"),
+        "probe_epochs": (0, "integer", "epochs in which only the last layer is trained, before the models part"),
+        "holdout": (0.1, "share", "share of a client's samples on which it judges its models, and does not train"),
+    }
+
+    def __call__(self, client, start, pull):
+        greedy = self.soup_selection == "greedy"
+        train, held = hold_out(client, self.holdout) if greedy else (client.indices, None)
+        if self.probe_epochs:
+            start = self._probe(client)
+        models = start.new_empty(self.n_verts, len(start))
+        for i in range(self.n_verts):
+            client.model.load(start)
+            for _ in self.run(client, self.soup_epochs, pull, i, indices=train, settings=self._vary(client, i)):
+                pass
+            models[i] = client.model.vector
+        client.settle(self._pick(client, models, held) if greedy else models.mean(0))
+
+    def _vary(self, client, i):
+        """Return the LocalSettings of the i-th model; the first has the client's own."""
+        if i == 0:
+            return client.settings
+        draws = torch.rand(2, generator=client.rng("soup", i)).tolist()
+        lr, decay = (self.soup_spread ** (2 * u - 1) for u in draws)
+        return replace(client.settings, lr=lr * client.settings.lr, weight_decay=decay * client.settings.weight_decay)
+
+    def _pick(self, client, models, held):
+        """Return the greedy average [dim] of `models [n_verts, dim]`."""
+
+        def loss(vector):
+            client.model.load(vector)
+            return client.mean_loss(held).item()
+
+        losses = [loss(model) for model in models]
+        order = sorted(range(len(models)), key=losses.__getitem__)
+        mean, count, best = models[order[0]].clone(), 1, losses[order[0]]
+        for i in order[1:]:
+            wider = mean + (models[i] - mean) / (count + 1)
+            reached = loss(wider)
+            if reached <= best:
+                mean, count, best = wider, count + 1, reached
+        return mean
+
+    def _probe(self, client):
+        """Train the last layer alone; return the vector [dim] reached."""
+        head = client.model.trainable[-sum(client.model.layout.sizes[-2:]) :]
+        rng = client.rng("probe")
+        for _ in client.steps(islice(client.batches(self.probe_epochs, rng), client.settings.max_steps), w=head):
+            pass
+        return client.model.vector.clone()
+
+
+@local_method("moon")
+class MOON(LocalMethod):
+    """features are drawn to those of the received model, from those of the client's last one (Li, He, Song 2021)
+
+    Adds mu * -log softmax of the cosine similarities / temperature (Eq. 3) to the loss; features are what enters the
+    last layer, without the projection head that their networks have before it. A client that is new has no last model
+    and takes the received one for it, so that the term says nothing.
+    """
+
+    options = {
+        "moon_mu": (1.0, "nonnegative", "strength of the contrast between models"),
+        "moon_temperature": (0.5, "positive", "temperature of the similarities"),
+    }
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.last = {}  # client -> [dim]
+
+    def __call__(self, client, start, pull):
+        model, last = client.model, self.last.get(client.number, start)
+
+        def loss(logits, x, y):
+            own = model.features.float()
+            with torch.no_grad():
+                received, before = (model.features_of(vector, x).float() for vector in (start, last))
+            likeness = torch.stack([F.cosine_similarity(own, other) for other in (received, before)], 1)
+            contrast = F.cross_entropy(likeness / self.moon_temperature, torch.zeros_like(y))
+            return F.cross_entropy(logits, y) + self.moon_mu * contrast
+
+        with model.keeping_features():
+            for _ in self.run(client, client.settings.epochs, pull, loss=loss if self.moon_mu else None):
+                pass
+        self.last[client.number] = model.vector.clone()
+
+    def state(self):
+        return {f"last_{number}": vector for number, vector in self.last.items()}
+
+    def load(self, state):
+        self.last = {int(name.removeprefix("last_")): vector for name, vector in state.items()}

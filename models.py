@@ -4,6 +4,7 @@
 """
 
 import argparse
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,8 @@ class FlatModel:
         self.vector = torch.cat([t.detach().flatten().float() for _, t in parameters + buffers])
         self.gradient = torch.zeros_like(self.trainable)
         self._bind(parameters, buffers)
+        self._views = parameters + buffers  # (name, tensor of its shape) in the vector's order
+        self.features = None
 
     def _bind(self, parameters, buffers):
         offset = 0
@@ -73,6 +76,35 @@ class FlatModel:
     def load(self, vector):
         """Copy `vector [dim]` into the model."""
         self.vector.copy_(vector)
+
+    @contextmanager
+    def keeping_features(self):
+        """While this lasts, `features` [B, k] is what entered the last linear layer in the latest forward pass."""
+        head = [m for m in self.module.modules() if isinstance(m, nn.Linear)][-1]
+
+        def keep(_, inputs):
+            self.features = inputs[0]
+
+        handle = head.register_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.features = None
+
+    def features_of(self, vector, x):
+        """Return the features [B, k] of images x at another `vector [dim]`, with its BatchNorm statistics.
+
+        Works within `keeping_features`; leaves the model in training mode.
+        """
+        tensors, offset = {}, 0
+        for name, view in self._views:
+            tensors[name] = vector[offset : offset + view.numel()].view_as(view)
+            offset += view.numel()
+        self.module.eval()
+        torch.func.functional_call(self.module, tensors, (x,))
+        self.module.train()
+        return self.features
 
 
 # --------------------------------------------------------------------------------------------------------------------

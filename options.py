@@ -8,7 +8,7 @@ import ast
 import functools
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,9 +26,32 @@ def literal_keys(module, name):
     raise LookupError(f"{module}.py assigns no {name}")
 
 
+class Configurable:
+    """What takes `options`, a literal dict name -> (default, kind, help[, needs]), added to those it inherits."""
+
+    options = {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        inherited = {name: option for base in reversed(cls.__bases__) for name, option in _options_of(base).items()}
+        cls.options = inherited | vars(cls).get("options", {})
+
+    def __init__(self, **values):
+        """Set an attribute for each option. Raises TypeError for one that there is not."""
+        unknown = set(values) - set(self.options)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}")
+        for name, (default, *_) in self.options.items():
+            setattr(self, name, values.get(name, default))
+
+
+def _options_of(cls):
+    return getattr(cls, "options", {})
+
+
 @dataclass(frozen=True)
-class AlgorithmSpec:
-    """What the command line needs to know of an algorithm: a line of help and its own options."""
+class Spec:
+    """What the command line needs to know of an algorithm or a local method: a line of help and its own options."""
 
     summary: str
     options: dict  # name -> (default, kind, help[, "other_option=value" that it needs])
@@ -36,30 +59,38 @@ class AlgorithmSpec:
     presets: dict  # name -> {flag: value}
 
 
-@functools.cache
 def algorithm_specs():
-    """Return {name: AlgorithmSpec} for every class of agg_utils.py that stands under `@register("name")`."""
-    classes = {node.name: node for node in _source("agg_utils").body if isinstance(node, ast.ClassDef)}
+    """Return {name: Spec} for every class of agg_utils.py that stands under `@register("name")`."""
+    return _specs("agg_utils", "register")
+
+
+def local_specs():
+    """Return {name: Spec} for every class of local_training.py that stands under `@local_method("name")`."""
+    return _specs("local_training", "local_method")
+
+
+@functools.cache
+def _specs(module, decorator):
+    classes = {node.name: node for node in _source(module).body if isinstance(node, ast.ClassDef)}
 
     def literal(node, attribute):
-        """Return the dict that the class body assigns to `attribute`, None if it does not."""
+        """Return the dict that the class body assigns to `attribute`, {} if it does not."""
         for statement in node.body:
             if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == attribute:
                 return ast.literal_eval(statement.value)
-        return None
+        return {}
 
     def options_of(node):
-        bases = [classes[base.id] for base in node.bases if getattr(base, "id", None) in classes]
-        own = literal(node, "options")
-        return own if own is not None else options_of(bases[0]) if bases else {}
+        bases = [classes[base.id] for base in reversed(node.bases) if getattr(base, "id", None) in classes]
+        return {k: v for base in bases for k, v in options_of(base).items()} | literal(node, "options")
 
     specs = {}
     for node in classes.values():
         for call in node.decorator_list:
-            if isinstance(call, ast.Call) and call.func.id == "register":
+            if isinstance(call, ast.Call) and call.func.id == decorator:
                 summary = (ast.get_docstring(node) or "").split("\n")[0]
-                own = (literal(node, attribute) or {} for attribute in ("defaults", "presets"))
-                specs[ast.literal_eval(call.args[0])] = AlgorithmSpec(summary, options_of(node), *own)
+                own = (literal(node, attribute) for attribute in ("defaults", "presets"))
+                specs[ast.literal_eval(call.args[0])] = Spec(summary, options_of(node), *own)
     return specs
 
 
@@ -138,16 +169,25 @@ OPTIONS = {
         Option("partition_file", None, "path", "split to reuse; written if it is not there"),
     ],
     "local training": [
-        Option("n_client_epochs", 5, "count", "epochs over a client's data per round"),
-        Option("local_steps", None, "count", "end a client's round after so many steps (default: with its epochs)"),
+        Option("local", "sgd", tuple, "how a client makes its model of the one that it received"),
+        Option("n_client_epochs", 5, "count", "epochs over a client's data per round", needs="local=sgd|swa|swad|moon"),
+        Option("local_steps", None, "count", "end a client's round, or each model of a pool, after so many steps"),
         Option("batch_size", 64, "count", "samples per step"),
-        Option("lr", 0.01, "positive", "learning rate of a client's SGD"),
-        Option("momentum", 0.9, "decay", "momentum of a client's SGD, reset every round"),
+        Option("local_optimizer", "sgd", ("sgd", "adam"), "the clients' optimiser"),
+        Option("lr", None, "positive", "its learning rate; default: 0.01 for sgd, 0.0005 for adam"),
+        Option("momentum", 0.9, "decay", "momentum of SGD, reset every round", needs="local_optimizer=sgd"),
         Option("weight_decay", 0.0, "nonnegative", "L2 decay of all trainable weights"),
         Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
         Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
         Option(
             "augment", None, ("none", "standard"), "standard = crop with padding 4 and flip; default: none for DIGITS"
+        ),
+        Option(
+            "bn_recalibrate",
+            False,
+            "flag",
+            "measure BatchNorm's statistics anew where a client averages models",
+            needs="local=lss|swa|swad|soups",
         ),
         Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
     ],
@@ -215,24 +255,35 @@ REGISTRIES = {
     "preset": lambda: sorted({preset for spec in algorithm_specs().values() for preset in spec.presets}),
     "dataset": lambda: literal_keys("data", "DATASETS"),
     "model_name": lambda: literal_keys("models", "MODELS"),
+    "local": lambda: sorted(local_specs()),
 }
 
 
 def algorithm_options():
     """Return {option name: (Option, [algorithms that have it])} over all registered algorithms."""
+    return _own_options(algorithm_specs())
+
+
+@functools.cache
+def local_options():
+    """Return {option name: Option} over all registered local methods; each needs --local to be one that has it."""
+    found = _own_options(local_specs())
+    return {name: replace(option, needs="local=" + "|".join(owners)) for name, (option, owners) in found.items()}
+
+
+def _own_options(specs):
     found = {}
-    for algorithm, spec in algorithm_specs().items():
+    for owner, spec in specs.items():
         for name, (default, kind, text, *needs) in spec.options.items():
             option = Option(name, default, kind, text, needs=needs[0] if needs else "")
             known, owners = found.setdefault(name, (option, []))
             if known != option:
-                raise ValueError(f"{algorithm} and {owners[0]} declare --{name} differently")
-            owners.append(algorithm)
+                raise ValueError(f"{owner} and {owners[0]} declare --{name} differently")
+            owners.append(owner)
     return found
 
 
 def all_options():
-    """Return {name: Option} of every flag, those of the algorithms included."""
-    return {o.name: o for group in OPTIONS.values() for o in group} | {
-        name: option for name, (option, _) in algorithm_options().items()
-    }
+    """Return {name: Option} of every flag, those of the algorithms and of the local methods included."""
+    own = {name: option for name, (option, _) in algorithm_options().items()}
+    return {o.name: o for group in OPTIONS.values() for o in group} | local_options() | own

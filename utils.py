@@ -11,9 +11,19 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from options import KINDS, OPTIONS, REGISTRIES, algorithm_options, algorithm_specs, all_options
+from options import (
+    KINDS,
+    OPTIONS,
+    REGISTRIES,
+    algorithm_options,
+    algorithm_specs,
+    all_options,
+    local_options,
+    local_specs,
+)
 
 
 class InputError(ValueError):
@@ -54,6 +64,12 @@ def build_parser(prog="fedalg.py"):
         group = parser.add_argument_group(title)
         for option in options:
             _add(group, option, option.help)
+    local = local_options().values()
+    for needs in sorted({option.needs for option in local}):
+        group = parser.add_argument_group("only with --" + needs.replace("=", " ").replace("|", " or "))
+        for option in local:
+            if option.needs == needs:
+                _add(group, replace(option, needs=""), option.help)
     owned = algorithm_options().values()
     for owners in sorted({tuple(owners) for _, owners in owned}):
         group = parser.add_argument_group("only with --algorithm " + " or ".join(owners))
@@ -67,11 +83,11 @@ def _about_algorithms():
     def flags(settings):
         return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in settings.items())
 
-    lines = []
+    lines = [f"--local {name}: {spec.summary}" for name, spec in sorted(local_specs().items())]
     for name, spec in sorted(algorithm_specs().items()):
         lines.append(f"{name}: {spec.summary}" + (f", which is {flags(spec.defaults)}" if spec.defaults else ""))
         lines += [f"{name} --preset {preset}: {flags(values)}" for preset, values in sorted(spec.presets.items())]
-    return "algorithms: " + "; ".join(lines)
+    return "; ".join(lines)
 
 
 def _add(group, option, text):
@@ -150,6 +166,7 @@ def _with_defaults(given):
     args = argparse.Namespace(**values)
     args.model_name = args.model_name or ("cnn" if args.dataset == "DIGITS" else "resnet18")
     args.norm = args.norm or ("none" if args.model_name == "cnn" else "batch")
+    args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
     args.augment = args.augment or ("none" if args.dataset == "DIGITS" else "standard")
     return args
 
@@ -260,8 +277,10 @@ def acting(settings):
 
 def default_settings(args):
     """Return {name: value} of what is not named to a run of this dataset, model, algorithm and preset."""
-    chosen = {name: getattr(args, name) for name in ("dataset", "model_name", "algorithm", "preset")}
-    return vars(_with_defaults(chosen)) | {"preset": None}
+    names = ("dataset", "model_name", "algorithm", "preset", "local_optimizer")
+    usual = vars(_with_defaults({"algorithm": args.algorithm, "preset": args.preset}))
+    chosen = vars(_with_defaults({name: getattr(args, name) for name in names}))
+    return chosen | {"preset": None, "local_optimizer": usual["local_optimizer"]}
 
 
 def drawn_split(args):

@@ -181,8 +181,8 @@ def test_no_step_waits_for_the_gpu(experiment, clip_norm):
     exp = experiment(device="cuda", algorithm="fedprox", weight_decay=0.01, clip_norm=clip_norm, n_client_epochs=2)
     client = exp.trainer.client(1, 1)
     client.train(exp.theta, exp.algorithm.pull)  # warms up
-    batches = list(client._batches(2, "batches"))
-    client._batches = lambda *_: batches
+    batches = list(client.batches(2, client.rng("batches")))
+    client.batches = lambda *_: batches
     learning = {"epochs": 2, "lr": 1e5, "bias": 5.0, "l1_strength": 1.0}
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -153,6 +153,8 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "preset": "compact",
         "partition_file": str(hand_made),
         "augment": "standard",
+        "local": "swa",
+        "lr": 0.5,
     }
     owners = {name: found[1][0] for name, found in options.algorithm_options().items()}
     seen = {}
@@ -160,9 +162,9 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         if option.name == "algorithm":
             continue
         given = {"algorithm": owners.get(option.name, "las")}
-        base = dict(given)
         if option.needs:
             given |= dict([option.needs.split("|")[0].split("=")] if "=" in option.needs else {option.needs: 3})
+        base = dict(given)
         value = other.get(option.name)
         if value is None:
             value = not option.default if option.kind == "flag" else None
