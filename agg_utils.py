@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from options import Configurable
+from utils import by_client, of_clients
 
 ALGORITHMS = {}
 
@@ -44,6 +45,7 @@ class FedAvg(Configurable):
 
     defaults = {}  # not inherited
     presets = {}
+    sends = True  # whether anything crosses a wire
     pull = None  # pull(w, start) -> [n_trainable]: what the algorithm adds to every local gradient
 
     def __init__(self, layout, **options):
@@ -74,6 +76,14 @@ class FedAvg(Configurable):
         p [clients]: the clients' weights, which sum to 1.
         """
         return theta + p @ deltas
+
+    def deployed(self, theta):
+        """Return the model `[dim]` that is evaluated, given the server's `theta [dim]`."""
+        return theta
+
+    def personal(self, theta, number):
+        """Return the model `[dim]` that client `number` uses, given the server's `theta [dim]`."""
+        return self.deployed(theta)
 
     def state(self):
         """Return {name: tensor or number}: what the server keeps between rounds besides its model."""
@@ -264,6 +274,56 @@ class SignSGD(FedAvg):
         return theta + step
 
 
+@register("fedbn")
+class FedBN(FedAvg):
+    """FedAvg of all but the normalisation layers, of which each client has its own (Li, Jiang et al. 2021)
+
+    The server never learns these: where one model is asked for, it has the mean of the clients' layers. An update holds
+    zeros for them, which are counted as sent.
+    """
+
+    def __init__(self, layout, **options):
+        super().__init__(layout, **options)
+        self.norms = {}  # client -> its layers, [k]
+        ranges = [torch.arange(begin, end) for begin, end in layout.norms]
+        self.own = torch.cat(ranges) if ranges else torch.arange(0)  # their places in the vector, [k]
+
+    def _with(self, theta, norms):
+        return theta.index_copy(0, self.own.to(theta.device), norms)
+
+    def local_update(self, start, client):
+        start = self.personal_start(start, client.number)
+        trained = client.train(start, self.pull)
+        own = self.own.to(start.device)
+        self.norms[client.number] = trained[own]
+        delta = torch.sub(trained, start, out=client.row)
+        return self.upload(delta.index_fill_(0, own, 0), start, client)
+
+    def personal_start(self, theta, number):
+        """Return `theta [dim]` with the client's own layers, if it has any yet."""
+        return self._with(theta, self.norms[number]) if number in self.norms else theta
+
+    def deployed(self, theta):
+        return self._with(theta, torch.stack(list(self.norms.values())).mean(0)) if self.norms else theta
+
+    def personal(self, theta, number):
+        return self.personal_start(theta, number) if number in self.norms else self.deployed(theta)
+
+    def state(self):
+        return by_client("norms", self.norms)
+
+    def load(self, state):
+        self.norms = of_clients("norms", state)
+
+
+@register("centralised")
+class Centralised(FedAvg):
+    """all training data in one place: nothing is sent, and it bounds what federated training can reach"""
+
+    defaults = {"n_clients": 1, "participation": 1.0}
+    sends = False
+
+
 @register("lss")
 class LSS(FedAvg):
     """FedAvg of what Local Superior Soups make (Chen et al. 2024)"""
@@ -332,13 +392,10 @@ class ErrorFeedback:
             self.velocity[number] = torch.zeros_like(arrived) if mask is None else self.velocity[number] * ~mask
 
     def state(self):
-        kinds = {"left": self.left, "velocity": self.velocity}
-        return {f"{kind}_{number}": vector for kind, held in kinds.items() for number, vector in held.items()}
+        return by_client("left", self.left) | by_client("velocity", self.velocity)
 
     def load(self, state):
-        for kind, held in (("left_", self.left), ("velocity_", self.velocity)):
-            held.clear()
-            held.update({int(k[len(kind) :]): vector for k, vector in state.items() if k.startswith(kind)})
+        self.left, self.velocity = of_clients("left", state), of_clients("velocity", state)
 
 
 class Localiser:

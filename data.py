@@ -65,10 +65,23 @@ class Splits:
         return images.to(torch.float32, memory_format=torch.channels_last).mul_(scale).add_(shift)
 
 
-def load_dataset(name, root, seed):
+def label_set(dataset):
+    """Return the name of the classes of a dataset: a model's last layer is worth keeping only for the same ones."""
+    return {"CIFAR10T": "CIFAR10"}.get(dataset, dataset)
+
+
+def resize(images, size):
+    """Return uint8 images [N, C, H, W] as [N, C, size, size], by antialiased bilinear interpolation."""
+    parts = images.split(1024)  # the float copies of one part at a time
+    parts = [F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True) for part in parts]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def load_dataset(name, root, seed, image_size=None):
     """Return the Splits of `name`, its files under `root`; validation is 10 % of the training set, by seed.
 
-    Raises InputError if the files are not there or not what they should be.
+    image_size: pixels to which the images are resized, if they have another size. Raises InputError if the files are
+    not there or not what they should be.
     """
     train, test, n_classes = DATASETS[name](Path(root), seed)
     for part, images in (("training", train), ("test", test)):
@@ -78,6 +91,8 @@ def load_dataset(name, root, seed):
             raise InputError(f"{name} under {root} has {part} labels outside 0..{n_classes - 1}")
     if len(train) < 2:
         raise InputError(f"{name} under {root} has one training image: there is none for validation")
+    if image_size and image_size != train.images.shape[-1]:
+        train, test = (replace(part, images=resize(part.images, image_size)) for part in (train, test))
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
     n_val = max(1, len(train) // 10)
     val, train = train[order[:n_val]], train[order[n_val:]]

@@ -66,7 +66,7 @@ class Experiment:
 def prepare(args):
     """Load the data, split it, build the model and the algorithm. Raises InputError for anything the user must mend."""
     device = pick_device(args.device, args.deterministic)
-    splits = data.load_dataset(args.dataset, args.data_root, args.seed)
+    splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size)
     return assemble(args, splits, split_into_clients(args, splits.train.labels), device)
 
 
@@ -143,7 +143,7 @@ def build_module(args, splits):
     if args.pretrained:
         models.load_pretrained(module, args.model_name)
     if args.init_weights:
-        models.load_weights(module, args.init_weights)
+        models.load_weights(module, args.init_weights, data.label_set(args.dataset))
     return module
 
 
@@ -183,6 +183,8 @@ def train_round(exp, round):
                 masks = torch.ones(len(numbers), n, dtype=torch.bool, device=exp.device)
             masks[i] = update.mask
         clients.append(client)
+    if not exp.algorithm.sends:
+        up, down = dict.fromkeys(up, 0), dict.fromkeys(down, 0)
     losses, hits = check_finite(round, clients, deltas)
     samples = torch.tensor([float(c.n_samples) for c in clients], device=exp.device)
     p = samples / samples.sum() if args.weighting == "samples" else torch.full_like(samples, 1 / len(samples))
@@ -239,7 +241,12 @@ def check_finite(round, clients, deltas):
 
 
 def served(exp):
-    """Return the model [dim] that the run is judged by: the server's, or, with a sparse downlink, the clients'.
+    """Return the model [dim] that the run is judged by; see `common`."""
+    return exp.algorithm.deployed(common(exp))
+
+
+def common(exp):
+    """Return the model [dim] that all share: the server's, or, with a sparse downlink, the clients'.
 
     What a broadcast holds besides the server's model, as FedACG's does, is taken off again.
     """
@@ -338,7 +345,7 @@ def prepare_judge(given):
     args, _ = personal.load(given.evaluate_clients)
     args.pretrained = False  # the shared model comes from the folder
     device = pick_device(given.device, given.deterministic)
-    return assemble(args, data.load_dataset(args.dataset, given.data_root, args.seed), [], device)
+    return assemble(args, data.load_dataset(args.dataset, given.data_root, args.seed, args.image_size), [], device)
 
 
 def judge_clients(exp, folder):
@@ -399,7 +406,7 @@ def run(exp, metrics):
     final = results.final_figures(exp)
     if args.save_weights:
         exp.model.load(served(exp))
-        models.save_weights(args.save_weights, exp.model.module)
+        models.save_weights(args.save_weights, exp.model.module, data.label_set(args.dataset))
     figures = draw(args, name)
     records.add_result(args.results_file, results.result_row(exp, final))
     records.write_json(metrics / f"{name}.json", results.record(exp, finished=True, final=final))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from data import batch_bounds, client_batches
 from options import Configurable
-from utils import generator
+from utils import by_client, generator, of_clients
 
 
 @dataclass(frozen=True)
@@ -535,7 +535,7 @@ class MOON(LocalMethod):
         self.last[client.number] = model.vector.clone()
 
     def state(self):
-        return {f"last_{number}": vector for number, vector in self.last.items()}
+        return by_client("last", self.last)
 
     def load(self, state):
-        self.last = {int(name.removeprefix("last_")): vector for name, vector in state.items()}
+        self.last = of_clients("last", state)

@@ -7,6 +7,7 @@ import argparse
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 
 from records import write_atomic
 from utils import InputError
+
+NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Layout:
     sizes: tuple  # numbers of weights of the trainable tensors, "layers"; they sum to n_trainable
     n_trainable: int
     dim: int  # with the buffers
+    norms: tuple = ()  # (begin, end) of what belongs to normalisation layers, buffers included
 
 
 class FlatModel:
@@ -43,11 +47,14 @@ class FlatModel:
             raise ValueError("a parameter is used in two places of the module: its vector would hold it twice")
         buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
         sizes = tuple(p.numel() for _, p in parameters)
+        ends = list(accumulate(t.numel() for _, t in parameters + buffers))
+        places = zip((name for name, _ in parameters + buffers), [0, *ends], ends, strict=False)
         self.layout = Layout(
             names=tuple(name for name, _ in parameters),
             sizes=sizes,
             n_trainable=sum(sizes),
-            dim=sum(sizes) + sum(b.numel() for _, b in buffers),
+            dim=ends[-1],
+            norms=tuple((a, b) for name, a, b in places if isinstance(self._owner(name), NORMS)),
         )
         self.vector = torch.cat([t.detach().flatten().float() for _, t in parameters + buffers])
         self.gradient = torch.zeros_like(self.trainable)
@@ -58,8 +65,7 @@ class FlatModel:
     def _bind(self, parameters, buffers):
         offset = 0
         for name, old in parameters + buffers:
-            owner_name, _, attribute = name.rpartition(".")
-            owner = self.module.get_submodule(owner_name)
+            owner, attribute = self._owner(name), name.rpartition(".")[2]
             view = self.vector[offset : offset + old.numel()].view_as(old)
             if isinstance(old, nn.Parameter):
                 setattr(owner, attribute, nn.Parameter(view))
@@ -67,6 +73,9 @@ class FlatModel:
             else:
                 setattr(owner, attribute, view)
             offset += old.numel()
+
+    def _owner(self, name):
+        return self.module.get_submodule(name.rpartition(".")[0])
 
     @property
     def trainable(self):
@@ -185,17 +194,18 @@ def _fetch_pretrained(name):
         ) from None
 
 
-def save_weights(path, module):
-    """Write the module's state for `load_weights`: tensors and primitives only."""
+def save_weights(path, module, labels=None):
+    """Write the module's state for `load_weights`: tensors and primitives only. labels: the name of its classes."""
     import io
 
     file = io.BytesIO()
-    torch.save({"format": "fedalg-weights-1", "state": {k: v.cpu() for k, v in module.state_dict().items()}}, file)
+    state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+    torch.save({"format": "fedalg-weights-1", "labels": labels, "state": state}, file)
     write_atomic(path, file.getvalue())
 
 
-def load_weights(module, path):
-    """Load what `save_weights` wrote; a head for another number of classes is left as it was initialised.
+def load_weights(module, path, labels=None):
+    """Load what `save_weights` wrote; for other `labels`, or another number of them, the head is left as initialised.
 
     Raises InputError if the file is not of this program or not of this kind of model.
     """
@@ -209,11 +219,15 @@ def load_weights(module, path):
         or not isinstance(saved.get("state"), dict)
     ):
         raise InputError(f"{path}: not a file of --save_weights")
-    _load_all_but_head(module, saved["state"], path)
+    same = labels is None or saved.get("labels") in (None, labels)
+    _load_all_but_head(module, saved["state"], path, keep_head=same)
 
 
-def _load_all_but_head(module, weights, source):
-    """Load `weights` {name: tensor}; the last layer only if its shape fits. Raises InputError for any other misfit."""
+def _load_all_but_head(module, weights, source, keep_head=True):
+    """Load `weights` {name: tensor}; the last layer only if `keep_head` and its shape fits.
+
+    Raises InputError for any other misfit.
+    """
     own = {name: t for name, t in module.state_dict().items() if t.is_floating_point()}  # not num_batches_tracked
     given = {n: t for n, t in weights.items() if isinstance(n, str) and torch.is_tensor(t) and t.is_floating_point()}
     head = list(own)[-2:]  # weight and bias of the last linear layer
@@ -222,7 +236,7 @@ def _load_all_but_head(module, weights, source):
     wrong |= {name for name in set(own) - wrong - set(head) if own[name].shape != given[name].shape}
     if wrong:
         raise InputError(f"{source}: is for another model ({len(wrong)} tensors do not fit, one is {min(wrong)})")
-    if any(own[name].shape != given[name].shape for name in head):
+    if not keep_head or any(own[name].shape != given[name].shape for name in head):
         given.update({name: own[name] for name in head})
     module.load_state_dict(given, strict=False)
 

@@ -133,6 +133,7 @@ KINDS = {
     "share": _number(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
     "decay": _number(float, lambda x: 0 <= x < 1, "a number in [0, 1)"),
     "dirichlet": _dirichlet,
+    "size": _number(int, lambda n: n % 4 == 0 and 8 <= n <= 512, "a multiple of 4 from 8 to 512"),
     "bits": _number(int, lambda n: n in (32, 16, 8, 4, 1), "32, 16, 8, 4 or 1"),
     "path": str,
 }
@@ -159,6 +160,7 @@ OPTIONS = {
         Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
         Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
         Option("dataset", "DIGITS", tuple, "DIGITS needs no download"),
+        Option("image_size", None, "size", "resize images to so many pixels (default: as they are)"),
         Option("model_name", None, tuple, "default: cnn for DIGITS, else resnet18"),
         Option("seed", 0, "integer", "seed of every random draw"),
         Option("dirichlet", "iid", "dirichlet", "concentration of the label split; nan or iid = IID"),

@@ -2,9 +2,9 @@
 
     python plotting.py --csv_dir metrics --output_dir final_plots --dataset CIFAR10
 
-draws, for every heterogeneity level, all algorithms over rounds and over megabytes (mean and deviation over the seeds),
-and writes two tables as CSV, Markdown and LaTeX, all from the same files: a summary, and what it took to reach 99 % of
-FedAvg's final accuracy.
+draws, for every heterogeneity level, all algorithms over rounds and over megabytes (mean and deviation over the seeds;
+runs of --algorithm centralised as lines across), and writes two tables as CSV, Markdown and LaTeX, all from the same
+files: a summary, and what it took to reach 99 % of FedAvg's final accuracy.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from options import algorithm_specs, all_options
-from utils import InputError, acting, default_settings
+from options import algorithm_specs, all_options, local_options
+from utils import DECIDING, InputError, acting, default_settings
 
 # Okabe and Ito's colours, told apart by the colour-blind; line styles and markers tell the lines apart in grey.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#44AA99"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1))]
 MARKERS = "os^DvPX*"
 FINAL = ["accuracy", "f1", "accuracy_last10", "accuracy_best_val", "bytes_up", "bytes_down"]
@@ -32,7 +32,8 @@ CURVES = [f"{part}_{what}" for what in ("accs", "losses") for part in ("train", 
 ROUNDS = ["epoch", *CURVES, "bytes_up", "bytes_down", "train_seconds", "clients"]
 NAMES = {
     **{"fedavg": "FedAvg", "fedprox": "FedProx", "fedacg": "FedACG", "las": "LaS-FL"},
-    **{"topk": "top-k", "stc": "STC", "signsgd": "signSGD"},
+    **{"topk": "top-k", "stc": "STC", "signsgd": "signSGD", "moon": "MOON", "fedbn": "FedBN"},
+    **{"swa": "SWA", "swad": "SWAD", "soups": "Soups", "diwa": "DiWA", "lss": "LSS", "centralised": "centralised"},
 }
 MB = 1e6  # bytes
 TARGET = 0.99  # of FedAvg's final accuracy
@@ -140,7 +141,7 @@ def save(figure, path, kinds):
 
 def own_defaults(settings):
     """Return {name: value} of what a run of this algorithm, preset, model and dataset has unless told otherwise."""
-    chosen = {name: settings.get(name) for name in ("dataset", "model_name", "algorithm", "preset")}
+    chosen = {name: settings.get(name, all_options()[name].default) for name in DECIDING}
     try:
         return default_settings(argparse.Namespace(**chosen))
     except (KeyError, InputError):  # an algorithm or a preset that this version does not have
@@ -166,7 +167,11 @@ def group_series(runs):
         if any(setting not in dict(key[1:]) for key in series):
             seen.add("")  # it does not act there, or is of a version that has no such setting
     labelled = {}
-    told = {name for spec in algorithm_specs().values() for name in spec.options} | {"preset"}
+    told = {name for spec in algorithm_specs().values() for name in spec.options} | {
+        "preset",
+        "local",
+        *local_options(),
+    }
     for (algorithm, *settings), members in series.items():
         usual = {k: str(v) for k, v in own_defaults(members[0].settings).items()}
         extra = [f"{k}={v}" for k, v in settings if (len(values[k]) > 1 or k in told) and v != usual.get(k)]
@@ -214,8 +219,11 @@ def finish(figure, axes, series, path, title):
     save(figure, path, ["png", "pdf"])
 
 
-def draw_comparison(series, path, title):
-    """Draw test accuracy of all series over rounds, and over megabytes sent up, down and both, beside one another."""
+def draw_comparison(series, path, title, bounds):
+    """Draw test accuracy of all series over rounds, and over megabytes sent up, down and both, beside one another.
+
+    bounds: series of which only the last accuracy counts, drawn as lines across.
+    """
     figure, panels = plt.subplots(2, 2, figsize=(10, 8), sharey=True)
     axis_titles = {
         "epoch": "round",
@@ -225,6 +233,9 @@ def draw_comparison(series, path, title):
     }
     for i, (axes, (x, xlabel)) in enumerate(zip(panels.flat, axis_titles.items(), strict=True)):
         draw_lines(axes, series, "test_accs", x, xlabel, "" if i % 2 else "test accuracy")
+        for j, (label, members) in enumerate(bounds.items()):
+            level = sum(run.final["accuracy"] for run in members) / len(members)
+            axes.axhline(level, color="0.4", ls=LINES[-1 - j % len(LINES)], lw=1, label=f"{label} (n={len(members)})")
         if x != "epoch":
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
@@ -232,7 +243,7 @@ def draw_comparison(series, path, title):
     finish(figure, panels[0, 0], series, path, title)
 
 
-def draw_train_val(series, path, title):
+def draw_train_val(series, path, title, _):
     """Draw training and validation accuracy and loss of all series over rounds."""
     figure, panels = plt.subplots(2, 2, figsize=(9, 6), sharex=True)
     for row, (column, ylabel) in zip(panels, (("accs", "accuracy"), ("losses", "loss")), strict=True):
@@ -267,12 +278,17 @@ def summarise(dataset, dirichlet, series):
                 "F1 %": spread(100 * finals["f1"]),
                 "MB up/round": f"{finals['bytes_up'].mean() / n_rounds / MB:.2f}",
                 "MB down/round": f"{finals['bytes_down'].mean() / n_rounds / MB:.2f}",
-                "less up": f"{(dense / finals['bytes_up']).mean():.1f}x",
-                "less in all": f"{(2 * dense / (finals['bytes_up'] + finals['bytes_down'])).mean():.1f}x",
+                "less up": times(dense, finals["bytes_up"]),
+                "less in all": times(2 * dense, finals["bytes_up"] + finals["bytes_down"]),
                 "s/round": f"{seconds.mean():.2f}",
             }
         )
     return rows
+
+
+def times(dense, sent):
+    """Return how many times less was sent than `dense`, the mean over the runs, as text; "" if nothing was sent."""
+    return f"{(dense / sent).mean():.1f}x" if sent.all() else ""
 
 
 def to_target(dataset, dirichlet, series):
@@ -305,7 +321,9 @@ def to_target(dataset, dirichlet, series):
 def _is_plain_fedavg(settings):
     """Tell whether it is FedAvg that sends whole models in float32."""
     wire = (str(settings.get("value_bits", 32)), settings.get("downlink", "delta"))
-    return settings["algorithm"] == "fedavg" and wire in (("32", "delta"), ("32", "dense"))
+    if settings["algorithm"] != "fedavg" or settings.get("local", "sgd") != "sgd":
+        return False
+    return wire in (("32", "delta"), ("32", "dense"))
 
 
 def _until(rounds, target):
@@ -358,14 +376,18 @@ def compare(csv_dir, output_dir, dataset):
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     tables, paths = {"summary": [], "to_target": []}, []
-    for level in sorted({run.settings["dirichlet"] for run in runs}, key=level_order):
-        series = group_series([run for run in runs if run.settings["dirichlet"] == level])
+    central = [run for run in runs if run.settings["algorithm"] == "centralised"]
+    federated = [run for run in runs if run.settings["algorithm"] != "centralised"] or central
+    bounds = group_series(central) if federated is not central else {}
+    for level in sorted({run.settings["dirichlet"] for run in federated}, key=level_order):
+        series = group_series([run for run in federated if run.settings["dirichlet"] == level])
         title = f"{dataset}, {'IID' if level == 'iid' else f'Dirichlet({level})'}"
         for kind, draw in (("comparison", draw_comparison), ("train_val", draw_train_val)):
             paths.append(output_dir / f"{dataset}_{level}_{kind}.png")
-            draw(series, paths[-1].with_suffix(""), title)
+            draw(series, paths[-1].with_suffix(""), title, bounds)
         tables["summary"] += summarise(dataset, level, series)
         tables["to_target"] += to_target(dataset, level, series)
+    tables["summary"] += summarise(dataset, "", bounds)
     for name, rows in tables.items():
         if rows:
             paths.append(output_dir / f"{dataset}_{name}.md")

@@ -101,7 +101,9 @@ def _add(group, option, text):
         choices = REGISTRIES[option.name]() if option.kind is tuple else option.kind
         group.add_argument(f"--{option.name}", choices=choices, help=text)
     else:
-        metavar = {"path": "PATH", "count": "N", "integer": "N", "bits": "{32,16,8,4,1}"}.get(option.kind, "X")
+        metavar = {"path": "PATH", "count": "N", "integer": "N", "size": "N", "bits": "{32,16,8,4,1}"}.get(
+            option.kind, "X"
+        )
         group.add_argument(f"--{option.name}", type=KINDS[option.kind], metavar=metavar, help=text)
 
 
@@ -199,6 +201,8 @@ def _acts(option, settings):
 
 
 def _check_combinations(args):
+    if args.algorithm == "centralised" and (args.n_clients, args.participation, args.dirichlet) != (1, 1, "iid"):
+        raise InputError("--algorithm centralised has one client with all the data: leave out --n_clients and the like")
     if args.pretrained and args.init_weights:
         raise InputError("--pretrained and --init_weights both set the starting weights: give one")
     if args.pretrained and args.model_name == "cnn":
@@ -275,11 +279,13 @@ def acting(settings):
     }
 
 
+DECIDING = ("dataset", "model_name", "algorithm", "preset", "local_optimizer")  # other settings' defaults hang on these
+
+
 def default_settings(args):
     """Return {name: value} of what is not named to a run of this dataset, model, algorithm and preset."""
-    names = ("dataset", "model_name", "algorithm", "preset", "local_optimizer")
     usual = vars(_with_defaults({"algorithm": args.algorithm, "preset": args.preset}))
-    chosen = vars(_with_defaults({name: getattr(args, name) for name in names}))
+    chosen = vars(_with_defaults({name: getattr(args, name) for name in DECIDING}))
     return chosen | {"preset": None, "local_optimizer": usual["local_optimizer"]}
 
 
@@ -351,6 +357,20 @@ def differing_settings(args, settings):
     mine = settings_of(args)
     named = [name for name, option in all_options().items() if option.named and name in mine]
     return [n for n in named if n not in ("partition_file", "init_weights") and mine[n] != settings.get(n, mine[n])]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What clients keep between rounds
+
+
+def by_client(kind, held):
+    """Return {name: value} of a {client: value}, for a state() that holds several kinds; `of_clients` undoes it."""
+    return {f"{kind}_{number}": value for number, value in held.items()}
+
+
+def of_clients(kind, state):
+    """Return the {client: value} of one kind from what `by_client` made."""
+    return {int(name[len(kind) + 1 :]): value for name, value in state.items() if name.startswith(f"{kind}_")}
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -213,3 +213,16 @@ def test_augmented_batches_draw_for_each_sample_and_epoch():
         for g in (generator(0, "a"), generator(0, "b"))
     ]
     assert all(len(k) > 100 for k in kinds)  # of 9 * 9 * 2 = 162
+
+
+def test_resized_images_keep_their_look():
+    ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(2, 3, 64, 64)
+    small = data.resize(ramp, 32)
+    assert small.shape == (2, 3, 32, 32)
+    assert small.dtype == torch.uint8
+    inside = small[0, 0, 5, 2:-2].int()
+    assert (inside - torch.arange(32)[2:-2].mul(8).add(2)).abs().max() <= 1  # each the mean of two neighbours
+    flat = data.resize(torch.full((1, 1, 8, 8), 200, dtype=torch.uint8), 16)
+    assert flat.eq(200).all()
+    splits = data.load_dataset("DIGITS", ".", 0, image_size=16)
+    assert splits.train.images.shape[-2:] == splits.test.images.shape[-2:] == (16, 16)

@@ -91,6 +91,47 @@ def test_saved_weights_come_back_and_get_a_new_head_for_other_classes(tmp_path):
     assert torch.equal(other[0].weight, saved[0].weight)
 
 
+@pytest.mark.parametrize(
+    ("saved_for", "wanted", "kept"), [("A", "A", 1), ("A", "B", 0), (None, "B", 1), ("A", None, 1)]
+)
+def test_a_head_is_kept_for_the_same_classes_only(tmp_path, saved_for, wanted, kept):
+    saved, other = build("cnn", channels=3, norm="none", seed=5), build("cnn", channels=3, norm="none")
+    models.save_weights(tmp_path / "weights.pt", saved, saved_for)
+    models.load_weights(other, tmp_path / "weights.pt", wanted)
+    assert torch.equal(other[0].weight, saved[0].weight)
+    assert torch.equal(other[-1].weight, saved[-1].weight) == kept
+    assert torch.equal(other[-1].bias, saved[-1].bias) == kept
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_the_layout_knows_what_belongs_to_norm_layers(norm):
+    model = models.FlatModel(build("cnn", channels=3, norm=norm))
+    own = torch.zeros(model.layout.dim, dtype=torch.bool)
+    for begin, end in model.layout.norms:
+        own[begin:end] = True
+    model.vector.zero_()
+    model.vector[own] = 1.0
+    for name, tensor in model.module.state_dict().items():
+        if tensor.is_floating_point():
+            in_norm = name.split(".")[0] in ("1", "5")  # of the cnn's layers
+            assert tensor.eq(1.0 if in_norm else 0.0).all(), name
+    assert own.sum() == {"batch": 4 * 96, "group": 2 * 96, "none": 0}[norm]
+
+
+def test_features_of_another_vector_are_those_of_its_model_and_change_nothing():
+    model, other = (models.FlatModel(build("cnn", channels=1, norm="batch", seed=s)) for s in (0, 1))
+    before, other_before = model.vector.clone(), other.vector.clone()
+    x = torch.randn(5, 1, 32, 32)
+    with model.keeping_features():
+        found = model.features_of(other.vector, x)
+    assert torch.equal(found, other.module.eval()[:-1](x))
+    assert torch.equal(model.vector, before)
+    assert torch.equal(other.vector, other_before)
+    assert model.module.training
+    model.module(x)
+    assert model.features is None  # nobody asked
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch evil",)

@@ -227,3 +227,21 @@ def test_the_program_prints_the_table_or_says_there_is_none(metrics, tmp_path, p
     assert done.returncode == 2
     assert "no finished run of CIFAR10" in done.stderr
     assert program("--csv_dir", tmp_path / "none", script="plotting.py").returncode == 2
+
+
+def test_runs_with_all_data_in_one_place_are_a_line_across_every_figure(metrics, tmp_path, monkeypatch):
+    write_run(metrics, [0.5, 0.9], algorithm="centralised")
+    data_lines = []
+    monkeypatch.setattr(plotting, "finish", lambda figure, axes, *_: data_lines.append(axes.get_lines()))
+    tables, _ = plotting.compare(metrics, tmp_path / "out", "DIGITS")
+    assert len(data_lines) == 4  # two figures of two levels
+    for lines in data_lines[::2]:
+        assert lines[-1].get_label() == "centralised (n=1)"
+        assert list(lines[-1].get_ydata()) == [0.9, 0.9]
+    assert [(r["Dirichlet"], r["method"]) for r in tables["summary"]][-1] == ("", "centralised")
+
+
+def test_what_sent_nothing_is_not_less_by_any_factor():
+    sent = pd.Series([2.0, 4.0])
+    assert plotting.times(pd.Series([8.0, 8.0]), sent) == "3.0x"
+    assert plotting.times(pd.Series([8.0, 8.0]), 0 * sent) == ""

@@ -155,6 +155,7 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "augment": "standard",
         "local": "swa",
         "lr": 0.5,
+        "image_size": 16,
     }
     owners = {name: found[1][0] for name, found in options.algorithm_options().items()}
     seen = {}
