@@ -1,23 +1,18 @@
 """Datasets as tensors, and the batches clients train on.
 
-`python data.py --download CIFAR10` fetches the published archive; nothing else here uses the network.
+`python data.py --download CIFAR10` fetches published files; nothing else here uses the network. How these are read is
+in readers.py.
 """
 
 import argparse
-import hashlib
-import io
-import pickle
-import sys
-import tarfile
-import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
+import readers
 from utils import InputError, generator
 
 CROP_PADDING = 4  # pixels on each side
@@ -128,88 +123,26 @@ def load_digits(root, seed):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# CIFAR-10
-
-CIFAR_FOLDER = "cifar-10-batches-py"
-CIFAR_ARCHIVES = (
-    "cifar-10-python.tar.gz",
-    "cifar10/cifar-10-python.tar.gz",
-    f"{CIFAR_FOLDER}/cifar10.tar.gz",
-    "cifar10.tar.gz",
-)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of NumPy arrays, lists, dicts, bytes and numbers; refuses every other global by name."""
-
-    def find_class(self, module, name):
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+# Published files
 
 
 def load_cifar10(root, seed):
     """The published python version of CIFAR-10, from its folder or from its tar.gz (Krizhevsky 2009)."""
-    import torchvision
-
-    published = torchvision.datasets.CIFAR10
-    source, blobs = _read_cifar10(root)
-    parts, foreign = {}, False
-    for part, files in (("train", published.train_list), ("test", published.test_list)):
-        found = {name: blobs[name] for name, _ in files if name in blobs}
-        if not found:
-            raise InputError(f"{source}: holds no {part} batch ({', '.join(name for name, _ in files)})")
-        parts[part] = _join([_cifar_batch(blob, f"{source}/{name}") for name, blob in found.items()])
-        if len(found) < len(files):
-            missing = ", ".join(name for name, _ in files if name not in found)
-            warn(f"{source} holds a part of CIFAR-10 only: {missing} missing")
-        foreign |= any(hashlib.md5(found[name]).hexdigest() != md5 for name, md5 in files if name in found)
-    if foreign:
-        warn(f"{source} does not hold the published files (their MD5 differs); using it all the same")
-    return parts["train"], parts["test"], 10
+    return *_as_images(readers.read_cifar(root, "CIFAR10")), 10
 
 
-def _read_cifar10(root):
-    """Return where CIFAR-10 lies and {file name: bytes} of its batch files. Raises InputError if there are none."""
-    for folder in (root / CIFAR_FOLDER, root / "cifar10" / CIFAR_FOLDER):
-        files = [path for path in folder.glob("*_batch*") if path.is_file()]
-        if files:
-            return folder, {path.name: path.read_bytes() for path in files}
-    for archive in (root / name for name in CIFAR_ARCHIVES):
-        if archive.is_file():
-            return archive, _read_tar(archive)
-    raise InputError(
-        f"no CIFAR-10 in {root}: run 'python data.py --download CIFAR10 --data_root {root}', "
-        "or use --dataset DIGITS, which needs no download"
-    )
+def load_cifar100(root, seed):
+    """The published python version of CIFAR-100, with its 100 fine classes (Krizhevsky 2009)."""
+    return *_as_images(readers.read_cifar(root, "CIFAR100")), 100
 
 
-def _read_tar(archive):
-    """Return {file name: bytes} of the batch files in the archive; nothing is written to disk."""
-    try:
-        with tarfile.open(archive) as tar:
-            files = [m for m in tar if m.isfile() and "_batch" in m.name and m.size < 2**26]
-            return {Path(m.name).name: tar.extractfile(m).read() for m in files}
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{archive}: not a whole tar.gz archive ({error})") from None
+def load_fashion_mnist(root, seed):
+    """The published IDX files of FashionMNIST, 28x28 in grey (Xiao, Rasul and Vollgraf 2017)."""
+    return *_as_images(readers.read_idx(root, "FashionMNIST")), 10
 
 
-def _cifar_batch(blob, source):
-    """Return the Images in the bytes of one batch file. Raises InputError naming `source` if they are not one."""
-    try:
-        batch = _ArrayUnpickler(io.BytesIO(blob), encoding="bytes").load()
-        pixels, labels = batch[b"data"], torch.tensor(batch[b"labels"], dtype=torch.int64)
-        if pixels.dtype != np.uint8 or labels.dim() != 1 or pixels.shape != (len(labels), 3072):
-            raise ValueError(f"data is {pixels.dtype} {pixels.shape}, labels are {tuple(labels.shape)}")
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise InputError(f"{source}: not a CIFAR-10 batch ({type(error).__name__}: {error})") from None
-    return Images(torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), labels)
-
-
-def _join(parts):
-    return Images(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
+def _as_images(parts):
+    return (Images(*parts[part]) for part in ("train", "test"))
 
 
 def load_cifar10_thousand(root, seed):
@@ -255,6 +188,8 @@ def _read_cache(path, root):
 DATASETS = {
     "CIFAR10": load_cifar10,
     "CIFAR10T": load_cifar10_thousand,
+    "CIFAR100": load_cifar100,
+    "FashionMNIST": load_fashion_mnist,
     "TinyImageNet": load_tiny_imagenet,
     "DIGITS": load_digits,
 }
@@ -314,26 +249,23 @@ def client_batches(splits, indices, batch_size, epochs, rng, augmented=False):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def warn(message):
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def download_cifar10(root):
-    """Fetch the published archive into `root` with torchvision, which checks its MD5."""
+def download(name, root):
+    """Fetch the published files of `name` into `root` with torchvision, which checks their MD5."""
     import torchvision
 
-    torchvision.datasets.CIFAR10(root, download=True)
-    print(f"CIFAR10 is in {Path(root) / CIFAR_FOLDER}")
+    getattr(torchvision.datasets, name)(root, download=True)
+    print(f"{name} is in {root}")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Fetch a published dataset and check its MD5.")
-    parser.add_argument("--download", required=True, choices=["CIFAR10"])
+    parser.add_argument("--download", required=True, choices=["CIFAR10", "CIFAR100", "FashionMNIST"])
     parser.add_argument("--data_root", default="./data")
+    args = parser.parse_args()
     try:
-        download_cifar10(parser.parse_args().data_root)
+        download(args.download, args.data_root)
     except (OSError, RuntimeError) as error:
-        parser.error(f"CIFAR10 could not be fetched: {error}")
+        parser.error(f"{args.download} could not be fetched: {error}")
 
 
 if __name__ == "__main__":

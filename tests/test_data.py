@@ -1,5 +1,6 @@
 """Readers on files the tests write themselves, splits by their laws, batches and augmentation by slow twins."""
 
+import gzip
 import io
 import os
 import pickle
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from conftest import keys
 from hypothesis import given
 from hypothesis import strategies as st
 
 import data
+import readers
 from utils import InputError, generator
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -67,7 +70,7 @@ def test_cifar_is_read_pixel_for_pixel_and_a_foreign_sum_is_said(cifar, capsys):
     assert train.labels.tolist() == batch(20, 1)[b"labels"] + batch(20, 2)[b"labels"]
 
 
-@pytest.mark.parametrize("place", data.CIFAR_ARCHIVES)
+@pytest.mark.parametrize("place", readers.CIFAR_ARCHIVES["CIFAR10"])
 def test_cifar_is_read_from_its_archive_in_every_place(cifar, tmp_path, place):
     expected, _, _ = data.load_cifar10(cifar, seed=0)
     archive = tmp_path / "other" / place
@@ -113,7 +116,7 @@ def test_a_bad_batch_is_refused_in_one_line(cifar, kind, monkeypatch):
     assert not (cifar / "evil").exists()
 
 
-@pytest.mark.parametrize("name", ["CIFAR10", "TinyImageNet"])
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "FashionMNIST", "TinyImageNet"])
 def test_missing_data_names_the_command_and_the_way_without(tmp_path, name):
     with pytest.raises(InputError, match=r"python .*\.py .*--data_root .*--dataset DIGITS") as caught:
         data.load_dataset(name, tmp_path, seed=0)
@@ -132,6 +135,77 @@ def test_cifar10t_is_a_thousand_by_seed(cifar):
     assert [len(s) for s in sets] == [1000] * 3
     assert torch.equal(sets[0].images, sets[1].images)
     assert not torch.equal(sets[0].images, sets[2].images)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# CIFAR-100 and FashionMNIST
+
+
+def test_cifar100_is_read_with_its_fine_labels(tmp_path, capsys):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    truth = {}
+    for name, n in (("train", 30), ("test", 12)):
+        labels = {b"fine_labels": rng.integers(100, size=n).tolist(), b"coarse_labels": [0] * n}
+        truth[name] = batch(n, 5) | labels
+        (folder / name).write_bytes(pickled(truth[name]))
+    (folder / "meta").write_bytes(b"never read")
+    splits = data.load_dataset("CIFAR100", tmp_path, seed=0)
+    assert "MD5 differs" in capsys.readouterr().err
+    assert (len(splits.train), len(splits.val), splits.n_classes) == (27, 3, 100)
+    assert splits.test.labels.tolist() == truth["test"][b"fine_labels"]
+    assert splits.test.images[3, 1, 2, 5] == truth["test"][b"data"][3, 1024 + 2 * 32 + 5]
+
+
+def idx(array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return gzip.compress(header + array.tobytes())
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """The four files of FashionMNIST where torchvision puts them: 40 and 10 images."""
+    folder, rng = tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for prefix, n in (("train", 40), ("t10k", 10)):
+        images, labels = rng.integers(256, size=(n, 28, 28), dtype="u1"), rng.integers(10, size=n, dtype="u1")
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
+    return tmp_path
+
+
+def test_fashion_mnist_is_read_as_torchvision_reads_it(fashion, capsys):
+    train, test, n_classes = data.load_fashion_mnist(fashion, seed=0)
+    assert "MD5 differs" in capsys.readouterr().err
+    assert (train.images.shape, len(test), n_classes) == ((40, 1, 28, 28), 10, 10)
+    folder = fashion / "FashionMNIST" / "raw"
+    for path in folder.glob("*.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    theirs = torchvision.datasets.FashionMNIST(fashion, train=True)
+    assert torch.equal(train.images[:, 0], theirs.data)
+    assert torch.equal(train.labels, theirs.targets)
+
+
+BAD_IDX = {
+    "empty": b"",
+    "not gzip": b"hello world",
+    "truncated": idx(np.zeros((40, 28, 28), "u1"))[:-20],
+    "a bomb": gzip.compress(bytes([0, 0, 8, 3]) + b"\xff" * 12),
+    "no sizes": gzip.compress(bytes([0, 0, 8, 0])),
+    "sizes cut off": gzip.compress(bytes([0, 0, 8, 3, 0, 0])),
+    "of ints": gzip.compress(bytes([0, 0, 12, 1, 0, 0, 0, 0])),
+    "fewer images": idx(np.zeros((39, 28, 28), "u1")),
+    "flat images": idx(np.zeros((40, 784), "u1")),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IDX)
+def test_a_bad_idx_file_is_refused_in_one_line(fashion, kind):
+    (fashion / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz").write_bytes(BAD_IDX[kind])
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz") as caught:
+        data.load_dataset("FashionMNIST", fashion, seed=0)
+    assert "\n" not in str(caught.value)
 
 
 # --------------------------------------------------------------------------------------------------------------------

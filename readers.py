@@ -1,0 +1,167 @@
+"""The published files of datasets, read as tensors: somebody else's input, so nothing of it is trusted or executed."""
+
+import gzip
+import hashlib
+import io
+import pickle
+import sys
+import tarfile
+import zlib
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils import InputError
+
+MAX_BYTES = 2**28  # of one file; the largest published one, CIFAR-100's training set, has 155 MB
+
+
+def warn(message):
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def check_sums(source, files):
+    """Say so if the files [(bytes, published MD5)] of `source` are not the published ones."""
+    if any(hashlib.md5(blob).hexdigest() != md5 for blob, md5 in files):
+        warn(f"{source} does not hold the published files (their MD5 differs); using it all the same")
+
+
+def missing(name, root):
+    """Return the InputError that says how to get the dataset `name`."""
+    return InputError(
+        f"no {name} in {root}: run 'python data.py --download {name} --data_root {root}', "
+        "or use --dataset DIGITS, which needs no download"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# CIFAR-10 and CIFAR-100
+
+CIFAR_ARCHIVES = {
+    "CIFAR10": (
+        "cifar-10-python.tar.gz",
+        "cifar10/cifar-10-python.tar.gz",
+        "cifar-10-batches-py/cifar10.tar.gz",
+        "cifar10.tar.gz",
+    ),
+    "CIFAR100": ("cifar-100-python.tar.gz", "cifar100/cifar-100-python.tar.gz"),
+}
+CIFAR_LABELS = {"CIFAR10": b"labels", "CIFAR100": b"fine_labels"}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads pickles of NumPy arrays, lists, dicts, bytes and numbers; refuses every other global by name."""
+
+    def find_class(self, module, name):
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return np.empty(0).__reduce__()[0]
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+
+
+def read_cifar(root, name):
+    """Return {"train": (uint8 [N, 3, 32, 32], int64 [N]), "test": ...} of the python version of CIFAR10 or CIFAR100.
+
+    Its folder or its tar.gz lies in the Path `root`. Raises InputError if there is none, or a file of it is damaged.
+    """
+    import torchvision
+
+    published = getattr(torchvision.datasets, name)
+    lists = {"train": published.train_list, "test": published.test_list}
+    source, blobs = _cifar_files(
+        root, name, published.base_folder, {file for part in lists.values() for file, _ in part}
+    )
+    parts, sums = {}, []
+    for part, files in lists.items():
+        found = {file: blobs[file] for file, _ in files if file in blobs}
+        if not found:
+            raise InputError(f"{source}: holds no {part} batch ({', '.join(file for file, _ in files)})")
+        batches = [_cifar_batch(blob, f"{source}/{file}", CIFAR_LABELS[name]) for file, blob in found.items()]
+        parts[part] = tuple(map(torch.cat, zip(*batches, strict=True)))
+        if len(found) < len(files):
+            absent = ", ".join(file for file, _ in files if file not in found)
+            warn(f"{source} holds a part of {name} only: {absent} missing")
+        sums += [(found[file], md5) for file, md5 in files if file in found]
+    check_sums(source, sums)
+    return parts
+
+
+def _cifar_files(root, name, folder, wanted):
+    """Return where the dataset lies and {file name: bytes} of its files."""
+    for place in (root / folder, root / name.lower() / folder):
+        files = [path for path in sorted(place.glob("*")) if path.name in wanted and path.is_file()]
+        if files:
+            return place, {path.name: path.read_bytes() for path in files}
+    for archive in (root / place for place in CIFAR_ARCHIVES[name]):
+        if archive.is_file():
+            return archive, _read_tar(archive, wanted)
+    raise missing(name, root)
+
+
+def _read_tar(archive, wanted):
+    """Return {file name: bytes} of the files in the archive that have a `wanted` name; nothing is written to disk."""
+    try:
+        with tarfile.open(archive) as tar:
+            files = [m for m in tar if m.isfile() and Path(m.name).name in wanted and m.size < MAX_BYTES]
+            return {Path(m.name).name: tar.extractfile(m).read() for m in files}
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{archive}: not a whole tar.gz archive ({error})") from None
+
+
+def _cifar_batch(blob, source, key):
+    """Return (images, labels) in the bytes of one batch file. Raises InputError naming `source` if they are not one."""
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(blob), encoding="bytes").load()
+        pixels, labels = batch[b"data"], torch.tensor(batch[key], dtype=torch.int64)
+        if pixels.dtype != np.uint8 or labels.dim() != 1 or pixels.shape != (len(labels), 3072):
+            raise ValueError(f"data is {pixels.dtype} {pixels.shape}, labels are {tuple(labels.shape)}")
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise InputError(f"{source}: not a CIFAR batch ({type(error).__name__}: {error})") from None
+    return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), labels
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# IDX files, as of MNIST and its kin
+
+
+def read_idx(root, name):
+    """Return {"train": (uint8 [N, 1, H, W], int64 [N]), "test": ...} of the four gzipped IDX files of `name`.
+
+    They lie in the Path `root`, or under it where torchvision puts them. Raises InputError if one is not there or not
+    what it should be.
+    """
+    import torchvision
+
+    published = dict(getattr(torchvision.datasets, name).resources)
+    places = (root / name / "raw", root / name, root)
+    folder = next((p for p in places if all((p / file).is_file() for file in published)), None)
+    if folder is None:
+        raise missing(name, root)
+    blobs = {file: (folder / file).read_bytes() for file in published}
+    check_sums(folder, [(blobs[file], md5) for file, md5 in published.items()])
+    parts = {}
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        files = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
+        images, labels = (_idx(blobs[file], folder / file) for file in files)
+        if images.dim() != 3 or images.shape[1] != images.shape[2] or labels.shape != images.shape[:1]:
+            raise InputError(f"{folder / files[0]}: {tuple(images.shape)} images, but labels {tuple(labels.shape)}")
+        parts[part] = images[:, None], labels.long()
+    return parts
+
+
+def _idx(blob, source):
+    """Return the uint8 tensor in gzipped IDX bytes: 0 0 8 d, then d sizes of 4 bytes, big-endian, then the entries."""
+    try:
+        with gzip.open(io.BytesIO(blob)) as file:
+            content = file.read(MAX_BYTES)
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("not an IDX file of bytes")
+        shape = np.frombuffer(content, ">u4", content[3], 4).tolist()
+        if not shape or len(content) != 4 + 4 * len(shape) + prod(shape):
+            raise ValueError(f"its header says {shape}, but it holds {len(content)} bytes")
+        return torch.frombuffer(bytearray(content[4 + 4 * len(shape) :]), dtype=torch.uint8).view(shape)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise InputError(f"{source}: {error}") from None
