@@ -46,6 +46,7 @@ class FedAvg(Configurable):
     defaults = {}  # not inherited
     presets = {}
     sends = True  # whether anything crosses a wire
+    personalises = False  # whether `personal` gives clients other models than `deployed`
     pull = None  # pull(w, start) -> [n_trainable]: what the algorithm adds to every local gradient
 
     def __init__(self, layout, **options):
@@ -281,6 +282,8 @@ class FedBN(FedAvg):
     The server never learns these: where one model is asked for, it has the mean of the clients' layers. An update holds
     zeros for them, which are counted as sent.
     """
+
+    personalises = True
 
     def __init__(self, layout, **options):
         super().__init__(layout, **options)

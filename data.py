@@ -20,19 +20,29 @@ CROP_PADDING = 4  # pixels on each side
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images on one device: images uint8 [N, C, H, W], labels int64 [N]."""
+    """Labelled images on one device: images uint8 [N, C, H, W], labels int64 [N], and perhaps domains int64 [N]."""
 
     images: torch.Tensor
     labels: torch.Tensor
+    domains: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.labels)
 
+    def _each(self, change):
+        return Images(*(None if t is None else change(t) for t in (self.images, self.labels, self.domains)))
+
     def __getitem__(self, index):
-        return Images(self.images[index], self.labels[index])
+        return self._each(lambda tensor: tensor[index])
 
     def to(self, device):
-        return Images(self.images.to(device), self.labels.to(device))
+        return self._each(lambda tensor: tensor.to(device))
+
+
+def join(parts):
+    """Return the Images of several as one."""
+    columns = zip(*((part.images, part.labels, part.domains) for part in parts), strict=True)
+    return Images(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class Splits:
     n_classes: int
     mean: torch.Tensor
     std: torch.Tensor
+    domains: tuple = ()  # names of the domains that the images' `domains` number
 
     def to(self, device):
         moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test", "mean", "std")}
@@ -72,13 +83,17 @@ def resize(images, size):
     return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
 
 
-def load_dataset(name, root, seed, image_size=None):
+def load_dataset(name, root, seed, image_size=None, shift="label"):
     """Return the Splits of `name`, its files under `root`; validation is 10 % of the training set, by seed.
 
-    image_size: pixels to which the images are resized, if they have another size. Raises InputError if the files are
-    not there or not what they should be.
+    image_size: pixels to which the images are resized, if they have another size. shift: "feature" for a dataset of
+    several domains. Raises InputError if the files are not there or not what they should be.
     """
-    train, test, n_classes = DATASETS[name](Path(root), seed)
+    domains = ()
+    if name in DATASETS:
+        train, test, n_classes = DATASETS[name](Path(root), seed)
+    else:
+        train, test, n_classes, domains = load_folder(Path(root) / name, image_size or FOLDER_SIZE)
     for part, images in (("training", train), ("test", test)):
         if not len(images):
             raise InputError(f"{name} under {root} has no {part} images")
@@ -90,9 +105,12 @@ def load_dataset(name, root, seed, image_size=None):
         train, test = (replace(part, images=resize(part.images, image_size)) for part in (train, test))
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
     n_val = max(1, len(train) // 10)
-    val, train = train[order[:n_val]], train[order[n_val:]]
-    mean, std = _mean_std(train.images)
-    return Splits(train, val, test, n_classes, mean, std)
+    parts = [train[order[n_val:]], train[order[:n_val]], test]
+    if shift == "feature" and name == "DIGITS":
+        parts, domains = [in_all_domains(part, number) for number, part in enumerate(parts)], tuple(DIGIT_DOMAINS)
+    if shift == "feature" and len(domains) < 2:
+        raise InputError(f"--shift feature: {name} has one domain; DIGITS has several, and so may a folder in {root}")
+    return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains)
 
 
 def _mean_std(images):
@@ -120,6 +138,48 @@ def load_digits(root, seed):
     train, test = train_test_split(torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
     whole = Images(images, labels)
     return whole[train], whole[test], 10
+
+
+# What becomes of a digit, uint8 [N, 1, H, W] of 0 to 240, in each domain; rng is a CPU generator.
+DIGIT_DOMAINS = {
+    "clean": lambda images, rng: images,
+    "inverted": lambda images, rng: 240 - images,
+    "blurred": lambda images, rng: F.avg_pool2d(images.float(), 3, 1, 1, count_include_pad=False).round().byte(),
+    "rotated": lambda images, rng: images.rot90(1, (2, 3)),
+    "noisy": lambda images, rng: (images + 60 * torch.randn(images.shape, generator=rng)).round().clamp(0, 240).byte(),
+}
+
+
+def in_all_domains(part, number):
+    """Return the Images once in each of DIGIT_DOMAINS. The noise depends on the part's `number`, on no seed."""
+    n, rng = len(part), generator(0, "noisy digits", number)
+    images = torch.cat([change(part.images, rng) for change in DIGIT_DOMAINS.values()])
+    k = len(DIGIT_DOMAINS)
+    return Images(images, part.labels.repeat(k), torch.arange(k).repeat_interleave(n))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Folders of images
+
+FOLDER_SIZE = 32  # pixels, unless --image_size says otherwise
+FOLDER_TEST = 0.2  # share of every class of every domain that is tested on
+
+
+def load_folder(folder, size):
+    """Return (training Images, test Images, number of classes, domains) of folder/<domain>/<class>/*.png or jpg.
+
+    The test set is a fifth of every class of every domain, at least one image, the same whatever the seed. Classes are
+    those of all domains together, in order of their names.
+    """
+    images, labels, domains, classes, names = readers.read_folder(folder, size)
+    rng, tested = generator(0, "test of a folder"), torch.zeros(len(labels), dtype=torch.bool)
+    for group in (domains * len(classes) + labels).unique():
+        members = (domains * len(classes) + labels == group).nonzero().flatten()
+        if len(members) > 1:
+            n = max(1, round(FOLDER_TEST * len(members)))
+            tested[members[torch.randperm(len(members), generator=rng)[:n]]] = True
+    whole = Images(images, labels, domains)
+    return whole[~tested], whole[tested], len(classes), names
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Experiment:
     deltas: torch.Tensor = None  # [clients, dim], the updates of a round; kept, since fresh pages cost more than a step
     rows: list = field(default_factory=list)
     traffic: dict = field(default_factory=dict)  # client -> [rounds, bytes up, bytes down]
-    predictions: torch.Tensor = None  # int64 [n_test], of the last evaluation
+    judged: tuple = ()  # of the last evaluation: predictions int64 [N], and the test Images that they are of
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ class Experiment:
 def prepare(args):
     """Load the data, split it, build the model and the algorithm. Raises InputError for anything the user must mend."""
     device = pick_device(args.device, args.deterministic)
-    splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size)
-    return assemble(args, splits, split_into_clients(args, splits.train.labels), device)
+    splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
+    return assemble(args, splits, split_into_clients(args, splits.train), device)
 
 
 def assemble(args, splits, parts, device):
@@ -121,13 +121,16 @@ def pick_device(wanted, deterministic=False):
     return torch.device(wanted)
 
 
-def split_into_clients(args, labels):
-    """Return each client's indices into the training set `labels` int64 [N]; read or write --partition_file."""
-    file = args.partition_file
+def split_into_clients(args, train):
+    """Return each client's indices into the training data.Images; read or write --partition_file."""
+    file, labels = args.partition_file, train.labels
+    how = (args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
     if file and Path(file).exists():
         parts = partitions.load_partition(file, labels, args.n_clients, args.min_client_samples)
+    elif args.shift == "feature":
+        parts = partitions.partition_by_domain(labels, train.domains, *how)
     else:
-        parts = partitions.partition(labels, args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
+        parts = partitions.partition(labels, *how)
     if args.norm == "batch" and min(len(part) for part in parts) < 2:
         raise InputError("a client has one sample, too few for BatchNorm: --min_client_samples 2, or --norm group")
     if file and not Path(file).exists():
@@ -270,11 +273,20 @@ def predict(exp, vector, images):
 
 
 def evaluate(exp, images):
-    """Return mean loss, accuracy and predictions int64 [N] of the server's model on data.Images."""
-    logits = predict(exp, served(exp), images)
+    """Return mean loss and accuracy of the model on data.Images, the predictions int64 [N], and the Images of these.
+
+    Under --shift feature, an algorithm with personal models is judged by them: each client's on its own domain.
+    """
+    if exp.algorithm.personalises and exp.args.shift == "feature":
+        own = [images[images.domains == exp.splits.train.domains[part].mode().values] for part in exp.parts]
+        shared = common(exp)
+        found = [predict(exp, exp.algorithm.personal(shared, number), part) for number, part in enumerate(own)]
+        logits, images = torch.cat(found), data.join(own)
+    else:
+        logits = predict(exp, served(exp), images)
     predictions = logits.argmax(1)
     loss = F.cross_entropy(logits, images.labels).item()
-    return loss, (predictions == images.labels).sum().item() / len(images), predictions
+    return loss, (predictions == images.labels).sum().item() / len(images), (predictions, images)
 
 
 def evaluate_round(exp, row):
@@ -283,7 +295,7 @@ def evaluate_round(exp, row):
     if exp.args.eval_train:
         row["train_losses"], row["train_accs"], _ = evaluate(exp, exp.splits.train)
     row["val_losses"], row["val_accs"], _ = evaluate(exp, exp.splits.val)
-    row["test_losses"], row["test_accs"], exp.predictions = evaluate(exp, exp.splits.test)
+    row["test_losses"], row["test_accs"], exp.judged = evaluate(exp, exp.splits.test)
     row["eval_seconds"] = time.perf_counter() - started
     if not math.isfinite(row["val_losses"] + row["test_losses"]):
         raise FloatingPointError(
@@ -345,7 +357,9 @@ def prepare_judge(given):
     args, _ = personal.load(given.evaluate_clients)
     args.pretrained = False  # the shared model comes from the folder
     device = pick_device(given.device, given.deterministic)
-    return assemble(args, data.load_dataset(args.dataset, given.data_root, args.seed, args.image_size), [], device)
+    return assemble(
+        args, data.load_dataset(args.dataset, given.data_root, args.seed, args.image_size, args.shift), [], device
+    )
 
 
 def judge_clients(exp, folder):

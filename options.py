@@ -136,6 +136,7 @@ KINDS = {
     "size": _number(int, lambda n: n % 4 == 0 and 8 <= n <= 512, "a multiple of 4 from 8 to 512"),
     "bits": _number(int, lambda n: n in (32, 16, 8, 4, 1), "32, 16, 8, 4 or 1"),
     "path": str,
+    "dataset": str,
 }
 
 
@@ -159,10 +160,11 @@ OPTIONS = {
     "experiment": [
         Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
         Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
-        Option("dataset", "DIGITS", tuple, "DIGITS needs no download"),
+        Option("dataset", "DIGITS", "dataset", "DIGITS needs no download"),
         Option("image_size", None, "size", "resize images to so many pixels (default: as they are)"),
         Option("model_name", None, tuple, "default: cnn for DIGITS, else resnet18"),
         Option("seed", 0, "integer", "seed of every random draw"),
+        Option("shift", "label", ("label", "feature"), "clients differ in their classes, or each has its own domain"),
         Option("dirichlet", "iid", "dirichlet", "concentration of the label split; nan or iid = IID"),
         Option("n_clients", 20, "count", "clients that hold the training data"),
         Option("participation", 0.2, "share", "share of the clients sampled each round"),

@@ -57,6 +57,24 @@ def partition(labels, n_clients, dirichlet, seed, min_samples=1):
     )
 
 
+def partition_by_domain(labels, domains, n_clients, dirichlet, seed, min_samples=1):
+    """Give every client samples of one domain: client c of D domains gets a part of domain c modulo D.
+
+    domains int64 [N], every number below D among them. The clients of one domain share it as `partition` shares a
+    dataset. Raises InputError if D does not divide n_clients, or as `partition` does.
+    """
+    n_domains = int(domains.max()) + 1
+    if n_clients % n_domains:
+        raise InputError(f"--shift feature: --n_clients {n_clients} is no multiple of the {n_domains} domains")
+    parts = [None] * n_clients
+    for domain in range(n_domains):
+        members = (domains == domain).nonzero().flatten()
+        own_seed = key_seed(seed, "domain", domain)
+        shares = partition(labels[members], n_clients // n_domains, dirichlet, own_seed, min_samples)
+        parts[domain::n_domains] = [members[share] for share in shares]
+    return parts
+
+
 def histograms(labels, parts, n_classes):
     """Return the label counts int64 [n_clients, n_classes] of the samples that `parts` really point at."""
     return torch.stack([torch.bincount(labels[part], minlength=n_classes) for part in parts])

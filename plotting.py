@@ -379,9 +379,14 @@ def compare(csv_dir, output_dir, dataset):
     central = [run for run in runs if run.settings["algorithm"] == "centralised"]
     federated = [run for run in runs if run.settings["algorithm"] != "centralised"] or central
     bounds = group_series(central) if federated is not central else {}
-    for level in sorted({run.settings["dirichlet"] for run in federated}, key=level_order):
-        series = group_series([run for run in federated if run.settings["dirichlet"] == level])
-        title = f"{dataset}, {'IID' if level == 'iid' else f'Dirichlet({level})'}"
+    levels = {(run.settings.get("shift", "label"), run.settings["dirichlet"]) for run in federated}
+    for shift, dirichlet in sorted(levels, key=lambda level: (level[0] != "label", level_order(level[1]))):
+        members = [run for run in federated if run.settings["dirichlet"] == dirichlet]
+        series = group_series([run for run in members if run.settings.get("shift", "label") == shift])
+        title = f"{dataset}, {'IID' if dirichlet == 'iid' else f'Dirichlet({dirichlet})'}"
+        level = str(dirichlet)
+        if shift == "feature":
+            title, level = f"{title}, a domain a client", f"feature_{dirichlet}"
         for kind, draw in (("comparison", draw_comparison), ("train_val", draw_train_val)):
             paths.append(output_dir / f"{dataset}_{level}_{kind}.png")
             draw(series, paths[-1].with_suffix(""), title, bounds)

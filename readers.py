@@ -165,3 +165,41 @@ def _idx(blob, source):
         return torch.frombuffer(bytearray(content[4 + 4 * len(shape) :]), dtype=torch.uint8).view(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise InputError(f"{source}: {error}") from None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Folders of images
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_PIXELS = 2**26  # of one file
+
+
+def read_folder(folder, size):
+    """Return the images of folder/<domain>/<class>/*.png or jpg, in colour and resized to `size` pixels.
+
+    That is images uint8 [N, 3, size, size], labels int64 [N], domains int64 [N], the names of the classes and those of
+    the domains, both sorted. Raises InputError if there are none, or one cannot be read.
+    """
+    files = sorted(p for p in folder.glob("*/*/*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not files:
+        raise InputError(f"no images in {folder}: they must lie in {folder}/<domain>/<class>/ as .png or .jpg")
+    domains = sorted({path.parts[-3] for path in files})
+    classes = sorted({path.parts[-2] for path in files})
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    for image, path in zip(images, files, strict=True):
+        image.copy_(_read_image(path, size))
+    labels = torch.tensor([classes.index(path.parts[-2]) for path in files])
+    return images, labels, torch.tensor([domains.index(path.parts[-3]) for path in files]), classes, tuple(domains)
+
+
+def _read_image(path, size):
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"{file.width} x {file.height} pixels are too many")
+            colours = file.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    except Exception as error:  # a damaged image can raise nearly anything
+        raise InputError(f"{path}: not an image ({type(error).__name__}: {error})") from None
+    return torch.from_numpy(np.array(colours)).permute(2, 0, 1)

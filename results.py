@@ -17,7 +17,8 @@ def final_figures(exp):
     evaluated = [row for row in exp.rows if "test_accs" in row]
     best = max(evaluated, key=lambda row: row["val_accs"])
     last_ten = [row["test_accs"] for row in evaluated if row["epoch"] > len(exp.rows) - 10]
-    truth, predicted = exp.splits.test.labels.cpu(), exp.predictions.cpu()
+    predicted, judged = exp.judged
+    truth, predicted = judged.labels.cpu(), predicted.cpu()
     scores = {"average": "macro", "zero_division": 0}
     up, down = (sum(row[key] for row in exp.rows) for key in ("bytes_up", "bytes_down"))
     of_client = [up + down for _, up, down in exp.traffic.values()]
@@ -48,6 +49,13 @@ def result_row(exp, final):
     return {**first, **{k: v for k, v in final.items() if k != "train_seconds"}, "seed": args.seed, "run": exp.name}
 
 
+def domain_accuracy(exp):
+    """Return {domain: accuracy on its test images} of the last evaluation; {} where there are no domains."""
+    predicted, judged = exp.judged
+    of = {name: judged.domains == number for number, name in enumerate(exp.splits.domains)}
+    return {name: (predicted == judged.labels)[there].float().mean().item() for name, there in of.items()}
+
+
 def record(exp, finished, final=None):
     """Return what <run>.json says of the run."""
     labels = exp.splits.train.labels.cpu()
@@ -65,6 +73,7 @@ def record(exp, finished, final=None):
             "mean": exp.splits.mean.tolist(),
             "std": exp.splits.std.tolist(),
         },
+        "domain_accuracy": domain_accuracy(exp) if finished else None,
         "traffic": [
             dict(zip(("client", "rounds", "bytes_up", "bytes_down"), (number, *counts), strict=True))
             for number, counts in sorted(exp.traffic.items())

@@ -151,6 +151,7 @@ def resolve(given, explicit=()):
             raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
     args = _with_defaults(given)
     _check_needs(args, explicit)
+    _check_dataset(args)
     _check_combinations(args)
     _check_paths(args)
     return args
@@ -203,6 +204,8 @@ def _acts(option, settings):
 def _check_combinations(args):
     if args.algorithm == "centralised" and (args.n_clients, args.participation, args.dirichlet) != (1, 1, "iid"):
         raise InputError("--algorithm centralised has one client with all the data: leave out --n_clients and the like")
+    if args.save_clients and args.shift == "feature":
+        raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
     if args.pretrained and args.init_weights:
         raise InputError("--pretrained and --init_weights both set the starting weights: give one")
     if args.pretrained and args.model_name == "cnn":
@@ -217,6 +220,15 @@ def _check_combinations(args):
         raise InputError(f"--norm none is for the cnn; {args.model_name} needs batch or group")
     if args.augment == "standard" and args.dataset == "DIGITS":
         raise InputError("--augment standard is not for DIGITS: a flipped or shifted 8x8 digit is another image")
+
+
+def _check_dataset(args):
+    known = REGISTRIES["dataset"]()
+    is_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", args.dataset)
+    if args.dataset not in known and not (is_name and (Path(args.data_root) / args.dataset).is_dir()):
+        raise InputError(
+            f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images in {args.data_root}"
+        )
 
 
 def _check_paths(args):
@@ -289,16 +301,19 @@ def default_settings(args):
     return chosen | {"preset": None, "local_optimizer": usual["local_optimizer"]}
 
 
+SPLITTING = ("dataset", "seed", "shift", "dirichlet", "n_clients", "min_client_samples")
+
+
 def drawn_split(args):
     """Return {name: value} of the settings by which a run draws its split."""
-    return {name: getattr(args, name) for name in ("dataset", "seed", "dirichlet", "n_clients", "min_client_samples")}
+    return {name: getattr(args, name) for name in SPLITTING}
 
 
 def _is_another_split(args):
     """Tell whether --partition_file holds a split made by hand. Raises InputError if other settings drew it."""
     try:
         drawn_by = json.loads(Path(args.partition_file).read_text(encoding="utf-8")).get("drawn_by", {})
-        differs = [f"--{k} {v}" for k, v in drawn_split(args).items() if drawn_by and drawn_by.get(k) != v]
+        differs = [f"--{k} {v}" for k, v in drawn_split(args).items() if drawn_by and drawn_by.get(k, "label") != v]
     except FileNotFoundError:
         return False  # it will hold what the run draws
     except (OSError, ValueError, AttributeError, RecursionError) as error:

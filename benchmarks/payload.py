@@ -35,7 +35,7 @@ def trained_update():
     """Return (delta [dim], layout) of one client of a ResNet-18 on the digits, enlarged to 32x32 pixels."""
     args = utils.resolve({"model_name": "resnet18", "n_client_epochs": 2, "batch_size": 16, "device": "cpu"})
     splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size)
-    parts = fedalg.split_into_clients(args, splits.train.labels)
+    parts = fedalg.split_into_clients(args, splits.train)
     large = data.Images(splits.train.images.repeat_interleave(4, 2).repeat_interleave(4, 3), splits.train.labels)
     splits = dataclasses.replace(splits, train=large)
     exp = fedalg.assemble(args, splits, parts, torch.device("cpu"))

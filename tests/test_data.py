@@ -14,6 +14,7 @@ import torchvision
 from conftest import keys
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import data
 import readers
@@ -300,3 +301,78 @@ def test_resized_images_keep_their_look():
     assert flat.eq(200).all()
     splits = data.load_dataset("DIGITS", ".", 0, image_size=16)
     assert splits.train.images.shape[-2:] == splits.test.images.shape[-2:] == (16, 16)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Domains
+
+
+def test_the_domains_of_the_digits_by_hand():
+    plain = data.load_dataset("DIGITS", ".", 0)
+    splits = data.load_dataset("DIGITS", ".", 0, shift="feature")
+    assert splits.domains == ("clean", "inverted", "blurred", "rotated", "noisy")
+    for part in ("train", "val", "test"):
+        one, all_five = getattr(plain, part), getattr(splits, part)
+        assert torch.equal(all_five.labels, one.labels.repeat(5))
+        views = [all_five.images[all_five.domains == d][7, 0].int() for d in range(5)]
+        image = one.images[7, 0].int()
+        assert torch.equal(views[0], image)
+        assert torch.equal(views[1], 240 - image)
+        assert views[2][3, 4] == round(image[2:5, 3:6].float().mean().item())
+        assert all(views[3][7 - j, i] == image[i, j] for i in range(8) for j in range(8))
+        noise = (all_five.images[all_five.domains == 4].float() - one.images)[one.images == 120]
+        assert 50 < noise.std() < 70
+    other = data.load_dataset("DIGITS", ".", 1, shift="feature")
+    assert torch.equal(other.test.images, splits.test.images)
+
+
+@pytest.fixture
+def two_domains(tmp_path):
+    """data/pets/{drawn,real}/{cat,dog}: 10 small PNGs each; the real ones 40 x 20 and grey, the drawn ones 24 x 24."""
+    rng = np.random.default_rng(0)
+    for domain, shape in (("drawn", (24, 24, 3)), ("real", (20, 40))):
+        for pet in ("cat", "dog"):
+            folder = tmp_path / "pets" / domain / pet
+            folder.mkdir(parents=True)
+            for i in range(10):
+                Image.fromarray(rng.integers(256, size=shape, dtype="u1")).save(folder / f"{i}.png")
+    (tmp_path / "pets" / "drawn" / "cat" / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_a_folder_of_domains_is_read_resized_and_split(two_domains):
+    splits = data.load_dataset("pets", two_domains, 0, shift="feature")
+    assert splits.domains == ("drawn", "real")
+    assert (len(splits.train), len(splits.val), len(splits.test), splits.n_classes) == (29, 3, 8, 2)
+    assert splits.train.images.shape[1:] == (3, 32, 32)
+    groups = (2 * splits.test.domains + splits.test.labels).bincount()
+    assert groups.tolist() == [2, 2, 2, 2]  # a fifth of every class of every domain
+    again = data.load_dataset("pets", two_domains, 1, shift="feature")
+    assert torch.equal(again.test.images, splits.test.images)
+    large = data.load_dataset("pets", two_domains, 0, image_size=24)
+    drawn = keys(large.test[large.test.domains == 0])
+    files = (two_domains / "pets" / "drawn").glob("*/*.png")
+    exact = {np.array(Image.open(path)).transpose(2, 0, 1).tobytes() for path in files}
+    assert {pixels for _, pixels in drawn} <= exact  # of that size already
+
+
+def test_a_bad_folder_is_refused_in_one_line(two_domains):
+    bad = two_domains / "pets" / "real" / "dog" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"3\.png: not an image") as caught:
+        data.load_dataset("pets", two_domains, 0)
+    assert "\n" not in str(caught.value)
+    (two_domains / "none" / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match="no images in"):
+        data.load_dataset("none", two_domains, 0)
+
+
+def test_feature_shift_needs_domains(cifar):
+    with pytest.raises(InputError, match="CIFAR10 has one domain"):
+        data.load_dataset("CIFAR10", cifar, 0, shift="feature")
+
+
+def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(two_domains, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_PIXELS", 24 * 24 - 1)
+    with pytest.raises(InputError, match="24 x 24 pixels are too many"):
+        data.load_dataset("pets", two_domains, 0)

@@ -309,6 +309,38 @@ def test_under_fedbn_norm_layers_stay_with_their_client(experiment):
     assert torch.equal(again.personal(exp.theta, 1), exp.algorithm.personal(exp.theta, 1))
 
 
+def test_each_domain_is_judged_by_its_own_clients_model(experiment):
+    """FedBN under feature shift, two clients a domain, against one domain at a time."""
+    exp = experiment(algorithm="fedbn", norm="batch", shift="feature", n_clients=10, participation=1.0)
+    fedalg.train_round(exp, 1)
+    loss, accuracy, (predictions, judged) = fedalg.evaluate(exp, exp.splits.test)
+    exp.judged = predictions, judged
+    losses, accuracies = [], {name: [] for name in exp.splits.domains}
+    for number in range(10):
+        (domain,) = exp.splits.train.domains[exp.parts[number]].unique().tolist()
+        own = exp.splits.test[exp.splits.test.domains == domain]
+        logits = fedalg.predict(exp, exp.algorithm.personal(exp.theta, number), own)
+        losses.append(torch.nn.functional.cross_entropy(logits, own.labels).item())
+        accuracies[exp.splits.domains[domain]].append((logits.argmax(1) == own.labels).float().mean().item())
+    assert loss == pytest.approx(sum(losses) / 10, rel=1e-5)
+    means = {name: sum(both) / 2 for name, both in accuracies.items()}
+    assert accuracy == pytest.approx(sum(means.values()) / 5)
+    assert results.domain_accuracy(exp) == pytest.approx(means)
+
+
+def test_under_feature_shift_a_run_tells_the_accuracy_of_every_domain(program, tmp_path):
+    done = program(*QUICK, "--shift", "feature", "--n_clients", 5)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(only(tmp_path, "metrics/*.json").read_text())
+    assert list(record["domain_accuracy"]) == ["clean", "inverted", "blurred", "rotated", "noisy"]
+    mean = sum(record["domain_accuracy"].values()) / 5
+    assert record["final"]["accuracy"] == pytest.approx(mean)
+    assert len(record["partition"]["histograms"]) == 5
+    refused = program(*QUICK, "--shift", "feature", "--n_clients", 7)
+    assert refused.returncode == 2
+    assert "--n_clients 7 is no multiple of the 5 domains" in refused.stderr
+
+
 def test_without_norm_layers_fedbn_is_fedavg(experiment):
     both = []
     for algorithm in ("fedavg", "fedbn"):
@@ -514,7 +546,7 @@ def test_evaluation_is_of_the_servers_model_in_evaluation_mode(experiment):
     exp = experiment(norm="batch")
     fedalg.train_round(exp, 1)
     before = exp.theta.clone()
-    loss, accuracy, predictions = fedalg.evaluate(exp, exp.splits.test)
+    loss, accuracy, (predictions, _) = fedalg.evaluate(exp, exp.splits.test)
     module = fedalg.build_module(exp.args, exp.splits)
     flat = fedalg.models.FlatModel(module)
     flat.load(before)
@@ -531,9 +563,9 @@ def test_eval_every_and_eval_train(experiment):
     fedalg.run_rounds(exp, rows.append)
     assert [row["epoch"] for row in rows if "test_accs" in row] == [2, 4, 5]
     for part in ("train", "val", "test"):
-        loss, accuracy, predictions = fedalg.evaluate(exp, getattr(exp.splits, part))
+        loss, accuracy, (predictions, _) = fedalg.evaluate(exp, getattr(exp.splits, part))
         assert (rows[-1][f"{part}_losses"], rows[-1][f"{part}_accs"]) == (loss, accuracy)
-    assert torch.equal(exp.predictions, predictions)
+    assert torch.equal(exp.judged[0], predictions)
     exp.args.precision = "bf16"
     assert 0 < abs(fedalg.evaluate(exp, exp.splits.test)[0] - loss) < 0.1 * loss
 
@@ -553,8 +585,8 @@ def test_final_figures_by_hand(experiment):
         for i, a in enumerate(accuracies)
     ]
     exp.traffic = {3: [1, 5, 15], 8: [2, 10, 30]}
-    exp.predictions = exp.splits.test.labels.clone()
-    exp.predictions[exp.splits.test.labels == 3] = 4
+    exp.judged = exp.splits.test.labels.clone(), exp.splits.test
+    exp.judged[0][exp.splits.test.labels == 3] = 4
     final = results.final_figures(exp)
     assert final["accuracy"] == 0.7
     assert final["accuracy_last10"] == pytest.approx(sum(accuracies[2:]) / 10)

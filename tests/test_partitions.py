@@ -100,3 +100,17 @@ def test_a_partition_file_gives_the_same_split_back_and_no_other(tmp_path):
         file.write_text(text)
         with pytest.raises(InputError):
             partitions.load_partition(file, labels, 5)
+
+
+@pytest.mark.parametrize("dirichlet", ["iid", 0.5])
+def test_every_client_has_one_domain_and_the_clients_of_a_domain_share_it(dirichlet):
+    rng = torch.Generator().manual_seed(0)
+    labels, domains = torch.randint(4, (900,), generator=rng), torch.randint(3, (900,), generator=rng)
+    parts = partitions.partition_by_domain(labels, domains, 6, dirichlet, seed=1, min_samples=5)
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(900))
+    assert [domains[part].unique().tolist() for part in parts] == [[0], [1], [2], [0], [1], [2]]
+    assert min(map(len, parts)) >= 5
+    again = partitions.partition_by_domain(labels, domains, 6, dirichlet, seed=1, min_samples=5)
+    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
+    with pytest.raises(InputError, match="4 is no multiple of the 3 domains"):
+        partitions.partition_by_domain(labels, domains, 4, dirichlet, seed=1)

@@ -230,3 +230,11 @@ def test_keys_give_independent_seeds_that_never_change():
     keys = [(seed, what, i) for seed in (0, 1) for what in ("batches", "clients") for i in range(50)]
     assert len({utils.key_seed(*key) for key in keys}) == len(keys)
     assert utils.key_seed(0, "clients", 1) == 2815739281608643980  # a change here changes every published result
+
+
+def test_a_dataset_may_be_a_folder(tmp_path):
+    (tmp_path / "pets").mkdir()
+    assert utils.resolve({"dataset": "pets", "data_root": str(tmp_path)}).dataset == "pets"
+    for name in ("cats", "../pets", "pets/../pets", "..", ""):
+        with pytest.raises(utils.InputError, match=r"is none of CIFAR10, .* nor a folder"):
+            utils.resolve({"dataset": name, "data_root": str(tmp_path)})
