@@ -28,7 +28,7 @@ import personal
 import records
 import results
 import utils
-from agg_utils import ALGORITHMS, Update
+from agg_utils import ALGORITHMS, LaSFL, Update
 from downlink import Downlink
 from local_training import LOCAL_METHODS, LocalSettings, Trainer
 from utils import InputError, generator
@@ -333,17 +333,26 @@ def make_algorithm(args, layout, **changes):
     return cls(layout, **{name: changes.get(name, getattr(args, name)) for name in cls.options})
 
 
+def part_chooser(args, layout):
+    """Return the algorithm that chooses what of a client's change goes into its part: one that holds nothing back."""
+    if args.part_sparsity is None:
+        return make_algorithm(args, layout, residual="none")
+    if "sparsity" in ALGORITHMS[args.algorithm].options:
+        return make_algorithm(args, layout, residual="none", sparsity=args.part_sparsity)
+    return LaSFL(layout, sparsity=args.part_sparsity, mask_scope="global")
+
+
 def save_clients(exp):
     """Write every client's personal part to --save_clients; return what personal.summary says of them."""
     args, test = exp.args, exp.splits.test
     histograms = partitions.histograms(exp.splits.train.labels.cpu(), exp.parts, exp.splits.n_classes).tolist()
     clients = (exp.trainer.client(number, args.n_epochs + 1) for number in range(args.n_clients))
-    algorithm = make_algorithm(args, exp.model.layout, residual="none")
     personal.save(
         args.save_clients,
         served(exp),
         clients,
-        algorithm,
+        part_chooser(args, exp.model.layout),
+        args.part_bits or args.value_bits,
         histograms,
         utils.settings_of(args),
         test.labels.cpu(),

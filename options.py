@@ -244,6 +244,22 @@ OPTIONS = {
         Option("save_weights", None, "path", "write the final model here, for --init_weights", named=False),
         Option("save_clients", None, "path", "write each client's personal part here, as payload files", named=False),
         Option(
+            "part_sparsity",
+            None,
+            "share",
+            "share of the weights in such a part (default: what the algorithm sends)",
+            named=False,
+            needs="save_clients",
+        ),
+        Option(
+            "part_bits",
+            None,
+            "bits",
+            "bits of a value in it (default: --value_bits)",
+            named=False,
+            needs="save_clients",
+        ),
+        Option(
             "evaluate_clients",
             None,
             "path",

@@ -39,11 +39,12 @@ def own_accuracy(predictions, labels, histogram):
     return float((weights * hits / totals.clamp(min=1)).sum() / weights.sum().clamp(min=1))
 
 
-def save(folder, shared, clients, algorithm, histograms, settings, labels, predict):
+def save(folder, shared, clients, algorithm, bits, histograms, settings, labels, predict):
     """Let each of the local_training.Clients train once more from `shared [dim]`; write what it would send as its part.
 
-    algorithm: one that holds nothing back for later. settings: those of the run, for clients.json. predict(vector
-    [dim]) returns predictions int64 [n_test] of the test set with `labels`: here, what a full copy would be worth.
+    algorithm: one that holds nothing back for later. bits: of a value in a part. settings: those of the run, for
+    clients.json. predict(vector [dim]) returns predictions int64 [n_test] of the test set with `labels`: here, what a
+    full copy would be worth.
     """
     folder, n = Path(folder), algorithm.layout.n_trainable
     for earlier in folder.glob("client_*.payload"):  # --overwrite
@@ -57,7 +58,7 @@ def save(folder, shared, clients, algorithm, histograms, settings, labels, predi
         if not (client.loss + client.row.sum()).isfinite():
             raise FloatingPointError(f"--save_clients: client {client.number} diverges as it trains once more")
         rng = generator(settings["seed"], "personal", client.number)
-        message = payload.pack(update, n, settings["value_bits"], rng, client.round, client.number)
+        message = payload.pack(update, n, bits, rng, client.round, client.number)
         records.write_atomic(part_file(folder, client.number), payload.encode(message))
         predictions = predict(shared + client.row)  # the row holds the change before the algorithm chose of it
         entries.append({"histogram": histogram, "full_accuracy": own_accuracy(predictions, labels, histogram)})

@@ -106,6 +106,21 @@ def test_parts_hold_the_share_and_their_client(parts):
     assert payload.decode(shared, n, 0).weights.bits == 32
 
 
+@pytest.mark.parametrize("flags", [["--algorithm=fedavg"], ["--algorithm=las", "--preset=compact"]], ids=str)
+def test_a_part_may_hold_more_than_crosses_the_wire(program, tmp_path, flags):
+    more = ["--part_sparsity", 0.2, "--part_bits", 4]
+    done = program(*flags, *FEW, "--save_clients", tmp_path / "parts", *more)
+    assert done.returncode == 0, done.stderr
+    n = payload.HEADER.unpack((tmp_path / "parts" / "shared.payload").read_bytes()[: payload.HEADER.size])[5]
+    for path in (tmp_path / "parts").glob("client_*.payload"):
+        message = payload.decode(path.read_bytes(), n, 0)
+        assert message.weights.bits == 4
+        assert len(message.positions) == round(0.2 * n)
+    refused = program(*flags, *FEW, *more)
+    assert refused.returncode == 2
+    assert "--part_sparsity has no effect without --save_clients" in refused.stderr
+
+
 def test_a_part_that_keeps_everything_is_the_full_copy(program, tmp_path):
     done = program("--algorithm", "fedavg", *FEW, "--save_clients", tmp_path / "parts")
     assert done.returncode == 0, done.stderr
@@ -148,13 +163,13 @@ def test_a_full_copy_is_all_that_the_client_trained(tmp_path):
         judged.append(vector.tolist())
         return labels
 
-    personal.save(tmp_path, torch.tensor([10.0, 20.0]), [Client()], algorithm, [[1, 1]], settings, labels, predict)
+    personal.save(tmp_path, torch.tensor([10.0, 20.0]), [Client()], algorithm, 32, [[1, 1]], settings, labels, predict)
     assert judged == [[11, 22]]
     part = payload.decode((tmp_path / "client_0000.payload").read_bytes(), 2, 0)
     assert part.unpack(torch.empty(2)).tolist() == [0, 2]
     Client.loss = torch.tensor(float("nan"))
     with pytest.raises(FloatingPointError, match="client 0 diverges"):
-        personal.save(tmp_path, torch.zeros(2), [Client()], algorithm, [[1, 1]], settings, labels, predict)
+        personal.save(tmp_path, torch.zeros(2), [Client()], algorithm, 32, [[1, 1]], settings, labels, predict)
 
 
 def test_a_run_is_finished_even_if_a_client_diverges_as_it_trains_once_more(program, tmp_path):
