@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := --dataset DIGITS --n_epochs 30 --batch_size 16 --lr 0.05 --quiet
 ALGORITHMS ?= fedavg fedprox fedacg las
 ARGS ?=
-# round_time or payload
+# round_time, payload or local_methods
 BENCHMARK ?= round_time
 
 .PHONY: run test lint benchmark clean

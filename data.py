@@ -73,7 +73,7 @@ class Splits:
 
 def label_set(dataset):
     """Return the name of the classes of a dataset: a model's last layer is worth keeping only for the same ones."""
-    return {"CIFAR10T": "CIFAR10"}.get(dataset, dataset)
+    return {"CIFAR10T": "CIFAR10", "DIGITSA": "DIGITS", "DIGITSB": "DIGITS"}.get(dataset, dataset)
 
 
 def resize(images, size):
@@ -89,11 +89,11 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
     image_size: pixels to which the images are resized, if they have another size. shift: "feature" for a dataset of
     several domains. Raises InputError if the files are not there or not what they should be.
     """
-    domains = ()
     if name in DATASETS:
-        train, test, n_classes = DATASETS[name](Path(root), seed)
+        train, test, n_classes, *domains = DATASETS[name](Path(root), seed)
     else:
-        train, test, n_classes, domains = load_folder(Path(root) / name, image_size or FOLDER_SIZE)
+        train, test, n_classes, *domains = load_folder(Path(root) / name, image_size or FOLDER_SIZE)
+    domains = domains[0] if domains else ()
     for part, images in (("training", train), ("test", test)):
         if not len(images):
             raise InputError(f"{name} under {root} has no {part} images")
@@ -129,15 +129,61 @@ def _mean_std(images):
 
 def load_digits(root, seed):
     """scikit-learn's bundled 1,797 handwritten 8x8 digits; the test set is a stratified 20 %, whatever the seed."""
+    return *_split_digits(_bundled_digits()), 10
+
+
+def load_digits_a(root, seed):
+    """The digits of half of the WRITERS, to train a start on for the other half."""
+    return *_split_digits(_of_writers(range(0, WRITERS, 2))), 10, tuple(f"writer {w}" for w in range(0, WRITERS, 2))
+
+
+def load_digits_b(root, seed):
+    """The digits of the other half, each writer a domain."""
+    return *_split_digits(_of_writers(range(1, WRITERS, 2))), 10, tuple(f"writer {w}" for w in range(1, WRITERS, 2))
+
+
+WRITERS = 10  # made up: the bundled digits do not tell who wrote them
+
+
+def _bundled_digits():
     from sklearn.datasets import load_digits as bundled
-    from sklearn.model_selection import train_test_split
 
     digits = bundled()
     images = torch.from_numpy(digits.images * 15).to(torch.uint8).unsqueeze(1)  # 17 grey levels, 0..240
-    labels = torch.from_numpy(digits.target).long()
+    return Images(images, torch.from_numpy(digits.target).long())
+
+
+def _split_digits(digits):
+    from sklearn.model_selection import train_test_split
+
+    labels = digits.labels
     train, test = train_test_split(torch.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
-    whole = Images(images, labels)
-    return whole[train], whole[test], 10
+    return digits[train], digits[test]
+
+
+def _of_writers(wanted):
+    """Return the digits of the `wanted` of WRITERS, numbered from 0 in `domains`.
+
+    Writers are clusters by style: each class is clustered by k-means, and the clusters of a class go to the writers in
+    the order of their mean along the direction in which images of one class differ most: their slant, mostly.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    digits = _bundled_digits()
+    pixels = digits.images.flatten(1).double().numpy()
+    classes = [(digits.labels == c).numpy() for c in range(10)]
+    for own in classes:
+        pixels[own] -= pixels[own].mean(0)
+    style = PCA(1, svd_solver="full").fit_transform(pixels)[:, 0]
+    writers = torch.empty(len(digits), dtype=torch.int64)
+    for own in classes:
+        clusters = KMeans(WRITERS, n_init=4, random_state=0).fit_predict(pixels[own])
+        means = torch.tensor([style[own][clusters == k].mean() for k in range(WRITERS)])
+        writers[torch.from_numpy(own)] = means.argsort().argsort()[torch.from_numpy(clusters).long()]
+    number = torch.full((WRITERS,), -1).index_copy(0, torch.tensor(wanted), torch.arange(len(wanted)))
+    whole = replace(digits, domains=number[writers])
+    return whole[whole.domains >= 0]
 
 
 # What becomes of a digit, uint8 [N, 1, H, W] of 0 to 240, in each domain; rng is a CPU generator.
@@ -252,6 +298,8 @@ DATASETS = {
     "FashionMNIST": load_fashion_mnist,
     "TinyImageNet": load_tiny_imagenet,
     "DIGITS": load_digits,
+    "DIGITSA": load_digits_a,
+    "DIGITSB": load_digits_b,
 }
 
 

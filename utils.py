@@ -167,10 +167,11 @@ def _with_defaults(given):
     values = options | spec.defaults | spec.presets.get(preset, {}) | given
     values.pop("config", None)
     args = argparse.Namespace(**values)
-    args.model_name = args.model_name or ("cnn" if args.dataset == "DIGITS" else "resnet18")
+    digits = args.dataset.startswith("DIGITS")
+    args.model_name = args.model_name or ("cnn" if digits else "resnet18")
     args.norm = args.norm or ("none" if args.model_name == "cnn" else "batch")
     args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
-    args.augment = args.augment or ("none" if args.dataset == "DIGITS" else "standard")
+    args.augment = args.augment or ("none" if digits else "standard")
     return args
 
 
@@ -218,7 +219,7 @@ def _check_combinations(args):
         raise InputError("--batch_size 1 is too small for BatchNorm: at least 2, or --norm group")
     if args.norm == "none" and args.model_name != "cnn":
         raise InputError(f"--norm none is for the cnn; {args.model_name} needs batch or group")
-    if args.augment == "standard" and args.dataset == "DIGITS":
+    if args.augment == "standard" and args.dataset.startswith("DIGITS"):
         raise InputError("--augment standard is not for DIGITS: a flipped or shifted 8x8 digit is another image")
 
 

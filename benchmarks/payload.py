@@ -10,7 +10,6 @@ turns in one process; times are medians; the last column is writing and reading 
 """
 
 import argparse
-import dataclasses
 import math
 import statistics
 import sys
@@ -24,7 +23,6 @@ import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import data
 import fedalg
 import payload
 import utils
@@ -33,12 +31,8 @@ from agg_utils import Update, top_k_mask
 
 def trained_update():
     """Return (delta [dim], layout) of one client of a ResNet-18 on the digits, enlarged to 32x32 pixels."""
-    args = utils.resolve({"model_name": "resnet18", "n_client_epochs": 2, "batch_size": 16, "device": "cpu"})
-    splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size)
-    parts = fedalg.split_into_clients(args, splits.train)
-    large = data.Images(splits.train.images.repeat_interleave(4, 2).repeat_interleave(4, 3), splits.train.labels)
-    splits = dataclasses.replace(splits, train=large)
-    exp = fedalg.assemble(args, splits, parts, torch.device("cpu"))
+    settings = {"model_name": "resnet18", "image_size": 32, "n_client_epochs": 2, "batch_size": 16, "device": "cpu"}
+    exp = fedalg.prepare(utils.resolve(settings))
     return exp.trainer.client(0, 1).train(exp.theta) - exp.theta, exp.model.layout
 
 

@@ -326,6 +326,37 @@ def test_the_domains_of_the_digits_by_hand():
     assert torch.equal(other.test.images, splits.test.images)
 
 
+def test_the_two_halves_of_the_digits_are_of_different_writers():
+    a, b = (data.load_dataset(f"DIGITS{half}", ".", 0, shift="feature") for half in "AB")
+    whole = data.load_dataset("DIGITS", ".", 0)
+    of = {part: keys(getattr(whole, part)) for part in ("train", "val", "test")}
+    halves = [[keys(getattr(half, part)) for part in ("train", "val", "test")] for half in (a, b)]
+    seen = [pixels for half in halves for part in half for pixels in part]
+    assert len(seen) == len(set(seen))  # nobody's digit is in two places
+    assert set(seen) == set.union(*of.values())
+    assert a.domains == tuple(f"writer {w}" for w in (0, 2, 4, 6, 8))
+    assert b.domains == tuple(f"writer {w}" for w in (1, 3, 5, 7, 9))
+    for half in (a, b):
+        counts = (10 * half.train.domains + half.train.labels).bincount(minlength=50)
+        assert (counts > 0).all()  # every writer writes every digit
+    again = data.load_dataset("DIGITSB", ".", 0)
+    assert torch.equal(again.train.images, b.train.images)
+
+
+def test_digits_of_one_writer_are_alike():
+    """Images of one class lie nearer to the mean of their writer's than to that of the class."""
+    b = data.load_dataset("DIGITSB", ".", 0).train
+    images = b.images.flatten(1).float()
+    inside = around = 0.0
+    for label in range(10):
+        own = b.labels == label
+        around += (images[own] - images[own].mean(0)).square().sum()
+        for domain in range(5):
+            both = own & (b.domains == domain)
+            inside += (images[both] - images[both].mean(0)).square().sum()
+    assert inside < 0.75 * around
+
+
 @pytest.fixture
 def two_domains(tmp_path):
     """data/pets/{drawn,real}/{cat,dog}: 10 small PNGs each; the real ones 40 x 20 and grey, the drawn ones 24 x 24."""

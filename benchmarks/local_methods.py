@@ -1,0 +1,82 @@
+"""Seconds a step of each local method against plain local training, the same number of steps each.
+
+    python benchmarks/local_methods.py [--rounds 5] [--steps 12] [--models cnn resnet18] [--device cpu]
+
+One client of synthetic 3x32x32 images trains in batches of 64: FedAvg's `steps` steps, and as many by each method, by
+`steps` / 4 for each of 4 models where there is a pool. All take turns in one process; the ratio is that of the medians.
+What a method does besides its steps (averaging, held-out losses, choosing) is in its time.
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import data
+import fedalg
+import utils
+
+BATCH, POOL = 64, 4
+METHODS = {
+    "FedAvg": {},
+    "LSS, 4 models": {"local": "lss", "n_verts": POOL},
+    "SWA": {"local": "swa"},
+    "SWAD": {"local": "swad"},
+    "Soups, 4 models": {"local": "soups", "n_verts": POOL},
+    "MOON": {"local": "moon"},
+}
+
+
+def client_of(model, optimizer, settings, steps, device):
+    """Return (Experiment, Client) of one client with `steps` batches of random images."""
+    pool = {"local_steps": steps // POOL, "soup_epochs": 1} if "n_verts" in settings else {"local_steps": steps}
+    settings = {"model_name": model, "local_optimizer": optimizer, "batch_size": BATCH, "device": device, **settings}
+    args = utils.resolve({"algorithm": "centralised", "augment": "none", **pool, **settings})
+    g = torch.Generator().manual_seed(0)
+    n = BATCH * steps * 10 // 8  # enough for the methods that hold out a tenth
+    images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g)
+    train, half = data.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
+    splits = data.Splits(train, train[:100], train[:100], 10, half, half)
+    exp = fedalg.assemble(args, splits, [torch.arange(n)], torch.device(device))
+    exp.trainer.settings = replace(exp.trainer.settings, epochs=1)
+    return exp, exp.trainer.client(0, 1)
+
+
+def seconds(exp, client):
+    started = time.perf_counter()
+    client.train(exp.theta).sum().item()  # waits for the device
+    return time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Seconds a step of each local method against plain local training.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12, help="a multiple of 4")
+    parser.add_argument("--models", nargs="+", default=["cnn", "resnet18"])
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {platform.machine()}\n")
+    print("| model | optimiser | method | ms a step | of FedAvg's | its range |\n|---|---|---|---|---|---|")
+    for model in args.models:
+        for optimizer in ("sgd", "adam"):
+            clients = {n: client_of(model, optimizer, s, args.steps, args.device) for n, s in METHODS.items()}
+            times = {name: [] for name in clients}
+            for _ in range(args.rounds + 1):  # the first warms up
+                for name, pair in clients.items():
+                    times[name].append(seconds(*pair) / args.steps)
+            for name, found in times.items():
+                ratios = [a / b for a, b in zip(found[1:], times["FedAvg"][1:], strict=True)]
+                median, plain = statistics.median(found[1:]), statistics.median(times["FedAvg"][1:])
+                row = f"| {model} | {optimizer} | {name} | {1000 * median:.1f} | {median / plain:.2f} |"
+                print(f"{row} {min(ratios):.2f} to {max(ratios):.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
