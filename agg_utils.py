@@ -283,6 +283,7 @@ class FedBN(FedAvg):
     zeros for them, which are counted as sent.
     """
 
+    defaults = {"norm": "batch"}  # it would be FedAvg without
     personalises = True
 
     def __init__(self, layout, **options):
