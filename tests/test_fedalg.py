@@ -30,9 +30,12 @@ def metrics_of(folder):
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_each_algorithm_leaves_all_its_outputs(program, tmp_path, algorithm):
     level = "iid" if algorithm == "centralised" else "0.5"
-    done = program("--algorithm", algorithm, "--dirichlet", level, "--seed", 3, *QUICK)
+    pool = algorithm in ("lss", "soups", "diwa")
+    flags = [flag.replace("n_client_epochs", "soup_epochs") if pool else flag for flag in QUICK]
+    done = program("--algorithm", algorithm, "--dirichlet", level, "--seed", 3, *flags)
     assert done.returncode == 0, done.stderr
-    name = f"{algorithm}_DIGITS_{level}_3_n_epochs=2_n_client_epochs=1_batch_size=16"
+    few = ("batch_size=16", "soup_epochs=1") if pool else ("n_client_epochs=1", "batch_size=16")
+    name = "_".join([algorithm, "DIGITS", level, "3", "n_epochs=2", *few])
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     plots = {f"plots/{name}_{kind}.png" for kind in ("accuracy_curves", "loss_curves", "partition")}
     files = {name for name in files if not name.endswith(".lock")}
