@@ -225,9 +225,10 @@ def test_the_low_stretch_of_swad_by_hand(losses, expected):
     assert low_stretch(losses, 3, 3, 1.3) == expected
 
 
-def test_swad_is_the_mean_of_every_step_of_the_stretch(experiment):
-    settings = {"n_client_epochs": 3, "swad_evaluations": 5, "swad_wait": 2, "swad_patience": 2}
-    exp = experiment(algorithm="swad", **settings)
+@pytest.mark.parametrize(("wait", "tolerance"), [(2, 1.3), (1, 100.0)])  # the latter: all steps, of 3, 3, 3 and 2
+def test_swad_is_the_mean_of_every_step_of_the_stretch(experiment, wait, tolerance):
+    settings = {"swad_wait": wait, "swad_patience": 2, "swad_tolerance": tolerance, "local_steps": 11}
+    exp = experiment(algorithm="swad", n_client_epochs=3, swad_evaluations=5, **settings)
     client = exp.trainer.client(1, 1)
     train, held = hold_out(client, 0.1)
     models, losses = [], []
@@ -240,7 +241,7 @@ def test_swad_is_the_mean_of_every_step_of_the_stretch(experiment):
         client.model.load(models[end - 1])
         x, y = exp.splits.normalise(exp.splits.train.images[held]), exp.splits.train.labels[held]
         losses.append(F.cross_entropy(client.model.module(x), y).item())
-    begin, end = low_stretch(losses, 2, 2, 1.3)
+    begin, end = low_stretch(losses, wait, 2, tolerance)
     first = 0 if begin == 0 else ends[begin - 1]
     assert torch.allclose(trained(exp), torch.stack(models[first : ends[end - 1]]).mean(0), atol=1e-6)
 
