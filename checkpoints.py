@@ -235,13 +235,16 @@ class Keeper:
 
     @contextlib.contextmanager
     def listening(self):
-        """Until the body is through, take the first SIGTERM, SIGUSR1 or SIGINT as a wish; a second one ends at once."""
+        """Until the body is through, take the first SIGTERM, SIGUSR1 or SIGINT as a wish; a second one ends at once.
+
+        A SIGTERM within a second of another is taken for the same one.
+        """
 
         def hear(number, frame):
-            if self.asked is not None and (number != self.asked or time.monotonic() - since[0] > 1):
-                os._exit(128 + number)
+            if number == self.asked == signal.SIGTERM and time.monotonic() - since[0] < 1:
+                return  # the same one once more: a job's shell and the scheduler both pass it on
             if self.asked is not None:
-                return  # the same one at once: a job's shell and the scheduler both pass it on
+                os._exit(128 + number)
             self.asked, since[0] = number, time.monotonic()
             print(
                 f"{signal.Signals(number).name}: ends and saves after the client at hand", file=sys.stderr, flush=True

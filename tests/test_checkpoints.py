@@ -115,7 +115,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, spawn, se
     seconds, kills = time.monotonic() - started, 0
     assert process.exitcode == 0
     moments = random.Random(str(settings))
-    for rows in (moments.randint(1, FEW["n_epochs"] - 1), None):  # in the rounds, then anywhere
+    for rows in (moments.randint(2, FEW["n_epochs"] - 1), None):  # after the first checkpoint, then anywhere
         process = spawn(flags({**settings, "save_weights": killed / "w.pt"}, killed))
         while rows and process.is_alive() and n_rows(killed) < rows:
             time.sleep(0.002)
@@ -176,14 +176,15 @@ def test_a_signal_ends_a_run_that_can_go_on(tmp_path, started, name):
     assert re.search(r"goes on after round [1-9]\d* of 400", said)
 
 
-def test_a_second_signal_ends_a_run_at_once(started):
+@pytest.mark.parametrize(("name", "wait"), [("SIGTERM", 1.1), ("SIGINT", 0)])
+def test_a_second_signal_ends_a_run_at_once(started, name, wait):
     process = started("--n_clients", "1", "--participation", "1", "--n_client_epochs", "1000", first=True)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, name))
     while "ends and saves" not in process.stderr.readline():
         assert process.poll() is None
-    time.sleep(1.1)  # the same signal at once is taken for the first one
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    time.sleep(wait)  # a SIGTERM at once is taken for the first one
+    process.send_signal(getattr(signal, name))
+    assert process.wait(timeout=30) == 128 + getattr(signal, name)
 
 
 def keep(tmp_path, **settings):
