@@ -4,18 +4,18 @@
 its block's divisor into x // divisor, in unary, and x % divisor, in a fixed width (Golomb 1966). Gaps in a random mask
 are geometric, and for those no code of whole symbols is shorter. Divisors are 2^j and 3 * 2^j: the powers of two alone
 (Rice's code) cost up to 4 % more than the entropy at densities around 0.2, these at most 2 %. As every block has its
-own, a mask whose layers differ in density costs less than the entropy of its mean density. 64 blocks are written at a
+own, a mask whose layers differ in density costs less than the entropy of its mean density. 256 blocks are written at a
 time, then the numbers that fill no block, so that all passes over them stay in the cache:
 
     u8[]       a block: 0 if all its numbers are 0 (which then take nothing more), else the divisor's place + 1
     and for each divisor among them, in order,
     u32        bits of the unary part
     bits       x // divisor zeros, then a one, for every number of its blocks
-    u8[]       if the divisor is 3 * 2^j: (x >> j) % 3, five a byte
+    u8[]       if the divisor is 3 * 2^j: (x >> j) % 3, five a byte, a fifth of the numbers apart
     bits       the lowest j bits
 
 `encode_floats` and `decode_floats` lose nothing either. The largest changes of a layer differ by few powers of two, so
-that most of their eight bits of exponent say the same; 64 blocks at a time:
+that most of their eight bits of exponent say the same; 256 blocks at a time:
 
     u8[]       a block: its smallest exponent
     u8[]       a block: the bits in which its exponents are written, less that smallest one
@@ -32,14 +32,12 @@ import numpy as np
 import torch
 
 BLOCK = 1024  # numbers that share a divisor
-CHUNK = 64  # blocks that are written at a time
+CHUNK = 256  # blocks that are written at a time
 LARGEST = 2**31 - 1  # of the numbers coded
 SCALE = 4096  # block means are compared as whole multiples of 1 / SCALE, so that every device decides alike
 DIVISORS = np.array(sorted([2**j for j in range(29)] + [3 * 2**j for j in range(28)]))
 TRIPLE = DIVISORS % 3 == 0
 SHIFTS = np.log2(np.where(TRIPLE, DIVISORS // 3, DIVISORS)).round().astype(np.int64)
-POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
-TRITS = (np.arange(243)[:, None] // POWERS % 3).astype(np.uint8)  # [243, 5], what a byte of five trits holds
 LENGTH = struct.Struct("<I")
 
 
@@ -92,6 +90,19 @@ def encode(x):
     return b"".join(part for blocks in _chunks(x) for part in _encode_blocks(blocks))
 
 
+def encode_places(places):
+    """Return `encode` of how many numbers lie between each of the ascending places [n] and the one before, as bytes."""
+    parts, before = [], -1
+    for blocks in _chunks(places):
+        places, gaps = blocks.reshape(-1), np.empty(blocks.shape, np.int32)
+        np.subtract(places[1:], places[:-1], out=gaps.reshape(-1)[1:], casting="unsafe")
+        gaps[0, 0] = places[0] - before
+        gaps -= 1
+        before = places[-1]
+        parts += _encode_blocks(gaps)
+    return b"".join(parts)
+
+
 def _chunks(x):
     """Yield x [n] as arrays [blocks, BLOCK] of up to CHUNK blocks; what fills no block comes last, as [1, rest]."""
     whole = len(x) - len(x) % BLOCK
@@ -103,6 +114,8 @@ def _chunks(x):
 
 def _encode_blocks(blocks):
     """Return the code of blocks [n_blocks, size] in parts of bytes."""
+    if blocks.itemsize > 2 and blocks.max() < 2**16:
+        blocks = blocks.astype(np.uint16)  # several times faster from here on
     sums = blocks.sum(1, dtype=np.int64)
     place = np.searchsorted(_thresholds(), sums * SCALE // blocks.shape[1])
     parameters = np.where(sums > 0, place + 1, 0).astype(np.uint8)
@@ -114,13 +127,12 @@ def _encode_blocks(blocks):
         if TRIPLE[parameter - 1]:
             whole = x // 3
             trits, x = _pack_trits(x.astype(np.uint8) - 3 * whole.astype(np.uint8)), whole  # right modulo 256
-        x = x.astype(np.int64)
-        x += 1
-        ends = np.cumsum(x, out=x)
-        unary = np.zeros(ends[-1], bool)
-        ends -= 1
-        unary[ends] = True
-        parts += [LENGTH.pack(len(unary)), np.packbits(unary).data, trits, fields]
+        ends = x.astype(np.int64)
+        ends += 1
+        np.cumsum(ends, out=ends)
+        unary = np.zeros(ends[-1] + 1, bool)
+        unary[ends] = True  # one place too far
+        parts += [LENGTH.pack(len(unary) - 1), np.packbits(unary[1:]).data, trits, fields]
     return parts
 
 
@@ -135,6 +147,20 @@ def decode(data, n):
     return x, reader.at
 
 
+def decode_places(data, n, end):
+    """Return (places, length): the int64 array [n], all below `end`, that encode_places wrote, and its bytes."""
+    reader, places, before = Reader(data), np.zeros(n, np.int64), -1
+    for blocks in _chunks(places):
+        _decode_blocks(reader, blocks)
+        blocks += 1
+        blocks[0, 0] += before
+        flat = blocks.reshape(-1)
+        before = np.cumsum(flat, out=flat)[-1]
+        if before >= end:
+            raise CodeError("a place out of range")
+    return places, reader.at
+
+
 def _decode_blocks(reader, out):
     """Fill `out [n_blocks, size]`, zeros so far."""
     parameters = reader.array(len(out))
@@ -147,11 +173,8 @@ def _decode_blocks(reader, out):
         if x.max() > LARGEST // DIVISORS[parameter - 1]:
             raise CodeError("a number too large")
         if TRIPLE[parameter - 1]:
-            trits = reader.array(_ceil(size, 5))
-            if trits.max() > 242:
-                raise CodeError("a byte that is not five trits")
             x *= 3
-            x += TRITS.take(trits, axis=0).reshape(-1)[:size]
+            x += _read_trits(reader, size)
         if shift:
             x <<= shift
             x += unpack_fields(reader, size, shift)
@@ -159,23 +182,39 @@ def _decode_blocks(reader, out):
 
 
 def _read_unary(reader, n):
-    """Return the n > 0 numbers that the unary part holds."""
+    """Return the n > 0 numbers that the unary part holds, as uint32 [n]."""
     (n_bits,) = LENGTH.unpack(reader.take(LENGTH.size))
     bits = np.unpackbits(reader.array(_ceil(n_bits, 8)))
     ends = np.flatnonzero(bits.view(bool))
     if len(ends) != n or ends[-1] + 1 != n_bits:
         raise CodeError("the unary part has not one end a number")
-    ends[1:] -= ends[:-1] + 1
-    return ends
+    x = np.empty(n, np.uint32)
+    x[0] = ends[0] + 1
+    np.subtract(ends[1:], ends[:-1], out=x[1:], casting="unsafe")
+    x -= 1
+    return x
 
 
 def _pack_trits(x):
-    padded = np.zeros(_ceil(len(x), 5) * 5, np.uint8)
-    padded[: len(x)] = x
-    packed = padded[::5].copy()
-    for i, power in enumerate(POWERS[1:], start=1):
-        packed += padded[i::5] * power
+    planes = np.zeros((5, _ceil(len(x), 5)), np.uint8)
+    planes.reshape(-1)[: len(x)] = x
+    packed = planes[4]
+    for plane in planes[3::-1]:
+        packed *= 3
+        packed += plane
     return packed.tobytes()
+
+
+def _read_trits(reader, n):
+    packed = reader.array(_ceil(n, 5))
+    if packed.max() > 242:
+        raise CodeError("a byte that is not five trits")
+    planes = np.empty((5, len(packed)), np.uint8)
+    for plane in planes:
+        rest = packed // 3
+        np.subtract(packed, 3 * rest, out=plane)
+        packed = rest
+    return planes.reshape(-1)[:n]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -204,12 +243,12 @@ def unpack_fields(reader, n, width):
     rest = np.zeros(n, np.uint8)
     planes = [reader.array(n) for _ in range(width // 8)]
     for i in range(width % 8):
-        rest |= np.unpackbits(reader.array(_ceil(n, 8)), count=n) << i
+        rest |= np.unpackbits(reader.array(_ceil(n, 8)), count=n) * np.uint8(1 << i)  # faster than a shift
     if not planes:
         return rest
     if width == 8:
         return planes[0]
-    return sum((plane.astype(np.int64) << 8 * i for i, plane in enumerate([*planes, rest])))
+    return sum((plane.astype(np.uint32) << 8 * i for i, plane in enumerate([*planes, rest])))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -231,8 +270,8 @@ def float_bytes(x):
 
 
 def encode_floats(x):
-    """Return the code of a float32 array x [n] as bytes; n is not in it."""
-    return b"".join(part for blocks in _chunks(x) for part in _encode_float_blocks(blocks))
+    """Return the code of a float32 array x [n] in parts of bytes; n is not in it."""
+    return [part for blocks in _chunks(x) for part in _encode_float_blocks(blocks)]
 
 
 def _encode_float_blocks(blocks):

@@ -35,7 +35,7 @@ from utils import InputError
 VALUE_BITS = (32, 16, 8, 4, 1)
 HEADER = struct.Struct("<3sBBBBxIIIIi")
 CHECKSUM = struct.Struct("<I")
-MAGIC, VERSION, SERVER = b"FSU", 1, -1
+MAGIC, VERSION, SERVER = b"FSU", 2, -1
 ALL, BITMAP, KEPT, DROPPED = range(4)  # how positions are written
 PLAIN, CODED = range(2)  # how values of 32 bits and levels are
 EXPONENT = struct.Struct("<i")
@@ -72,7 +72,7 @@ class Message:
         """Write the decoded vector into `out [dim]`, 0 where nothing was kept; return it."""
         weights, n = dequantise(self.weights), self.n_trainable
         if self.positions is not None:
-            out[:n].zero_().index_copy_(0, self.positions, weights)
+            out[:n].zero_().scatter_(0, self.positions, weights)
         elif weights.data_ptr() != out.data_ptr():
             out[:n] = weights
         if len(out) > n:
@@ -147,8 +147,8 @@ def _write_values(values, sparse=False):
     data = values.data.cpu().numpy()
     if values.bits == 32:
         coded = codes.encode_floats(data) if sparse else None
-        if coded is not None and len(coded) < 4 * len(data):
-            return [coded], CODED
+        if coded is not None and sum(map(len, coded)) < 4 * len(data):
+            return coded, CODED
         return [data.astype("<f4", copy=False).data], PLAIN
     if values.bits == 16:
         return [EXPONENT.pack(int(values.scales)), data.astype("<f2", copy=False).data], PLAIN
@@ -237,11 +237,7 @@ def _write_positions(message):
     positions = positions.cpu().numpy()
     if how == DROPPED:
         positions = np.flatnonzero(~message.mask.cpu().numpy())
-    narrow = positions.astype(np.uint32)  # half the memory to pass over from here on
-    gaps = narrow.copy()
-    gaps[1:] -= narrow[:-1]
-    gaps[1:] -= 1
-    coded = codes.encode(gaps)
+    coded = codes.encode_places(positions)
     if len(coded) > -(-n // 8):
         return np.packbits(message.mask.cpu().numpy()).data, BITMAP
     return coded, how
@@ -260,12 +256,8 @@ def _read_positions(reader, how, n, kept):
             raise PayloadError("the bitmap does not hold the number of weights said")
         return torch.from_numpy(positions), torch.from_numpy(mask)
     count = kept if how == KEPT else n - kept
-    positions, length = codes.decode(reader.rest(), count)
+    positions, length = codes.decode_places(reader.rest(), count, n)
     reader.take(length)
-    positions[1:] += 1
-    positions = np.cumsum(positions, out=positions)
-    if count and positions[-1] >= n:
-        raise PayloadError("a position out of range")
     mask = np.full(n, how == DROPPED)
     mask[positions] = how == KEPT
     return torch.from_numpy(positions if how == KEPT else np.flatnonzero(mask)), torch.from_numpy(mask)
@@ -285,7 +277,7 @@ def pack(update, n_trainable, bits, rng=None, round=0, client=SERVER):
         positions = places(mask)
         if len(positions) == n_trainable:
             mask = positions = None
-    weights = delta[:n_trainable] if positions is None else delta.take(positions)
+    weights = delta[:n_trainable] if positions is None else delta.index_select(0, positions)
     buffers = Values(32, delta[n_trainable:])  # a rounded change can make a small variance negative
     return Message(n_trainable, positions, quantise(weights, bits, rng), buffers, round, client, mask)
 

@@ -55,7 +55,7 @@ def test_a_small_message_by_hand():
     """Weights 1 and 3 of four kept, as float32, and one buffer."""
     update = Update(torch.tensor([0.0, 1.5, 0, -2.0, 7.0]), torch.tensor([False, True, False, True]))
     data = payload.encode(payload.pack(update, 4, 32, round=9, client=3))
-    header = b"FSU" + bytes([1, 32, 1, 0, 0]) + struct.pack("<IIIIi", 4, 1, 2, 9, 3)
+    header = b"FSU" + bytes([2, 32, 1, 0, 0]) + struct.pack("<IIIIi", 4, 1, 2, 9, 3)
     body = bytes([0b01010000]) + struct.pack("<fff", 1.5, -2.0, 7.0)
     assert data == header + struct.pack("<I", zlib.crc32(header + body)) + body
 
@@ -260,8 +260,8 @@ def changed(at, kind, value, bits=32, share=0.1):
     ("data", "why"),
     [
         (changed(0, "B", 0), "does not begin like one"),
-        (changed(3, "B", 2), "of version 2, this program reads 1"),
-        (changed(3, "B", 0), "of version 0, this program reads 1"),
+        (changed(3, "B", 1), "of version 1, this program reads 2"),
+        (changed(3, "B", 3), "of version 3, this program reads 2"),
         (changed(4, "B", 5), "unknown kind"),
         (changed(5, "B", 4), "unknown kind"),
         (changed(6, "B", 2), "unknown kind"),
@@ -296,7 +296,7 @@ def test_positions_out_of_range_and_bits_behind_the_end():
     data = payload.encode(payload.pack(Update(torch.ones(N + BUFFERS), mask), N, 32))
     smaller = bytearray(data)
     struct.pack_into("<I", smaller, 8, N - 1)
-    with pytest.raises(PayloadError, match="position out of range"):
+    with pytest.raises(PayloadError, match="place out of range"):
         payload.decode(mended(smaller), N - 1, BUFFERS)
     odd = Update(torch.ones(11), torch.arange(11) % 2 == 0)
     data = bytearray(payload.encode(payload.pack(odd, 11, 32)))
