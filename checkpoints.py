@@ -127,6 +127,7 @@ def state_of(exp):
     """Return the state {name: tensors and plain values} of a fedalg.Experiment between two clients, or two rounds."""
     return {
         "settings": utils.settings_of(exp.args),
+        "data": exp.splits.fingerprint,
         "split": partitions.partition_hash(exp.parts),
         "payload_version": payload.VERSION,
         "code": CODE,
@@ -148,6 +149,7 @@ def resume(exp, checkpoints):
     for path, state in checkpoints.load(exp.device):
         try:
             settings, split, version = state["settings"], state["split"], state["payload_version"]
+            samples = state["data"]
             differing = utils.differing_settings(exp.args, settings)
             differing += [name for name in ("wire", "metrics_dir") if _at(name, settings) != _at(name, vars(exp.args))]
         except (KeyError, TypeError, AttributeError) as error:
@@ -158,6 +160,8 @@ def resume(exp, checkpoints):
             raise InputError(
                 f"{path} is of a run with {name} = {other}, not {mine}: another --checkpoint_dir, or --fresh"
             )
+        if samples != exp.splits.fingerprint:
+            raise InputError(f"{path} is of a run on other files of {exp.args.dataset}: move it away, or --fresh")
         if split != partitions.partition_hash(exp.parts):
             raise InputError(f"{path} is of a run on another split of the data: move it away, or --fresh")
         if version != payload.VERSION:

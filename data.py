@@ -5,6 +5,7 @@ in readers.py.
 """
 
 import argparse
+import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +57,7 @@ class Splits:
     mean: torch.Tensor
     std: torch.Tensor
     domains: tuple = ()  # names of the domains that the images' `domains` number
+    fingerprint: str = ""  # tells whether two runs read the same images and labels
 
     def to(self, device):
         moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test", "mean", "std")}
@@ -101,6 +103,7 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
             raise InputError(f"{name} under {root} has {part} labels outside 0..{n_classes - 1}")
     if len(train) < 2:
         raise InputError(f"{name} under {root} has one training image: there is none for validation")
+    fingerprint = _fingerprint(train, test)
     if image_size and image_size != train.images.shape[-1]:
         train, test = (replace(part, images=resize(part.images, image_size)) for part in (train, test))
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
@@ -110,7 +113,16 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
         parts, domains = [in_all_domains(part, number) for number, part in enumerate(parts)], tuple(DIGIT_DOMAINS)
     if shift == "feature" and len(domains) < 2:
         raise InputError(f"--shift feature: {name} has one domain; DIGITS has several, and so may a folder in {root}")
-    return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains)
+    return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains, fingerprint)
+
+
+def _fingerprint(*parts):
+    """Return the CRC-32 of the images and labels of several Images, as text."""
+    crc = 0
+    for part in parts:
+        for tensor in (part.images, part.labels):
+            crc = zlib.crc32(tensor.contiguous().numpy(), crc)
+    return f"{crc:08x}"
 
 
 def _mean_std(images):

@@ -66,6 +66,7 @@ def record(exp, finished, final=None):
             "samples": {name: len(getattr(exp.splits, name)) for name in ("train", "val", "test")},
             "mean": exp.splits.mean.tolist(),
             "std": exp.splits.std.tolist(),
+            "crc32": exp.splits.fingerprint,
         },
         "domain_accuracy": domain_accuracy(exp) if finished else None,
         "traffic": [

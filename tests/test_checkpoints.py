@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -290,6 +291,14 @@ def test_a_checkpoint_of_other_settings_is_refused_by_their_name(tmp_path, exper
     split.write_text(json.dumps({"clients": [list(range(i, 1294, 20)) for i in range(20)]}))
     with pytest.raises(utils.InputError, match="on another split"):
         checkpoints.resume(experiment(partition_file=str(split)), kept)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path, experiment):
+    kept, _ = keep(tmp_path)
+    exp = experiment()
+    exp.splits = replace(exp.splits, fingerprint="other")
+    with pytest.raises(utils.InputError, match="of a run on other files of DIGITS"):
+        checkpoints.resume(exp, kept)
 
 
 def test_a_checkpoint_of_other_code_is_taken_with_a_warning(tmp_path, experiment, capsys, monkeypatch):

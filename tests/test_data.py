@@ -229,6 +229,16 @@ def test_the_seed_moves_the_validation_set_and_never_the_test_set():
     assert torch.equal(a.test.images, c.test.images)
 
 
+def test_a_fingerprint_tells_other_samples_and_not_other_seeds(cifar):
+    first = data.load_dataset("CIFAR10", cifar, 0)
+    assert data.load_dataset("CIFAR10", cifar, 1, image_size=16).fingerprint == first.fingerprint
+    path = cifar / "cifar-10-batches-py" / "test_batch"
+    batch = pickle.loads(path.read_bytes(), encoding="bytes")
+    batch[b"labels"][0] ^= 1
+    path.write_bytes(pickle.dumps(batch))
+    assert data.load_dataset("CIFAR10", cifar, 0).fingerprint != first.fingerprint
+
+
 def test_normalised_training_images_have_mean_0_and_deviation_1():
     splits = data.load_dataset("DIGITS", ".", seed=0)
     x = splits.normalise(splits.train.images)
