@@ -329,6 +329,7 @@ def run(exp, metrics, keeper):
         keeper.save(exp)
     if args.save_weights:
         exp.model.load(rounds.served(exp))
+        records.remove_leftovers(args.save_weights)
         models.save_weights(args.save_weights, exp.model.module, data.label_set(args.dataset))
     figures = draw(args, name)
     if args.save_clients:

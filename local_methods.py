@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from options import Configurable
-from utils import by_client, generator, of_clients
+from utils import by_client, generator, of_clients, round_half_up
 
 LOCAL_METHODS = {}
 
@@ -35,11 +35,14 @@ class LocalMethod(Configurable):
         for _ in self.run(client, client.settings.epochs, pull):
             pass
 
-    def run(self, client, epochs, pull=None, model=0, indices=None, **more):
-        """Yield after each step of `epochs` passes, at most --local_steps of them, in the order of the `model`-th."""
+    def run(self, client, epochs, pull=None, model=0, indices=None, n_steps=None, **more):
+        """Yield after each step of `epochs` passes, at most --local_steps of them, in the order of the `model`-th.
+
+        n_steps: end after so many, which are not more.
+        """
         rng = client.rng("batches", model) if model else client.rng("batches")
         batches = client.batches(epochs, rng, indices)
-        return client.steps(islice(batches, client.settings.max_steps), pull=pull, **more)
+        return client.steps(islice(batches, n_steps or client.settings.max_steps), pull=pull, **more)
 
     def n_steps(self, client, epochs, indices=None):
         """Return how many steps `run` takes."""
@@ -72,7 +75,8 @@ class LocalSuperiorSoups(Pool):
     The pool starts with the received model f_p. Each new model starts at the pool's average and joins it, and it alone
     is trained: the gradient is that of the loss at a random convex combination of the pool, chained to the new model,
     plus that of aff_coeff * |f - f_p| - div_coeff * the mean distance of f to the others in the pool (l2 norms). The
-    result is the pool's average (Algorithm 1; their published code leaves f_p out of it: --no-average_received).
+    result is the pool's average (Algorithm 1; their published code leaves f_p out of it, --no-average_received, and
+    trains every model after the first for an eighth of the first one's epochs, --later_share 0.125).
 
     All models are held as differences to f_p, which needs no row then: [n_verts, n_trainable]. Distances follow from
     products of these rows, and one product of two rows of coefficients with them makes the next point and both
@@ -84,6 +88,7 @@ class LocalSuperiorSoups(Pool):
         "div_coeff": (3.0, "nonnegative", "diversity: strength of the push from the other models"),
         "average_received": (True, "flag", "the received model counts in the final average"),
         "interpolate": (True, "flag", "take gradients at random points between the models, not at the new one"),
+        "later_share": (1.0, "share", "steps of each model after the first, as a share of those of the first"),
     }
 
     def __call__(self, client, start, pull):
@@ -102,6 +107,8 @@ class LocalSuperiorSoups(Pool):
         """Train the last of `moves [i, n_trainable]`; their models are anchor + moves, the first one the anchor."""
         i, new = len(moves), moves[-1]
         total = self.n_steps(client, self.soup_epochs)
+        if i > 1:
+            total = max(1, round_half_up(self.later_share * total))
         shares = torch.zeros(total, i + 1)  # of the anchor and the models, in each step
         shares[:, -1] = 1
         if self.interpolate:
@@ -121,7 +128,9 @@ class LocalSuperiorSoups(Pool):
         def pulls(w):
             return both[1] if pull is None else both[1] + pull(anchor + w)
 
-        for _ in self.run(client, self.soup_epochs, pulls, i - 1, w=new, point=point, origin=anchor):
+        for _ in self.run(
+            client, self.soup_epochs, pulls, i - 1, n_steps=total, w=new, point=point, origin=anchor
+        ):
             pass
 
     def _distance_weights(self, moves, squares):

@@ -75,6 +75,7 @@ def twin_lss(exp, client):
         optimiser = optimiser(list(new.values()), lr=a.lr, weight_decay=a.weight_decay, **more)
         batches = list(twin_batches(exp, client, a.soup_epochs, *([i - 1] if i > 1 else [])))
         rng = utils.generator(a.seed, "interpolation", client.round, client.number, i)
+        batches = batches[: max(1, utils.round_half_up(a.later_share * len(batches)))] if i > 1 else batches
         draws = torch.rand(len(batches), i + 1, generator=rng)
         for (x, y), draw in zip(batches, draws, strict=True):
             shares = draw / draw.sum()
@@ -99,6 +100,7 @@ def twin_lss(exp, client):
         {"average_received": False, "aff_coeff": 1.0},
         {"local_optimizer": "adam", "lr": 1e-4, "weight_decay": 5e-4, "div_coeff": 2.0},
         {"clip_norm": 1.0, "weight_decay": 0.01},
+        {"later_share": 0.4},
     ],
     ids=str,
 )
@@ -112,7 +114,7 @@ def test_a_client_step_of_lss_equals_its_twin(experiment, settings):
     apart = (flat - twin).abs() > 1e-6
     # Adam makes a whole step of a gradient that is 0 but for rounding.
     assert apart.sum() <= (1e-4 * len(flat) if "local_optimizer" in settings else 0)
-    assert client.seen == 4 * 81  # one sample left over joins the batch before it
+    assert client.seen == 81 * 4 if "later_share" not in settings else 81 + 3 * 32  # one left over joins the last batch
 
 
 def test_lss_with_one_model_and_nothing_added_is_fedavg(experiment):

@@ -38,6 +38,20 @@ def project(tmp_path):
     return folder
 
 
+@pytest.fixture
+def until(slurm, project):
+    """until(there) waits until there() is true."""
+
+    def wait(there, seconds=180):
+        end = time.monotonic() + seconds
+        while not there():
+            state = slurm.run("squeue", "-r")
+            assert time.monotonic() < end, (state, *(log.read_text() for log in (project / "logs").iterdir()))
+            time.sleep(0.5)
+
+    return wait
+
+
 def outcomes(folder):
     """Run -> what it left, times aside."""
     with open(folder / "results.csv", newline="") as file:
@@ -55,7 +69,7 @@ def outcomes(folder):
     return found
 
 
-def test_eight_runs_under_slurm_end_as_without_it(slurm, project, tmp_path):
+def test_eight_runs_under_slurm_end_as_without_it(slurm, project, tmp_path, until):
     site = {"PYTHON": sys.executable, "EXTRA": "--quiet --device cpu", "OMP_NUM_THREADS": "1"}
 
     def run(*words, **env):
@@ -68,12 +82,6 @@ def test_eight_runs_under_slurm_end_as_without_it(slurm, project, tmp_path):
     def jobs():
         """task -> state of those that SLURM still has."""
         return dict(row.split() for row in run("squeue", "-r", "-h", "-o", "%i %T").splitlines())
-
-    def until(there, seconds=180):
-        end = time.monotonic() + seconds
-        while not there():
-            assert time.monotonic() < end, (jobs(), *(log.read_text() for log in (project / "logs").iterdir()))
-            time.sleep(0.5)
 
     def soon(task, **changes):
         """Let a requeued task start again at once, not after SLURM's two minutes."""
@@ -123,3 +131,26 @@ def test_eight_runs_under_slurm_end_as_without_it(slurm, project, tmp_path):
     slurm.run("./run_experiments.sh", cwd=alone, **site)
     assert outcomes(alone) == outcomes(project)
     assert not os.listdir(project / "checkpoints") or not list((project / "checkpoints").glob("*.pt"))
+
+
+def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, until):
+    """The urgent job gets the CPUs after five seconds' grace at the latest."""
+    (project / "experiments.txt").write_text(f"--algorithm las --n_epochs 600 --seed 1 {FEW}\n")
+    site = {"PYTHON": sys.executable, "EXTRA": "--quiet --device cpu", "OMP_NUM_THREADS": "1"}
+
+    def run(*words):
+        return slurm.run(*words, cwd=project, **site)
+
+    run("sbatch", "--gres=none", "--cpus-per-task=2", "--mem-per-cpu=900", "--time=50", "run_experiments.sh")
+    until(lambda: "running, after round" in run("./run_experiments.sh", "--status").replace("round 0", ""))
+    task = run("squeue", "-r", "-h", "-o", "%i").split()[0]
+    run("sbatch", "--partition=urgent", "--cpus-per-task=2", "--mem-per-cpu=900", "--output=urgent", "--wrap=echo ran; sleep 1")
+    until(lambda: (project / "urgent").exists())
+    until(lambda: task in run("squeue", "-r", "-h", "-t", "PENDING", "-o", "%i"))
+    log = (project / "logs" / f"fedalg_{task}.out")
+    assert "stopped by SIGTERM after round" in log.read_text()
+    until(lambda: "urgent" not in run("squeue", "-h", "-o", "%P"))
+    run("scontrol", "update", f"JobId={task}", "StartTime=now")
+    until(lambda: not run("squeue", "-h").strip())
+    assert "goes on after round" in log.read_text()
+    assert "1 done" in run("./run_experiments.sh", "--status")
