@@ -128,9 +128,7 @@ class LocalSuperiorSoups(Pool):
         def pulls(w):
             return both[1] if pull is None else both[1] + pull(anchor + w)
 
-        for _ in self.run(
-            client, self.soup_epochs, pulls, i - 1, n_steps=total, w=new, point=point, origin=anchor
-        ):
+        for _ in self.run(client, self.soup_epochs, pulls, i - 1, n_steps=total, w=new, point=point, origin=anchor):
             pass
 
     def _distance_weights(self, moves, squares):

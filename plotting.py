@@ -258,8 +258,11 @@ def level_order(dirichlet):
     return float("inf") if dirichlet == "iid" else float(dirichlet)
 
 
-def summarise(dataset, dirichlet, series):
-    """Return the rows of the summary table, one {column: text} for each series of one heterogeneity level."""
+def summarise(dataset, dirichlet, series, at=()):
+    """Return the rows of the summary table, one {column: text} for each series of one heterogeneity level.
+
+    at: rounds after which the accuracy gets a column of its own; empty where a series was not evaluated then.
+    """
     rows = []
     for label, members in series.items():
         finals = pd.DataFrame([run.final for run in members])
@@ -273,6 +276,7 @@ def summarise(dataset, dirichlet, series):
                 "method": label,
                 "rounds": str(n_rounds),
                 "seeds": str(len(members)),
+                **{f"after round {n} %": spread(100 * _accuracies_after(n, members)) for n in at},
                 "accuracy %": spread(100 * finals["accuracy"]),
                 "last 10 %": spread(100 * finals["accuracy_last10"]),
                 "at best val %": spread(100 * finals["accuracy_best_val"]),
@@ -285,6 +289,12 @@ def summarise(dataset, dirichlet, series):
             }
         )
     return rows
+
+
+def _accuracies_after(n, members):
+    """Return the test accuracies after round n, a pandas Series, of the Runs that were evaluated then."""
+    found = [run.rounds.loc[run.rounds["epoch"] == n, "test_accs"].dropna() for run in members]
+    return pd.concat(found)
 
 
 def times(dense, sent):
@@ -336,7 +346,9 @@ def _until(rounds, target):
 
 
 def spread(values):
-    """Return "mean ± deviation" of the values, or the value alone if there is one."""
+    """Return "mean ± deviation" of the values, or the value alone if there is one; "" if there is none."""
+    if not len(values):
+        return ""
     return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
 
 
@@ -363,8 +375,10 @@ def as_latex(rows):
     return "\n".join([begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", end]) + "\n"
 
 
-def compare(csv_dir, output_dir, dataset):
+def compare(csv_dir, output_dir, dataset, at=()):
     """Draw all figures of `dataset` and write its tables; return {name: rows} of these, and the paths written.
+
+    at: rounds of which the summary tells the accuracy too.
 
     Raises ValueError if there is no finished run of it.
     """
@@ -391,9 +405,9 @@ def compare(csv_dir, output_dir, dataset):
         for kind, draw in (("comparison", draw_comparison), ("train_val", draw_train_val)):
             paths.append(output_dir / f"{dataset}_{level}_{kind}.png")
             draw(series, paths[-1].with_suffix(""), title, bounds)
-        tables["summary"] += summarise(dataset, level, series)
+        tables["summary"] += summarise(dataset, level, series, at)
         tables["to_target"] += to_target(dataset, level, series)
-    tables["summary"] += summarise(dataset, "", bounds)
+    tables["summary"] += summarise(dataset, "", bounds, at)
     for name, rows in tables.items():
         if rows:
             paths.append(output_dir / f"{dataset}_{name}.md")
@@ -408,6 +422,9 @@ def main():
     parser.add_argument("--csv_dir", default="metrics", help="folder of <run>_metrics.csv and <run>.json [metrics]")
     parser.add_argument("--output_dir", default="final_plots", help="folder for figures and tables [final_plots]")
     parser.add_argument("--dataset", help="default: every dataset that has a finished run")
+    parser.add_argument(
+        "--at", type=int, nargs="+", default=[], metavar="R", help="rounds to tell the accuracy of, too"
+    )
     parser.add_argument(
         "--rebuild_results",
         nargs="?",
@@ -428,7 +445,7 @@ def main():
         parser.error(f"no finished run in {args.csv_dir}: run fedalg.py first")
     for dataset in datasets:
         try:
-            tables, paths = compare(args.csv_dir, args.output_dir, dataset)
+            tables, paths = compare(args.csv_dir, args.output_dir, dataset, args.at)
         except (ValueError, OSError) as error:
             parser.error(str(error))
         print(as_text(tables["summary"]), end="\n\n")

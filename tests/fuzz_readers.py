@@ -8,8 +8,10 @@ to a whole file. Each must read it, or raise an InputError of one line.
 
 import contextlib
 import io
+import pickle
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import atheris
@@ -22,13 +24,10 @@ with atheris.instrument_imports(include=["readers", "partitions", "records", "ex
     import partitions
     import readers
     import records
-import pickle
-from collections import Counter
+import torch  # noqa: E402
+from test_fuzz import BATCH, IDX, archive  # noqa: E402
 
-import torch
-from test_fuzz import BATCH, IDX, archive
-
-from utils import InputError
+from utils import InputError  # noqa: E402
 
 torch.set_num_threads(1)
 FOLDER = Path(tempfile.mkdtemp())
@@ -118,7 +117,8 @@ def check(data):
         with contextlib.redirect_stderr(io.StringIO()):
             read(content)
     except InputError as error:
-        assert "\n" not in str(error)
+        if "\n" in str(error):
+            raise AssertionError(f"of several lines: {error}") from error
         cases[read.__name__, "refused"] += 1
     else:
         cases[read.__name__, "read"] += 1

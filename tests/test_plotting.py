@@ -90,6 +90,12 @@ def test_the_summary_by_hand(metrics, tmp_path):
     assert r"accuracy \%" in latex
 
 
+def test_the_summary_tells_the_accuracy_after_rounds_asked_for(metrics, tmp_path):
+    tables, _ = plotting.compare(metrics, tmp_path / "out", "DIGITS", at=[1, 7])
+    row = tables["summary"][1]
+    assert (row["after round 1 %"], row["after round 7 %"]) == ("30.00 ± 14.14", "")  # 20 and 40; there is no seventh
+
+
 def test_what_it_took_to_reach_fedavgs_accuracy_by_hand(tmp_path):
     """FedAvg ends at 0.5, 0.75 and 1, so that LaS-FL's 0.7425 is the target exactly; NaN is no evaluation."""
     folder, nan = tmp_path / "metrics", float("nan")

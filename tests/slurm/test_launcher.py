@@ -144,10 +144,17 @@ def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, unt
     run("sbatch", "--gres=none", "--cpus-per-task=2", "--mem-per-cpu=900", "--time=50", "run_experiments.sh")
     until(lambda: "running, after round" in run("./run_experiments.sh", "--status").replace("round 0", ""))
     task = run("squeue", "-r", "-h", "-o", "%i").split()[0]
-    run("sbatch", "--partition=urgent", "--cpus-per-task=2", "--mem-per-cpu=900", "--output=urgent", "--wrap=echo ran; sleep 1")
+    run(
+        "sbatch",
+        "--partition=urgent",
+        "--cpus-per-task=2",
+        "--mem-per-cpu=900",
+        "--output=urgent",
+        "--wrap=echo ran; sleep 1",
+    )
     until(lambda: (project / "urgent").exists())
     until(lambda: task in run("squeue", "-r", "-h", "-t", "PENDING", "-o", "%i"))
-    log = (project / "logs" / f"fedalg_{task}.out")
+    log = project / "logs" / f"fedalg_{task}.out"
     assert "stopped by SIGTERM after round" in log.read_text()
     until(lambda: "urgent" not in run("squeue", "-h", "-o", "%P"))
     run("scontrol", "update", f"JobId={task}", "StartTime=now")
