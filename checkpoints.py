@@ -204,13 +204,14 @@ class Keeper:
     """Saves a run now and then, and when a signal asks it to end."""
 
     def __init__(self, checkpoints, every=None):
-        """every: rounds between checkpoints; if None, they follow so that they take 1 % of the time."""
-        self.checkpoints, self.every = checkpoints, every
-        self.cost, self.last, self.asked = 0.1, time.monotonic(), None
+        """every: rounds between checkpoints; if None, they follow so that all of them take 1 % of the time."""
+        self.checkpoints, self.every, self.asked = checkpoints, every, None
+        self.begun = self.last = time.monotonic()
+        self.cost, self.spent = 0.1, 0.0  # seconds: of the last one, at first a guess, and of all
 
     def after_client(self, exp):
         """Save if it is ten minutes since; raise Interrupted, when saved, if a signal came."""
-        if self.asked is not None or self._since() > LONGEST:
+        if self.asked is not None or time.monotonic() - self.last > LONGEST:
             self.save(exp)
         self.heed(exp)
 
@@ -223,7 +224,10 @@ class Keeper:
     def after_round(self, exp):
         """Save if it is time; raise Interrupted, when saved, if a signal came."""
         self.after_client(exp)
-        due = self._since() > self.cost / SHARE if self.every is None else len(exp.rows) % self.every == 0
+        if self.every is None:
+            due = self.spent + self.cost < SHARE * (time.monotonic() - self.begun)
+        else:
+            due = len(exp.rows) % self.every == 0
         if due and len(exp.rows) < exp.args.n_epochs:
             self.save(exp)
 
@@ -233,9 +237,7 @@ class Keeper:
         self.checkpoints.save(state_of(exp))
         self.last = time.monotonic()
         self.cost = self.last - started
-
-    def _since(self):
-        return time.monotonic() - self.last
+        self.spent += self.cost
 
     @contextlib.contextmanager
     def listening(self):

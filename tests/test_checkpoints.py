@@ -346,7 +346,8 @@ def test_checkpoints_take_about_a_hundredth_of_the_time(monkeypatch, tmp_path, e
         now[0] += 7
         exp.rows.append({"epoch": round})
         keeper.after_round(exp)
-    assert saved == [2, 10, 18, 26]  # 14 s at first, for a guess of 0.1 s; then 56 s, the first above 50
+    # 14 s at first, for a guess of 0.1 s; then as soon as half a second more is below 1 % of the time: 100, 150, 200 s
+    assert saved == [2, 15, 22, 29]
     now[0] += 601
     keeper.after_client(exp)  # in the middle of a long round
     assert len(saved) == 5
