@@ -37,7 +37,7 @@ def _code_hash():
 
 CODE = _code_hash()  # of what runs, not of what the files may hold later
 LONGEST = 600  # seconds without a checkpoint, as far as clients end in them
-SHARE = 0.01  # of the time, for checkpoints
+SHARE = 0.007  # of the time, for checkpoints; they grow with what clients keep, and shall not pass 0.01
 
 
 class Interrupted(Exception):
