@@ -7,7 +7,8 @@ every broadcast; a client that comes back pays for what it missed.
 import torch
 
 import payload
-from agg_utils import Update, top_k_mask
+from agg_utils import Update
+from sparse_updates import top_k_mask
 from utils import generator
 
 

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fedalg
 import payload
 import utils
-from agg_utils import Update, top_k_mask
+from agg_utils import Update
+from sparse_updates import top_k_mask
 
 
 def trained_update():

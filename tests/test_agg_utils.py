@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import options
-from agg_utils import ALGORITHMS, ErrorFeedback, FedACG, FedAvg, FedProx, LaSFL, SignSGD, Update, top_k_mask
+from agg_utils import ALGORITHMS, FedACG, FedAvg, FedProx, LaSFL, SignSGD, Update
 from models import Layout
+from sparse_updates import ErrorFeedback, top_k_mask
 
 SIZES, N_BUFFERS = (4, 3, 2), 3
 LAYOUT = Layout(names=("a", "b", "c"), sizes=SIZES, n_trainable=9, dim=12)
