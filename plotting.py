@@ -10,6 +10,7 @@ files: a summary, and what it took to reach 99 % of FedAvg's final accuracy.
 import argparse
 import json
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,7 +217,11 @@ def finish(figure, axes, series, path, title):
     """Put a title over the figure and the legend of `axes` under it, and save it as PNG and PDF."""
     several = any(len(members) > 1 for members in series.values())
     figure.suptitle(title + (": mean and deviation over n seeds" if several else ""), fontsize=10)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(series)), fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [textwrap.fill(label, 72) for label in labels]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    columns = max(1, min(4, len(labels), round(16 * figure.get_figwidth()) // (longest + 6)))  # 16 characters an inch
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     save(figure, path, ["png", "pdf"])
 
 

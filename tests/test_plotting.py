@@ -251,3 +251,17 @@ def test_what_sent_nothing_is_not_less_by_any_factor():
     sent = pd.Series([2.0, 4.0])
     assert plotting.times(pd.Series([8.0, 8.0]), sent) == "3.0x"
     assert plotting.times(pd.Series([8.0, 8.0]), 0 * sent) == ""
+
+
+def test_a_legend_of_long_labels_stays_in_the_figure(monkeypatch):
+    monkeypatch.setattr(plotting, "save", lambda *_: None)
+    figure, axes = plotting.plt.subplots(figsize=(9, 6))
+    for i in range(5):
+        axes.plot([0, 1], label=f"LSS {i} aff_coeff=0.1 average_received=False div_coeff=0.1 later_share=0.125 " * 2)
+    plotting.finish(figure, axes, {}, "x", "title")
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    plotting.plt.close(figure)
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0
