@@ -79,8 +79,8 @@ class LocalSuperiorSoups(Pool):
     trains every model after the first for an eighth of the first one's epochs, --later_share 0.125).
 
     All models are held as differences to f_p, which needs no row then: [n_verts, n_trainable]. Distances follow from
-    products of these rows, and one product of two rows of coefficients with them makes the next point and both
-    distances' gradients. What cancels there is of the size of the distances, not of the weights.
+    products of these rows; the next point and the distances' gradients are each a row of coefficients times them. What
+    cancels there is of the size of the distances, not of the weights.
     """
 
     options = {
@@ -116,19 +116,19 @@ class LocalSuperiorSoups(Pool):
             shares /= shares.sum(1, keepdim=True)
         shares = iter(shares[:, 1:].to(moves.device))
         squares = moves[:-1].square().sum(1)  # of the others' distances to the anchor
-        both = moves.new_zeros(2, len(anchor))  # the point less the anchor, and the gradient of the distances
 
         def point():
             share = next(shares)
-            weights = torch.stack([share, self._distance_weights(moves, squares)])
-            torch.mm(weights, moves, out=both)
-            torch.add(anchor, both[0], out=client.model.trainable)
+            torch.addmv(anchor, moves.t(), share, out=client.model.trainable)
             return share[-1]
 
-        def pulls(w):
-            return both[1] if pull is None else both[1] + pull(anchor + w)
+        def add_distances(gradient):
+            gradient.addmv_(moves.t(), self._distance_weights(moves, squares))
+            if pull is not None:
+                gradient += pull(anchor + new)
 
-        for _ in self.run(client, self.soup_epochs, pulls, i - 1, n_steps=total, w=new, point=point, origin=anchor):
+        more = {"w": new, "point": point, "origin": anchor, "adjust": add_distances}
+        for _ in self.run(client, self.soup_epochs, model=i - 1, n_steps=total, **more):
             pass
 
     def _distance_weights(self, moves, squares):

@@ -115,14 +115,14 @@ class Client:
             self.attack.spoil(self, start, self.model.vector)
         return self.model.vector
 
-    def steps(self, batches, w=None, pull=None, point=None, origin=None, loss=None, settings=None):
+    def steps(self, batches, w=None, pull=None, point=None, origin=None, loss=None, settings=None, adjust=None):
         """Take an optimiser step on `w` for each of `batches`, and yield after it.
 
         w [k]: the last k of the working model's weights, all of them if not given; or, if `point` is, a vector
         [n_trainable] of the caller's, the difference of its weights to `origin`. pull(w) -> [k] is added to the
         gradient. point() puts the weights at which the gradient is taken into the working model and returns the
         derivative of these by `w`, a scalar tensor. loss(logits, x, y): instead of the mean cross-entropy. settings:
-        other LocalSettings than the client's.
+        other LocalSettings than the client's. adjust(gradient) changes the gradient [k] in place.
         """
         s, w = settings or self.settings, self.model.trainable if w is None else w
         gradient = self.model.gradient[-len(w) :]
@@ -137,6 +137,8 @@ class Client:
                 with torch.no_grad():
                     if pull is not None:
                         gradient += pull(w)
+                    if adjust is not None:
+                        adjust(gradient)
                     if s.clip_norm is not None:
                         gradient *= (s.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1)
                     if origin is not None and s.weight_decay:

@@ -1,6 +1,6 @@
 """Seconds a step of each local method against plain local training, the same number of steps each.
 
-    python benchmarks/local_methods.py [--rounds 5] [--steps 12] [--models cnn resnet18] [--device cpu]
+    python benchmarks/local_methods.py [--rounds 5] [--steps 12] [--models cnn resnet18] [--methods "LSS, 4 models"]
 
 One client of synthetic 3x32x32 images trains in batches of 64: FedAvg's `steps` steps, and as many by each method, by
 `steps` / 4 for each of 4 models where there is a pool. All take turns in one process; the ratio is that of the medians.
@@ -61,12 +61,14 @@ def main():
     parser.add_argument("--steps", type=int, default=12, help="a multiple of 4")
     parser.add_argument("--models", nargs="+", default=["cnn", "resnet18"])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS)[1:], default=list(METHODS)[1:], metavar="METHOD")
     args = parser.parse_args()
+    chosen = {name: settings for name, settings in METHODS.items() if name in ("FedAvg", *args.methods)}
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {platform.machine()}\n")
     print("| model | optimiser | method | ms a step | of FedAvg's | its range |\n|---|---|---|---|---|---|")
     for model in args.models:
         for optimizer in ("sgd", "adam"):
-            clients = {n: client_of(model, optimizer, s, args.steps, args.device) for n, s in METHODS.items()}
+            clients = {n: client_of(model, optimizer, s, args.steps, args.device) for n, s in chosen.items()}
             times = {name: [] for name in clients}
             for _ in range(args.rounds + 1):  # the first warms up
                 for name, pair in clients.items():
