@@ -237,6 +237,10 @@ def test_a_fingerprint_tells_other_samples_and_not_other_seeds(cifar):
     batch[b"labels"][0] ^= 1
     path.write_bytes(pickle.dumps(batch))
     assert data.load_dataset("CIFAR10", cifar, 0).fingerprint != first.fingerprint
+    batch[b"labels"][0] ^= 1
+    batch[b"data"][0, 0] ^= 1
+    path.write_bytes(pickle.dumps(batch))
+    assert data.load_dataset("CIFAR10", cifar, 0).fingerprint != first.fingerprint
 
 
 def test_normalised_training_images_have_mean_0_and_deviation_1():

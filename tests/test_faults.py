@@ -205,6 +205,14 @@ def test_an_update_that_is_not_finite_is_left_out_if_asked(experiment, monkeypat
     assert exp.theta.isfinite().all()
 
 
+def test_a_client_whose_update_is_left_out_does_not_keep_the_model_behind_it(experiment, monkeypatch):
+    exp = experiment(algorithm="moon", on_nan="skip")
+    number, *others = rounds.sample_clients(20, 0.2, 0, 1)
+    poison(exp, number, monkeypatch)
+    rounds.train_round(exp, 1)
+    assert sorted(exp.trainer.local.last) == sorted(others)
+
+
 def test_if_no_update_is_finite_the_model_stays(experiment, monkeypatch):
     exp = experiment(on_nan="skip")
     before = exp.theta.clone()

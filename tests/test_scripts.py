@@ -240,3 +240,20 @@ def test_the_readmes_worked_example_is_an_algorithm(tmp_path):
         assert done.returncode == 0, done.stderr
         last.append(re.search("test accuracy ([0-9.]+), F1 ([0-9.]+)", done.stdout).groups())
     assert last[0] == last[1] != last[2]
+
+
+def test_what_runs_or_is_finished_is_not_missing(tmp_path, capsys):
+    """Of four lines the first is finished, the second runs, the third was stopped."""
+    lines = [f"--algorithm fedavg --seed {seed} --metrics_dir {tmp_path}" for seed in range(4)]
+    (tmp_path / "list").write_text("\n".join(lines) + "\n")
+    names = []
+    for line in lines[:3]:
+        args = utils.parse_args(line.split())
+        names.append(utils.run_name(args))
+        settings = utils.settings_of(args)
+        records.write_json(tmp_path / f"{names[-1]}.json", {"settings": settings, "finished": args.seed == 0})
+    with records.exclusively(tmp_path / f".{names[1]}.lock"):
+        experiments.main([str(tmp_path / "list"), "--missing"])
+    assert capsys.readouterr().out.strip() == "3-4"
+    experiments.main([str(tmp_path / "list"), "--missing"])
+    assert capsys.readouterr().out.strip() == "2-4"
