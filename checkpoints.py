@@ -22,7 +22,7 @@ import rounds
 import utils
 from utils import InputError
 
-MAGIC = b"fedalg checkpoint 1\n"
+MAGIC = b"fedalg checkpoint 2\n"
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -204,7 +204,7 @@ class Keeper:
     """Saves a run now and then, and when a signal asks it to end."""
 
     def __init__(self, checkpoints, every=None):
-        """every: rounds between checkpoints; if None, they follow so that all of them take 1 % of the time."""
+        """every: rounds between checkpoints; if None, they follow so that they take less than 1 % of the time."""
         self.checkpoints, self.every, self.asked = checkpoints, every, None
         self.begun = self.last = time.monotonic()
         self.cost, self.spent = 0.1, 0.0  # seconds: of the last one, at first a guess, and of all

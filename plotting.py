@@ -428,7 +428,12 @@ def main():
     parser.add_argument("--output_dir", default="final_plots", help="folder for figures and tables [final_plots]")
     parser.add_argument("--dataset", help="default: every dataset that has a finished run")
     parser.add_argument(
-        "--at", type=int, nargs="+", default=[], metavar="R", help="rounds to tell the accuracy of, too"
+        "--at",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="R",
+        help="rounds after which the summary tells the accuracy, too",
     )
     parser.add_argument(
         "--rebuild_results",
