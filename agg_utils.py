@@ -1,8 +1,8 @@
 """The algorithms: what the server broadcasts, what a client's gradient adds, what it sends, and how updates merge.
 
 A model is a vector `[dim]`: the trainable weights `[n_trainable]` first, then the float buffers (BatchNorm statistics).
-A cohort is a matrix of updates `[clients, dim]`. Momentum, proximal pulls and masks act on the trainable part; buffers
-are averaged, weighted by the clients' shares, and always sent whole.
+Momentum, proximal pulls and masks act on the trainable part; buffers are averaged, weighted by the clients' shares, and
+always sent whole. What a merge gets of the updates is merging.Arrived.
 
 To add an algorithm, derive a class from FedAvg (or another), put `@register("name")` over it and override the hooks in
 which it differs. Options that only it has go into `options`, a literal dict which the command line reads:
@@ -17,9 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from options import Configurable
+from options import Stateful
 from sparse_updates import ErrorFeedback, Localiser, Stitcher
-from utils import by_client, of_clients
 
 ALGORITHMS = {}
 
@@ -42,13 +41,14 @@ class Update(NamedTuple):
 
 
 @register("fedavg")
-class FedAvg(Configurable):
+class FedAvg(Stateful):
     """the average of the clients' updates, weighted by their samples (McMahan et al. 2017, Algorithm 1)"""
 
     defaults = {}  # not inherited
     presets = {}
     sends = True  # whether anything crosses a wire
     personalises = False  # whether `personal` gives clients other models than `deployed`
+    means = ("update",)  # of merging.MEANS, what `merge` needs; () = all updates, which then have to be kept
     pull = None  # pull(w, start) -> [n_trainable]: what the algorithm adds to every local gradient
 
     def __init__(self, layout, **options):
@@ -72,16 +72,9 @@ class FedAvg(Configurable):
     def delivered(self, client, update):
         """Hear which Update of `client` the server decoded: another than was sent, if values are rounded."""
 
-    def forget(self, number):
-        """Drop what is kept of client `number`: its last update was not finite, and was not merged."""
-
-    def merge(self, theta, deltas, masks, p):
-        """Return the server's next model `[dim]`.
-
-        deltas [clients, dim]: what arrived; masks: bool [clients, n_trainable], or None where all weights were sent;
-        p [clients]: the clients' weights, which sum to 1.
-        """
-        return theta + p @ deltas
+    def merge(self, theta, arrived):
+        """Return the server's next model `[dim]`, of what merging.Arrived holds of the clients' updates."""
+        return theta + arrived.mean["update"]
 
     def deployed(self, theta):
         """Return the model `[dim]` that is evaluated, given the server's `theta [dim]`."""
@@ -90,15 +83,6 @@ class FedAvg(Configurable):
     def personal(self, theta, number):
         """Return the model `[dim]` that client `number` uses, given the server's `theta [dim]`."""
         return self.deployed(theta)
-
-    def state(self):
-        """Return {name: tensor or number}: what the server keeps between rounds besides its model."""
-        return {}
-
-    def load(self, state):
-        """Take back what `state()` returned."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 @register("fedprox")
@@ -119,6 +103,7 @@ class FedACG(FedAvg):
         "acg_momentum": (0.1, "decay", "lambda: share of the server's momentum kept each round"),
         "acg_beta": (0.0, "nonnegative", "beta: the local loss has + beta/2 |w - lookahead|^2"),
     }
+    own = ("server_momentum",)
 
     def __init__(self, layout, **options):
         super().__init__(layout, **options)
@@ -135,15 +120,12 @@ class FedACG(FedAvg):
     def pull(self, w, start):
         return self.acg_beta * (w - start)
 
-    def merge(self, theta, deltas, masks, p):
-        n, step = self.layout.n_trainable, p @ deltas  # [dim], relative to the lookahead point
+    def merge(self, theta, arrived):
+        n, step = self.layout.n_trainable, arrived.mean["update"]  # [dim], relative to the lookahead point
         if self.server_momentum is not None:
             step[:n] += self.acg_momentum * self.server_momentum
         self.server_momentum = step[:n].clone()
         return theta + step
-
-    def state(self):
-        return {} if self.server_momentum is None else {"server_momentum": self.server_momentum}
 
 
 @register("las")
@@ -191,6 +173,7 @@ class LaSFL(FedAvg):
             "shared_init": True,
         }
     }
+    own = ("velocity", "waiting")
 
     def __init__(self, layout, **options):
         super().__init__(layout, **options)
@@ -204,6 +187,7 @@ class LaSFL(FedAvg):
             }
         self.localise = Localiser(layout.sizes, self.mask_scope, self.mask_floor, learning)
         self.stitcher = Stitcher(layout, {"overlap": 0.0, "all": 1.0, "prior": self.stitch_prior}[self.stitch])
+        self.means = ("update",) if self.stitch == "all" else ("update", "mask")
         self.memory = ErrorFeedback(self.residual_momentum) if self.residual == "client" else None
         self.velocity = None  # [n_trainable], the server's last step, for its momentum (Hsu et al. 2019)
         self.waiting = None  # [n_trainable], what the server did not apply (residual = server)
@@ -223,12 +207,11 @@ class LaSFL(FedAvg):
         if self.memory:
             self.memory.sent(client.number, update.delta[: self.layout.n_trainable], update.mask)
 
-    def forget(self, number):
-        if self.memory:
-            self.memory.forget(number)
+    def held(self):
+        return self.memory.held() if self.memory else {}
 
-    def merge(self, theta, deltas, masks, p):
-        step, n = self.stitcher(deltas, masks, p), self.layout.n_trainable
+    def merge(self, theta, arrived):
+        step, n = self.stitcher(arrived.mean["update"], arrived.mean.get("mask")), self.layout.n_trainable
         if self.server_momentum:
             if self.velocity is not None:
                 step[:n] += self.server_momentum * self.velocity
@@ -238,15 +221,6 @@ class LaSFL(FedAvg):
             step[:n] = total * self.localise.largest(total, self.sparsity)
             self.waiting = total - step[:n]
         return theta + step
-
-    def state(self):
-        own = {"velocity": self.velocity, "waiting": self.waiting}
-        return {k: v for k, v in own.items() if v is not None} | (self.memory.state() if self.memory else {})
-
-    def load(self, state):
-        self.velocity, self.waiting = state.get("velocity"), state.get("waiting")
-        if self.memory:
-            self.memory.load(state)
 
 
 @register("topk")
@@ -277,10 +251,11 @@ class SignSGD(FedAvg):
 
     options = {"sign_step": (2e-3, "positive", "the server's step for every weight")}
     defaults = {"value_bits": 1, "downlink": "sparse", "down_sparsity": 1.0}
+    means = ("update", "sign")
 
-    def merge(self, theta, deltas, masks, p):
-        n, step = self.layout.n_trainable, p @ deltas
-        step[:n] = self.sign_step * (p @ deltas[:, :n].sign()).sign()
+    def merge(self, theta, arrived):
+        n, step = self.layout.n_trainable, arrived.mean["update"]
+        step[:n] = self.sign_step * arrived.mean["sign"].sign()
         return theta + step
 
 
@@ -299,15 +274,15 @@ class FedBN(FedAvg):
         super().__init__(layout, **options)
         self.norms = {}  # client -> its layers, [k]
         ranges = [torch.arange(begin, end) for begin, end in layout.norms]
-        self.own = torch.cat(ranges) if ranges else torch.arange(0)  # their places in the vector, [k]
+        self.places = torch.cat(ranges) if ranges else torch.arange(0)  # their places in the vector, [k]
 
     def _with(self, theta, norms):
-        return theta.index_copy(0, self.own.to(theta.device), norms)
+        return theta.index_copy(0, self.places.to(theta.device), norms)
 
     def local_update(self, start, client):
         start = self.personal_start(start, client.number)
         trained = client.train(start, self.pull)
-        own = self.own.to(start.device)
+        own = self.places.to(start.device)
         self.norms[client.number] = trained[own]
         delta = torch.sub(trained, start, out=client.row)
         return self.upload(delta.index_fill_(0, own, 0), start, client)
@@ -316,20 +291,14 @@ class FedBN(FedAvg):
         """Return `theta [dim]` with the client's own layers, if it has any yet."""
         return self._with(theta, self.norms[number]) if number in self.norms else theta
 
-    def forget(self, number):
-        self.norms.pop(number, None)
+    def held(self):
+        return {"norms": self.norms}
 
     def deployed(self, theta):
         return self._with(theta, torch.stack(list(self.norms.values())).mean(0)) if self.norms else theta
 
     def personal(self, theta, number):
         return self.personal_start(theta, number) if number in self.norms else self.deployed(theta)
-
-    def state(self):
-        return by_client("norms", self.norms)
-
-    def load(self, state):
-        self.norms = of_clients("norms", state)
 
 
 def count_of(share, n):
@@ -344,9 +313,11 @@ class Median(FedAvg):
     Of an even number, the mean of the two in the middle. The clients' weights have no part in it.
     """
 
-    def merge(self, theta, deltas, masks, p):
-        ordered, half = deltas.sort(0).values, len(deltas) // 2
-        return theta + (ordered[half] if len(deltas) % 2 else ordered[half - 1 : half + 1].mean(0))
+    means = ()
+
+    def merge(self, theta, arrived):
+        ordered, half = arrived.deltas.sort(0).values, len(arrived.deltas) // 2
+        return theta + (ordered[half] if len(ordered) % 2 else ordered[half - 1 : half + 1].mean(0))
 
 
 @register("trimmed_mean")
@@ -354,10 +325,12 @@ class TrimmedMean(FedAvg):
     """the mean of each coordinate without its largest and its smallest values (Yin et al. 2018, Definition 2)"""
 
     options = {"trim": (0.2, "half", "share of the clients left out at either end, rounded up")}
+    means = ()
 
-    def merge(self, theta, deltas, masks, p):
-        k = min(count_of(self.trim, len(deltas)), (len(deltas) - 1) // 2)
-        return theta + deltas.sort(0).values[k : len(deltas) - k].mean(0)
+    def merge(self, theta, arrived):
+        n = len(arrived.deltas)
+        k = min(count_of(self.trim, n), (n - 1) // 2)
+        return theta + arrived.deltas.sort(0).values[k : n - k].mean(0)
 
 
 @register("krum")
@@ -369,8 +342,10 @@ class MultiKrum(FedAvg):
     """
 
     options = {"liars": (0.2, "half", "share of the clients in a round that may lie, rounded up")}
+    means = ()
 
-    def merge(self, theta, deltas, masks, p):
+    def merge(self, theta, arrived):
+        p, deltas = arrived.p, arrived.deltas
         n, weights = len(deltas), deltas[:, : self.layout.n_trainable]  # statistics of BatchNorm are of another size
         f = max(0, min(count_of(self.liars, n), (n - 3) // 2))
         distances = torch.cdist(weights, weights, compute_mode="donot_use_mm_for_euclid_dist").square()

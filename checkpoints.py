@@ -22,7 +22,7 @@ import rounds
 import utils
 from utils import InputError
 
-MAGIC = b"fedalg checkpoint 2\n"
+MAGIC = b"fedalg checkpoint 3\n"
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -209,9 +209,13 @@ class Keeper:
         self.begun = self.last = time.monotonic()
         self.cost, self.spent = 0.1, 0.0  # seconds: of the last one, at first a guess, and of all
 
+    def due(self):
+        """Tell whether a signal came, or the last checkpoint is ten minutes old."""
+        return self.asked is not None or time.monotonic() - self.last > LONGEST
+
     def after_client(self, exp):
-        """Save if it is ten minutes since; raise Interrupted, when saved, if a signal came."""
-        if self.asked is not None or time.monotonic() - self.last > LONGEST:
+        """Save if it is `due`; raise Interrupted, when saved, if a signal came."""
+        if self.due():
             self.save(exp)
         self.heed(exp)
 

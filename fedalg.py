@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import evaluation
 import models
 import partitions
 import personal
@@ -32,6 +33,7 @@ from downlink import Downlink
 from local_methods import LOCAL_METHODS
 from local_training import LocalSettings, Trainer
 from utils import InputError
+from workers import Workers, how_many
 
 NOT_FINISHED = 75  # exit status of a run that a signal ended: the same command goes on (EX_TEMPFAIL of sysexits.h)
 METRICS = ["train_losses", "train_accs", "val_losses", "val_accs", "test_losses", "test_accs"]
@@ -52,7 +54,9 @@ class Experiment:
     trainer: Trainer
     theta: torch.Tensor
     downlink: Downlink
-    deltas: torch.Tensor = None  # [clients, dim], the updates of a round; kept, since fresh pages cost more than a step
+    workers: Workers
+    spare_rows: list = field(default_factory=list)  # [dim] each, for updates; fresh pages cost more than a step
+    deltas: torch.Tensor = None  # [clients, dim], all updates of a round, if the merge needs these
     cohort: object = None  # the Cohort of the round under way
     rows: list = field(default_factory=list)
     traffic: dict = field(default_factory=dict)  # client -> [rounds, bytes up, bytes down]
@@ -107,8 +111,21 @@ def assemble(args, splits, parts, device):
         seed=args.seed,
         real=args.wire == "real",
     )
+    cohort = rounds.cohort_size(args.n_clients, args.participation)
+    check_memory(args, algorithm, cohort, model.layout.dim)
+    workers = Workers(trainer, how_many(args.parallel_clients, device, cohort))
     name = utils.run_name(args)
-    return Experiment(args, name, device, splits, parts, model, algorithm, trainer, theta, downlink)
+    return Experiment(args, name, device, splits, parts, model, algorithm, trainer, theta, downlink, workers)
+
+
+def check_memory(args, algorithm, n, dim):
+    """Raise InputError if the merge needs all n updates [dim] at once, and they take more than --max_cohort_memory."""
+    size = n * dim * 4 / 2**30
+    if not algorithm.means and size > args.max_cohort_memory:
+        raise InputError(
+            f"--algorithm {args.algorithm} needs all {n} updates of a round at once, {size:.2f} GiB: raise "
+            f"--max_cohort_memory {args.max_cohort_memory:g}, or lower --participation"
+        )
 
 
 def pick_device(wanted, deterministic=False):
@@ -166,9 +183,9 @@ def run_rounds(exp, write, keeper=None):
     left = range(done + 1, total + 1)
     bar = tqdm(left, desc=exp.name, unit="round", initial=done, total=total, disable=not on_terminal)
     for round in bar:
-        row = rounds.train_round(exp, round, keeper and keeper.after_client)
+        row = rounds.train_round(exp, round, keeper)
         if round % args.eval_every == 0 or round == args.n_epochs:
-            rounds.evaluate_round(exp, row)
+            evaluation.evaluate_round(exp, row)
         write(row)
         exp.rows.append(row)
         sent = row["bytes_up_total"] + row["bytes_down_total"]
@@ -218,14 +235,14 @@ def save_clients(exp, keeper=None):
 
     personal.save(
         args.save_clients,
-        rounds.served(exp),
+        evaluation.served(exp),
         map(next_client, range(args.n_clients)),
         part_chooser(args, exp.model.layout),
         args.part_bits or args.value_bits,
         histograms,
         utils.settings_of(args),
         test.labels.cpu(),
-        lambda vector: rounds.predict(exp, vector, test).argmax(1).cpu(),
+        lambda vector: evaluation.predict(exp, vector, test).argmax(1).cpu(),
     )
     return judge_clients(exp, args.save_clients)
 
@@ -250,7 +267,7 @@ def judge_clients(exp, folder):
         exp.model.layout,
         test.labels.cpu(),
         exp.splits.n_classes,
-        lambda vector: rounds.predict(exp, vector, test).argmax(1).cpu(),
+        lambda vector: evaluation.predict(exp, vector, test).argmax(1).cpu(),
         exp.device,
     )
     records.write_atomic(Path(folder) / "accuracy.csv", records.csv_text(personal.COLUMNS, rows))
@@ -324,12 +341,12 @@ def run(exp, metrics, keeper):
     with records.MetricsCSV(metrics / f"{name}_metrics.csv", COLUMNS, exp.rows) as csv:
         run_rounds(exp, csv.write, keeper)
     if not exp.judged:  # it went on after the last round
-        *_, exp.judged = rounds.evaluate(exp, exp.splits.test)
+        *_, exp.judged = evaluation.evaluate(exp, exp.splits.test)
     final = results.final_figures(exp)
     if args.save_weights or args.save_clients:  # once one of them is begun, the run must be able to go on
         keeper.save(exp)
     if args.save_weights:
-        exp.model.load(rounds.served(exp))
+        exp.model.load(evaluation.served(exp))
         records.remove_leftovers(args.save_weights)
         models.save_weights(args.save_weights, exp.model.module, data.label_set(args.dataset))
     figures = draw(args, name)

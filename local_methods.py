@@ -10,8 +10,8 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
-from options import Configurable
-from utils import by_client, generator, of_clients, round_half_up
+from options import Stateful
+from utils import generator, round_half_up
 
 LOCAL_METHODS = {}
 
@@ -27,7 +27,7 @@ def local_method(name):
 
 
 @local_method("sgd")
-class LocalMethod(Configurable):
+class LocalMethod(Stateful):
     """one run of the optimiser over the client's data"""
 
     def __call__(self, client, start, pull):
@@ -47,16 +47,6 @@ class LocalMethod(Configurable):
     def n_steps(self, client, epochs, indices=None):
         """Return how many steps `run` takes."""
         return min(client.n_steps(epochs, indices), client.settings.max_steps or 2**63)
-
-    def forget(self, number):
-        """Drop what client `number` keeps: its last update was not finite."""
-
-    def state(self):
-        """Return {name: tensor or number}: what clients keep between rounds."""
-        return {}
-
-    def load(self, state):
-        """Take back what `state()` returned."""
 
 
 class Pool(LocalMethod):
@@ -315,11 +305,5 @@ class MOON(LocalMethod):
                 pass
         self.last[client.number] = model.vector.clone()
 
-    def forget(self, number):
-        self.last.pop(number, None)
-
-    def state(self):
-        return by_client("last", self.last)
-
-    def load(self, state):
-        self.last = of_clients("last", state)
+    def held(self):
+        return {"last": self.last}

@@ -4,6 +4,7 @@ Nothing here knows which algorithm it serves. No step waits for the device: loss
 made and read once a round.
 """
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 from data import batch_bounds, client_batches
 from local_methods import LocalMethod
+from models import FlatModel
 from utils import generator
 
 
@@ -44,6 +46,11 @@ class Trainer:
         """
         self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
         self.local, self.attack = local or LocalMethod(), attack
+
+    def twin(self):
+        """Return a Trainer with a working model of its own, and all else in common, for other clients meanwhile."""
+        model = FlatModel(copy.deepcopy(self.model.module), self.model.vector.device)
+        return Trainer(model, self.splits, self.parts, self.settings, self.local, self.attack)
 
     def client(self, number, round):
         """Return the Client `number` as it takes part in `round` (from 1)."""

@@ -49,6 +49,35 @@ def _options_of(cls):
     return getattr(cls, "options", {})
 
 
+class Stateful(Configurable):
+    """What may keep something between rounds: the server in its attributes `own`, the clients in what `held` has."""
+
+    own = ()  # names of attributes, tensors or None
+
+    def held(self):
+        """Return {kind: {client: tensor}}, the dicts themselves: what clients keep."""
+        return {}
+
+    def forget(self, number):
+        """Drop what client `number` keeps: its last update was not finite, and was not merged."""
+        for of_client in self.held().values():
+            of_client.pop(number, None)
+
+    def state(self):
+        """Return {name: tensor or {client: tensor}}: all that is kept between rounds."""
+        own = {name: getattr(self, name) for name in self.own if getattr(self, name) is not None}
+        return own | {kind: dict(of_client) for kind, of_client in self.held().items()}
+
+    def load(self, state):
+        """Take back what `state()` returned."""
+        state = dict(state)
+        for name in self.own:
+            setattr(self, name, state.get(name))
+        for kind, of_client in self.held().items():
+            of_client.clear()
+            of_client.update(state[kind])
+
+
 @dataclass(frozen=True)
 class Spec:
     """What the command line needs to know of an algorithm or a local method: a line of help and its own options."""
@@ -125,6 +154,10 @@ def _dirichlet(text):
     return _number(float, lambda a: a > 0, "a positive number, nan or iid")(text)
 
 
+def _workers(text):
+    return text if text == "auto" else _number(int, lambda n: 1 <= n <= 1024, "auto or a number from 1 to 1024")(text)
+
+
 KINDS = {
     "count": _number(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000"),
     "integer": _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1"),
@@ -136,6 +169,7 @@ KINDS = {
     "dirichlet": _dirichlet,
     "size": _number(int, lambda n: n % 4 == 0 and 8 <= n <= 512, "a multiple of 4 from 8 to 512"),
     "bits": _number(int, lambda n: n in (32, 16, 8, 4, 1), "32, 16, 8, 4 or 1"),
+    "workers": _workers,
     "path": str,
     "dataset": str,
 }
@@ -253,6 +287,20 @@ OPTIONS = {
     ],
     "machine": [
         Option("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto = cuda, else mps, else cpu", named=False),
+        Option(
+            "parallel_clients",
+            "auto",
+            "workers",
+            "clients that train at once; auto = one per CPU thread, 8 at most, or 1 on a GPU",
+            named=False,
+        ),
+        Option(
+            "max_cohort_memory",
+            4.0,
+            "positive",
+            "GiB that updates may take which wait to be merged; median, trimmed_mean and krum need all of a round",
+            named=False,
+        ),
         Option("deterministic", False, "flag", "only deterministic GPU kernels (slower)", named=False),
     ],
     "files": [

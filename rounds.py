@@ -1,4 +1,4 @@
-"""One round: clients download, train and send, the server merges what arrives, and its model is evaluated.
+"""One round: clients download, train and send, and the server merges what arrives.
 
 All functions take the fedalg.Experiment that they work on.
 """
@@ -7,22 +7,27 @@ import math
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 
-import data
+import merging
 import payload
 from agg_utils import Update
 from utils import generator, round_half_up
+from workers import used_here
 
-EVAL_BATCH = 512
 BYTES = ["bytes_up", "bytes_down", "bytes_up_total", "bytes_down_total"]
+
+
+def cohort_size(n_clients, participation):
+    """Return how many clients take part in a round, at least one."""
+    return max(1, round_half_up(participation * n_clients))
 
 
 def sample_clients(n_clients, participation, seed, round):
     """Return the sorted numbers of the clients of `round`: round(participation * n_clients) of them, at least one."""
-    n = max(1, round_half_up(participation * n_clients))
+    n = cohort_size(n_clients, participation)
     return sorted(torch.randperm(n_clients, generator=generator(seed, "clients", round))[:n].tolist())
 
 
@@ -33,28 +38,37 @@ def dropped(numbers, share, seed, round):
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What is left of a local_training.Client when its update is sent; loss and hits are scalar tensors, sums."""
+class Sent:
+    """What is to be known of a client that trained and sent `bytes` of an update.
+
+    loss, hits: sums over the `seen` samples; total: the sum of the update, which is finite if all its entries are;
+    kept: how many weights it sent. These are scalar tensors, so that no GPU is waited for.
+    """
 
     number: int
     n_samples: int
+    bytes: int
     seen: int
     loss: torch.Tensor
     hits: torch.Tensor
+    total: torch.Tensor
+    kept: object  # or a number
 
 
 @dataclass
 class Cohort:
-    """The clients of one round: of `numbers`, those in `done` have sent their updates; `lost` ones never will."""
+    """The clients of one round, those with the most samples first: `done` have sent, `lost` ones never will.
+
+    What they sent is in `sums`, or, for a merge that needs all of it at once, in the first rows of deltas and masks.
+    """
 
     numbers: list
     lost: list
-    deltas: torch.Tensor  # [clients, dim]
+    sums: merging.Sums
+    deltas: torch.Tensor = None  # [clients, dim]
     masks: torch.Tensor = None  # bool [clients, n_trainable], if any sends less than all
-    kept: list = field(default_factory=list)  # weights that each sent
-    up: dict = field(default_factory=dict)  # client -> bytes
-    down: dict = field(default_factory=dict)
-    done: list = field(default_factory=list)  # of Trained
+    down: dict = field(default_factory=dict)  # client -> bytes
+    done: list = field(default_factory=list)  # of Sent
     seconds: float = 0.0
 
     def progress(self):
@@ -65,11 +79,10 @@ class Cohort:
         """Return {name: tensors and plain values}, for a checkpoint."""
         n = len(self.done)
         return {
-            "deltas": self.deltas[:n].clone(),
+            "sums": dict(self.sums.totals),
+            "deltas": None if self.deltas is None else self.deltas[:n].clone(),
             "masks": None if self.masks is None else self.masks[:n].clone(),
-            "kept": [int(kept) for kept in self.kept],
-            "up": self.up,
-            "down": self.down,
+            "down": dict(self.down),
             "done": [vars(client) for client in self.done],
             "seconds": self.seconds,
         }
@@ -77,14 +90,35 @@ class Cohort:
     def load(self, state):
         """Take back what `state()` returned."""
         n = len(state["done"])
-        self.deltas[:n] = state["deltas"]
+        self.sums.totals = dict(state["sums"])
+        if state["deltas"] is not None:
+            self.deltas[:n] = state["deltas"]
         if state["masks"] is not None:
-            self.masks = torch.ones(
-                len(self.numbers), state["masks"].shape[1], dtype=torch.bool, device=self.deltas.device
-            )
-            self.masks[:n] = state["masks"]
-        self.kept, self.up, self.down = list(state["kept"]), dict(state["up"]), dict(state["down"])
-        self.done, self.seconds = [Trained(**client) for client in state["done"]], state["seconds"]
+            self._mask_rows(state["masks"])[:n] = state["masks"]
+        self.down, self.done = dict(state["down"]), [Sent(**client) for client in state["done"]]
+        self.seconds = state["seconds"]
+
+    def _mask_rows(self, like):
+        if self.masks is None:
+            size = len(self.numbers), like.shape[-1]
+            self.masks = torch.ones(size, dtype=torch.bool, device=like.device)
+        return self.masks
+
+    def take(self, client, update, weight):
+        """Take what the next client sent: its Sent and its Update, which has this weight in the merge."""
+        if self.deltas is None:
+            self._add(client, update, weight)
+        elif update.mask is not None:
+            self._mask_rows(update.mask)[len(self.done)] = update.mask
+        self.done.append(client)
+
+    def _add(self, client, update, weight):
+        """Add an Update to the sums, unless it or the client's loss is not finite."""
+        finite = (client.total + client.loss).isfinite()
+        if finite.is_cuda or finite.device.type == "mps":
+            self.sums.add(update, weight, counts=finite)
+        elif finite:
+            self.sums.add(update, weight)
 
 
 def begin_round(exp, round):
@@ -92,9 +126,13 @@ def begin_round(exp, round):
     args = exp.args
     numbers = sample_clients(args.n_clients, args.participation, args.seed, round)
     lost = dropped(numbers, args.dropout, args.seed, round) if args.dropout else []
-    if exp.deltas is None:
-        exp.deltas = exp.theta.new_empty(len(numbers), exp.model.layout.dim)
-    return Cohort([number for number in numbers if number not in lost], lost, exp.deltas)
+    numbers = sorted(set(numbers) - set(lost), key=lambda number: (-len(exp.parts[number]), number))
+    cohort = Cohort(numbers, lost, merging.Sums(exp.algorithm.means, exp.model.layout.n_trainable))
+    if not exp.algorithm.means:
+        if exp.deltas is None:
+            exp.deltas = exp.theta.new_empty(len(numbers) + len(lost), exp.model.layout.dim)
+        cohort.deltas = exp.deltas
+    return cohort
 
 
 def resume_round(exp, state):
@@ -105,29 +143,78 @@ def resume_round(exp, state):
         exp.cohort.load(state)
 
 
-def train_round(exp, round, after_client=None):
+def train_round(exp, round, keeper=None):
     """Let the clients of `round` train, merge what they send into exp.theta, and return the round's row so far.
 
-    after_client(exp) is called when one has sent its update. Raises FloatingPointError, before anything is merged, if a
-    client's loss or update is not finite, unless --on_nan is skip.
+    keeper.due() is asked before a client begins; if so, those that have begun are let through, and then
+    keeper.after_client(exp) is called. Raises FloatingPointError, before anything is merged, if a client's loss or
+    update is not finite, unless --on_nan is skip.
     """
     exp.cohort = cohort = exp.cohort or begin_round(exp, round)
     started = time.perf_counter() - cohort.seconds
-    for number in cohort.numbers[len(cohort.done) :]:
-        train_client(exp, cohort, exp.trainer.client(number, round))
-        cohort.seconds = time.perf_counter() - started
-        if after_client:
-            after_client(exp)
+    while len(cohort.done) < len(cohort.numbers):
+        for client, update in exp.workers.run(turns(exp, cohort, round), rows_at_once(exp), keeper and keeper.due):
+            used_here(update.mask, *vars(client).values())
+            cohort.take(client, update, weight_of(exp.args, client))
+            if cohort.deltas is None:
+                exp.spare_rows.append(update.delta)
+            cohort.seconds = time.perf_counter() - started
+        if keeper:
+            keeper.after_client(exp)
     for number in cohort.lost:
         cohort.down[number], _ = exp.downlink.fetch(number)
     row = {"epoch": round, **merge_round(exp, round, cohort)}
     exp.downlink.publish(exp.algorithm.broadcast(exp.theta))
     exp.cohort = None
     if exp.algorithm.sends:
-        row |= count_bytes(exp, cohort.up, cohort.down)
+        row |= count_bytes(exp, {client.number: client.bytes for client in cohort.done}, cohort.down)
     else:
-        row |= count_bytes(exp, dict.fromkeys(cohort.up, 0), dict.fromkeys(cohort.down, 0))
+        row |= count_bytes(exp, {}, dict.fromkeys(cohort.down, 0))
     return {**row, "train_seconds": time.perf_counter() - started}
+
+
+def turns(exp, cohort, round):
+    """Yield the tasks, for workers.Workers, of the clients of the Cohort that are left."""
+    for i, number in enumerate(cohort.numbers[len(cohort.done) :], len(cohort.done)):
+        cohort.down[number], start = exp.downlink.fetch(number)
+        if cohort.deltas is not None:
+            row = cohort.deltas[i]
+        else:
+            row = exp.spare_rows.pop() if exp.spare_rows else torch.empty_like(exp.theta)
+        yield partial(train_client, exp, number, round, start, row)
+
+
+def rows_at_once(exp):
+    """Return how many updates [dim] --max_cohort_memory holds."""
+    return int(exp.args.max_cohort_memory * 2**30) // (4 * exp.model.layout.dim)
+
+
+def train_client(exp, number, round, start, row, trainer):
+    """Let client `number` train from `start [dim]` and send; return its Sent and the Update that arrives.
+
+    row [dim]: where to put that. trainer: the local_training.Trainer that is free for it.
+    """
+    stateful = exp.algorithm, trainer.local
+    used_here(start, *(of_client.get(number) for keeps in stateful for of_client in keeps.held().values()))
+    client = trainer.client(number, round)
+    client.row = row
+    update, size = send(exp, exp.algorithm.local_update(start, client), client)
+    kept = exp.model.layout.n_trainable if update.mask is None else update.mask.sum()
+    total = update.delta.sum()  # the cheapest pass that tells whether all of it is finite
+    return Sent(number, client.n_samples, size, client.seen, client.loss, client.hits, total, kept), update
+
+
+def send(exp, update, client):
+    """Send `update` from `client` to the server; return the Update that it decodes, in client.row, and its bytes."""
+    args, n, real = exp.args, exp.model.layout.n_trainable, exp.args.wire == "real"
+    if real and not update.delta.sum().isfinite():
+        real = False  # no bytes for this; faults_of says whose it is
+    rng = generator(args.seed, "rounding", client.round, client.number)
+    message = payload.pack(update, n, args.value_bits, rng, client.round, client.number)
+    size, message = payload.carry(message, real)
+    arrived = Update(message.unpack(client.row), message.mask)
+    exp.algorithm.delivered(client, arrived)
+    return arrived, size
 
 
 def merge_round(exp, round, cohort):
@@ -135,61 +222,60 @@ def merge_round(exp, round, cohort):
 
     Where nothing arrived, the model stays as it is, and the train columns are empty.
     """
-    args, n, sent = exp.args, exp.model.layout.n_trainable, len(cohort.done)
-    deltas, masks = cohort.deltas[:sent], None if cohort.masks is None else cohort.masks[:sent]
-    figures, faults = sums_of(round, cohort.done, deltas)
+    args, n = exp.args, exp.model.layout.n_trainable
+    figures, faults = faults_of(round, cohort.done)
     if faults and args.on_nan == "stop":
         raise FloatingPointError(f"{next(iter(faults.values()))}; try a smaller --lr, or --on_nan skip")
-    if faults:
-        for i, fault in faults.items():
-            print(f"warning: {fault}: left out", file=sys.stderr)
-            exp.algorithm.forget(cohort.done[i].number)
-            exp.trainer.local.forget(cohort.done[i].number)
-        whole = [i for i in range(sent) if i not in faults]
-        deltas, masks = deltas[whole], None if masks is None else masks[whole]
-        cohort.done = [cohort.done[i] for i in whole]
-        cohort.kept = [cohort.kept[i] for i in whole]
-        figures = figures[whole]
-    done = cohort.done
-    if not done:
+    for i, fault in faults.items():
+        print(f"warning: {fault}: left out", file=sys.stderr)
+        exp.algorithm.forget(cohort.done[i].number)
+        exp.trainer.local.forget(cohort.done[i].number)
+    whole = [i for i in range(len(cohort.done)) if i not in faults]
+    if not whole:
         return {"clients": 0}
-    samples = torch.tensor([float(c.n_samples) for c in done], device=exp.device)
-    p = samples / samples.sum() if args.weighting == "samples" else torch.full_like(samples, 1 / len(samples))
-    exp.theta = exp.algorithm.merge(exp.theta, deltas, masks, p)
-    seen, (losses, hits) = sum(c.seen for c in done), figures.sum(0).tolist()
+    exp.theta = exp.algorithm.merge(exp.theta, arrived_of(cohort, whole, args))
+    losses, hits = figures[whole].sum(0).tolist()
+    seen, kept = (sum(int(getattr(cohort.done[i], name)) for i in whole) for name in ("seen", "kept"))
     return {
         "train_losses": losses / seen,
         "train_accs": hits / seen,
-        "kept_share": sum(map(int, cohort.kept)) / (len(done) * n),
-        "clients": len(done),
+        "kept_share": kept / (len(whole) * n),
+        "clients": len(whole),
     }
 
 
-def train_client(exp, cohort, client):
-    """Let `client`, the next of the Cohort, download, train and send."""
-    i, n = len(cohort.done), exp.model.layout.n_trainable
-    client.row = cohort.deltas[i]
-    cohort.down[client.number], start = exp.downlink.fetch(client.number)
-    update, cohort.up[client.number] = send(exp, exp.algorithm.local_update(start, client), client)
-    cohort.kept.append(n if update.mask is None else update.mask.sum())
-    if update.mask is not None:
-        if cohort.masks is None:
-            cohort.masks = torch.ones(len(cohort.numbers), n, dtype=torch.bool, device=exp.device)
-        cohort.masks[i] = update.mask
-    cohort.done.append(Trained(client.number, client.n_samples, client.seen, client.loss, client.hits))
+def weight_of(args, client):
+    """Return the weight of a client (Sent) in the merge."""
+    return client.n_samples if args.weighting == "samples" else 1
 
 
-def send(exp, update, client):
-    """Send `update` from `client` to the server; return the Update that it decodes, in client.row, and its bytes."""
-    args, n, real = exp.args, exp.model.layout.n_trainable, exp.args.wire == "real"
-    if real and not update.delta.sum().isfinite():
-        real = False  # no bytes for this; sums_of says whose it is
-    rng = generator(args.seed, "rounding", client.round, client.number)
-    message = payload.pack(update, n, args.value_bits, rng, client.round, client.number)
-    size, message = payload.carry(message, real)
-    arrived = Update(message.unpack(client.row), message.mask)
-    exp.algorithm.delivered(client, arrived)
-    return arrived, size
+def arrived_of(cohort, whole, args):
+    """Return the merging.Arrived of the clients at the places `whole` of cohort.done."""
+    weights = [weight_of(args, cohort.done[i]) for i in whole]
+    if cohort.deltas is None:
+        return merging.Arrived(cohort.sums.means(sum(weights)))
+    deltas, masks = cohort.deltas[: len(cohort.done)], cohort.masks
+    if masks is not None:
+        masks = masks[: len(cohort.done)]
+    if len(whole) < len(cohort.done):
+        deltas, masks = deltas[whole], None if masks is None else masks[whole]
+    return merging.all_of(deltas, masks, weights)
+
+
+def faults_of(round, done):
+    """Return the losses and hits of `done`, a list of Sent, float32 [clients, 2], and {place: what is not finite}.
+
+    All figures of them are read from the device here, at once.
+    """
+    if not done:
+        return torch.zeros(0, 2), {}
+    figures = torch.stack([torch.stack([c.loss, c.hits, c.total]) for c in done]).cpu()
+    faults = {}
+    for i, (client, (loss, _, total)) in enumerate(zip(done, figures.tolist(), strict=True)):
+        for what, value in (("update", total), ("loss", loss)):
+            if not math.isfinite(value):
+                faults[i] = f"round {round}, client {client.number}: the {what} is not finite"
+    return figures[:, :2], faults
 
 
 def count_bytes(exp, up, down):
@@ -199,84 +285,3 @@ def count_bytes(exp, up, down):
         exp.traffic[number] = [rounds + 1, sent[0] + up.get(number, 0), sent[1] + down[number]]
     totals = [sum(client[i] for client in exp.traffic.values()) for i in (1, 2)]
     return dict(zip(BYTES, [sum(up.values()), sum(down.values()), *totals], strict=True))
-
-
-def sums_of(round, done, deltas):
-    """Return the clients' sums of losses and of hits, float32 [clients, 2] on the CPU, and {place: what is not finite}.
-
-    done: a Trained a row of deltas [clients, dim]. All figures of them are read from the device here, at once.
-    """
-    if not done:
-        return torch.zeros(0, 2), {}
-    sums = deltas.sum(1)  # not finite if any entry is not; the cheapest pass there is
-    figures = torch.stack([torch.stack([c.loss, c.hits, total]) for c, total in zip(done, sums, strict=True)]).cpu()
-    faults = {}
-    for i, (client, (loss, _, total)) in enumerate(zip(done, figures.tolist(), strict=True)):
-        for what, value in (("update", total), ("loss", loss)):
-            if not math.isfinite(value):
-                faults[i] = f"round {round}, client {client.number}: the {what} is not finite"
-    return figures[:, :2], faults
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Evaluation
-
-
-def served(exp):
-    """Return the model [dim] that the run is judged by; see `common`."""
-    return exp.algorithm.deployed(common(exp))
-
-
-def common(exp):
-    """Return the model [dim] that all share: the server's, or, with a sparse downlink, the clients'.
-
-    What a broadcast holds besides the server's model, as FedACG's does, is taken off again.
-    """
-    if exp.args.downlink != "sparse":
-        return exp.theta
-    broadcast = exp.algorithm.broadcast(exp.theta)
-    return exp.downlink.model if broadcast is exp.theta else exp.downlink.model - (broadcast - exp.theta)
-
-
-@torch.no_grad()
-def predict(exp, vector, images):
-    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images."""
-    exp.model.load(vector)
-    exp.model.module.eval()
-    logits = []
-    for begin in range(0, len(images), EVAL_BATCH):
-        x = exp.splits.normalise(images.images[begin : begin + EVAL_BATCH])
-        with torch.autocast(exp.device.type, torch.bfloat16, enabled=exp.args.precision == "bf16"):
-            logits.append(exp.model.module(x))
-    return torch.cat(logits).float()
-
-
-def evaluate(exp, images):
-    """Return mean loss and accuracy of the model on data.Images, the predictions int64 [N], and the Images of these.
-
-    Under --shift feature, an algorithm with personal models is judged by them: each client's on its own domain.
-    """
-    if exp.algorithm.personalises and exp.args.shift == "feature":
-        own = [images[images.domains == exp.splits.train.domains[part].mode().values] for part in exp.parts]
-        shared = common(exp)
-        found = [predict(exp, exp.algorithm.personal(shared, number), part) for number, part in enumerate(own)]
-        logits, images = torch.cat(found), data.join(own)
-    else:
-        logits = predict(exp, served(exp), images)
-    predictions = logits.argmax(1)
-    loss = F.cross_entropy(logits, images.labels).item()
-    return loss, (predictions == images.labels).sum().item() / len(images), (predictions, images)
-
-
-def evaluate_round(exp, row):
-    """Add what the server's model reaches on validation, test and (--eval_train) all training data to `row`."""
-    started = time.perf_counter()
-    if exp.args.eval_train:
-        row["train_losses"], row["train_accs"], _ = evaluate(exp, exp.splits.train)
-    row["val_losses"], row["val_accs"], _ = evaluate(exp, exp.splits.val)
-    row["test_losses"], row["test_accs"], exp.judged = evaluate(exp, exp.splits.test)
-    row["eval_seconds"] = time.perf_counter() - started
-    if not math.isfinite(row["val_losses"] + row["test_losses"]):
-        raise FloatingPointError(
-            f"round {row['epoch']}: the loss of the merged model is not finite; try a smaller --lr"
-        )

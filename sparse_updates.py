@@ -2,8 +2,6 @@
 
 import torch
 
-from utils import by_client, of_clients
-
 
 class ErrorFeedback:
     """What each client did not send, to be added to its next update (Seide et al. 2014; Stich et al. 2018).
@@ -30,16 +28,9 @@ class ErrorFeedback:
         if self.momentum:
             self.velocity[number] = torch.zeros_like(arrived) if mask is None else self.velocity[number] * ~mask
 
-    def forget(self, number):
-        """Begin anew with client `number`."""
-        self.left.pop(number, None)
-        self.velocity.pop(number, None)
-
-    def state(self):
-        return by_client("left", self.left) | by_client("velocity", self.velocity)
-
-    def load(self, state):
-        self.left, self.velocity = of_clients("left", state), of_clients("velocity", state)
+    def held(self):
+        """Return {kind: {client: vector}}."""
+        return {"left": self.left, "update_velocity": self.velocity}
 
 
 class Localiser:
@@ -79,25 +70,21 @@ def top_k_mask(delta, keep, sizes):
 
 
 class Stitcher:
-    """Merges sparse updates: `stitcher(deltas, masks, p) -> step [dim]`.
+    """Merges sparse updates: `stitcher(update, kept) -> step [dim]`.
 
-    A weight moves by the p-weighted sum of its updates over the weight of the clients that kept it, plus `prior` times
-    that of the others. With 0 this is the mean of those that kept it (He et al. 2024, with sample weights); with 1 the
-    mean over all, where a client that did not send a weight votes for leaving it. A weight that nobody kept stays.
-    Buffers `[dim - n_trainable]` are averaged over all clients.
+    update [dim]: the clients' weighted mean, in which they have 0 where they kept nothing; it is changed. kept
+    [n_trainable]: the share of their weight that kept each weight, not needed with prior 1.
+
+    A weight moves by the mean of those that kept it, where each of the others counts as `prior` of a vote for leaving
+    it: with 0 this is the mean of those that kept it (He et al. 2024, with sample weights), with 1 the mean over all. A
+    weight that nobody kept stays. Buffers `[dim - n_trainable]` are averaged over all clients.
     """
 
     def __init__(self, layout, prior=0.0):
         self.n, self.prior = layout.n_trainable, prior
 
-    def __call__(self, deltas, masks, p):
-        step = p @ deltas  # deltas are zero where nothing was kept
-        if masks is None or self.prior == 1:
-            return step
-        share = torch.zeros_like(step[: self.n])
-        for weight, mask in zip(p, masks, strict=True):  # by rows: no float copy of all the masks at once
-            share += weight * mask
-        kept = share > 0
-        share += self.prior * (1 - share)
-        step[: self.n] = torch.where(kept, step[: self.n] / share, 0)
-        return step
+    def __call__(self, update, kept):
+        if self.prior != 1:
+            votes = kept + self.prior * (1 - kept) if self.prior else kept
+            update[: self.n] = torch.where(kept > 0, update[: self.n] / votes, 0)
+        return update

@@ -380,16 +380,6 @@ def differing_settings(args, settings):
 # What clients keep between rounds
 
 
-def by_client(kind, held):
-    """Return {name: value} of a {client: value}, for a state() that holds several kinds; `of_clients` undoes it."""
-    return {f"{kind}_{number}": value for number, value in held.items()}
-
-
-def of_clients(kind, state):
-    """Return the {client: value} of one kind from what `by_client` made."""
-    return {int(name[len(kind) + 1 :]): value for name, value in state.items() if name.startswith(f"{kind}_")}
-
-
 def reason(error):
     """Return what an exception says, in one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

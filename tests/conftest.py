@@ -9,7 +9,9 @@ import torch
 from hypothesis import settings
 
 import fedalg
+import merging
 import utils
+from agg_utils import Update
 from models import Layout
 
 settings.register_profile("no clock", deadline=None)  # a busy machine is no failure
@@ -47,6 +49,16 @@ def program(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
     return run
+
+
+def merge(algorithm, theta, deltas, masks, weights):
+    """Return the algorithm's next model of deltas [clients, dim], masks [clients, n_trainable] or None, and weights."""
+    if not algorithm.means:
+        return algorithm.merge(theta, merging.all_of(deltas, masks, weights))
+    sums = merging.Sums(algorithm.means, algorithm.layout.n_trainable)
+    for i, weight in enumerate(weights.tolist()):
+        sums.add(Update(deltas[i], None if masks is None else masks[i]), weight)
+    return algorithm.merge(theta, merging.Arrived(sums.means(sum(weights.tolist()))))
 
 
 def flat_state(module):

@@ -1,7 +1,10 @@
 """Each algorithm against hand-worked numbers, against a slow per-tensor twin, and against its reduction to FedAvg."""
 
+import copy
+
 import pytest
 import torch
+from conftest import merge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +55,7 @@ def send(algorithm, theta, deltas, numbers=range(99), round=1):
 
 
 def one_round(algorithm, theta, deltas, p, numbers=range(99)):
-    return algorithm.merge(theta, *send(algorithm, theta, deltas, numbers), p)
+    return merge(algorithm, theta, *send(algorithm, theta, deltas, numbers), p)
 
 
 def build(name, **options):
@@ -231,10 +234,10 @@ def test_the_server_chooses_of_all_that_waits(layout):
     options = {"sparsity": 0.2, "mask_scope": "global", "stitch": "all", "residual": "server", "server_momentum": 0.5}
     algorithm = LaSFL(layout, **options)
     everything = torch.ones(1, 5, dtype=torch.bool)
-    theta = algorithm.merge(theta, vector(8, 6, 0, 0, 0, 0, 0)[None], everything, p)
+    theta = merge(algorithm, theta, vector(8, 6, 0, 0, 0, 0, 0)[None], everything, p)
     assert torch.equal(theta, vector(8, 0, 0, 0, 0, 0, 0))
-    theta = algorithm.merge(
-        theta, vector(0, 0, 1, 0, 0, 0, 0)[None], everything, p
+    theta = merge(
+        algorithm, theta, vector(0, 0, 1, 0, 0, 0, 0)[None], everything, p
     )  # step (4, 3, 1), waiting (0, 6, 0)
     assert torch.equal(theta, vector(8, 9, 0, 0, 0, 0, 0))
     assert torch.equal(algorithm.waiting, vector(4, 0, 1, 0, 0))
@@ -457,7 +460,7 @@ def test_a_loaded_state_continues_like_the_one_it_came_from(name, options):
     theta, deltas, p = cohort(5)
     algorithm, other = (build(name, **options) for _ in range(2))
     theta = one_round(algorithm, theta, deltas, p)
-    other.load({key: value.clone() for key, value in algorithm.state().items()})
+    other.load(copy.deepcopy(algorithm.state()))
     _, deltas, p = cohort(6)
     assert torch.equal(one_round(algorithm, theta, deltas, p), one_round(other, theta, deltas, p))
 
@@ -465,7 +468,7 @@ def test_a_loaded_state_continues_like_the_one_it_came_from(name, options):
 def test_a_weight_nobody_kept_stays_the_servers():
     theta, deltas, p = cohort(7)
     sent, masks = send(LaSFL(LAYOUT, sparsity=0.3), theta, deltas)
-    merged = LaSFL(LAYOUT).merge(theta, sent, masks, p)
+    merged = merge(LaSFL(LAYOUT), theta, sent, masks, p)
     untouched = ~masks.any(0)
     assert untouched.any()
     assert torch.equal(merged[:9][untouched], theta[:9][untouched])

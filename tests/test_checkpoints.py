@@ -20,6 +20,7 @@ import torch
 from conftest import QUICK, ROOT
 
 import checkpoints
+import evaluation
 import experiments
 import fedalg
 import rounds
@@ -200,7 +201,7 @@ def keep(tmp_path, **settings):
     keeper = Keeper(Checkpoints(tmp_path / "checkpoint", exp.name), every=1)
     for round in (1, 2):
         exp.rows.append(rounds.train_round(exp, round))
-        rounds.evaluate_round(exp, exp.rows[-1])
+        evaluation.evaluate_round(exp, exp.rows[-1])
         keeper.save(exp)
     return keeper.checkpoints, exp
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+import evaluation
 import fedalg
 import payload
 import records
@@ -202,11 +203,10 @@ def test_a_client_that_turns_nan_is_named_before_it_is_merged(experiment):
     assert torch.equal(exp.theta, before)
 
 
-def test_a_loss_that_is_not_finite_is_named_even_if_the_update_is(experiment):
-    clients = [fedalg.Trainer.client(experiment().trainer, number, 1) for number in (5, 6)]
-    for client, loss in zip(clients, (1.0, float("inf")), strict=True):
-        client.loss, client.hits = torch.tensor(loss), torch.tensor(3)
-    figures, faults = rounds.sums_of(2, clients, torch.zeros(2, 4))
+def test_a_loss_that_is_not_finite_is_named_even_if_the_update_is():
+    zero, losses = torch.tensor(0.0), {5: torch.tensor(1.0), 6: torch.tensor(float("inf"))}
+    clients = [rounds.Sent(number, 9, 99, 9, loss, torch.tensor(3), zero, 7) for number, loss in losses.items()]
+    figures, faults = rounds.faults_of(2, clients)
     assert faults == {1: "round 2, client 6: the loss is not finite"}
     assert figures[0].tolist() == [1.0, 3.0]
 
@@ -308,7 +308,7 @@ def test_under_fedbn_norm_layers_stay_with_their_client(experiment):
         assert (mine - expected)[own].norm() < 0.1 * (models[0] - models[1])[own].norm()
         assert torch.equal(mine[rest], exp.theta[rest])
     mean = sum(exp.algorithm.norms.values()) / 3
-    assert torch.allclose(rounds.served(exp), exp.theta.index_copy(0, own, mean))
+    assert torch.allclose(evaluation.served(exp), exp.theta.index_copy(0, own, mean))
     again = fedalg.make_algorithm(exp.args, exp.model.layout)
     again.load(exp.algorithm.state())
     assert torch.equal(again.personal(exp.theta, 1), exp.algorithm.personal(exp.theta, 1))
@@ -318,13 +318,13 @@ def test_each_domain_is_judged_by_its_own_clients_model(experiment):
     """FedBN under feature shift, two clients a domain, against one domain at a time."""
     exp = experiment(algorithm="fedbn", norm="batch", shift="feature", n_clients=10, participation=1.0)
     rounds.train_round(exp, 1)
-    loss, accuracy, (predictions, judged) = rounds.evaluate(exp, exp.splits.test)
+    loss, accuracy, (predictions, judged) = evaluation.evaluate(exp, exp.splits.test)
     exp.judged = predictions, judged
     losses, accuracies = [], {name: [] for name in exp.splits.domains}
     for number in range(10):
         (domain,) = exp.splits.train.domains[exp.parts[number]].unique().tolist()
         own = exp.splits.test[exp.splits.test.domains == domain]
-        logits = rounds.predict(exp, exp.algorithm.personal(exp.theta, number), own)
+        logits = evaluation.predict(exp, exp.algorithm.personal(exp.theta, number), own)
         losses.append(torch.nn.functional.cross_entropy(logits, own.labels).item())
         accuracies[exp.splits.domains[domain]].append((logits.argmax(1) == own.labels).float().mean().item())
     assert loss == pytest.approx(sum(losses) / 10, rel=1e-5)
@@ -351,7 +351,7 @@ def test_without_norm_layers_fedbn_is_fedavg(experiment):
     for algorithm in ("fedavg", "fedbn"):
         exp = experiment(algorithm=algorithm, norm="none")
         rounds.train_round(exp, 1)
-        both.append(rounds.served(exp))
+        both.append(evaluation.served(exp))
     assert torch.equal(*both)
 
 
@@ -435,9 +435,8 @@ def test_bytes_add_up_over_rounds_and_over_clients(program, tmp_path):
 def test_what_the_server_merges_is_what_arrived(experiment, monkeypatch):
     exp = experiment(value_bits=4)
     merged = {}
-    monkeypatch.setattr(
-        exp.algorithm, "merge", lambda theta, deltas, masks, p: merged.update(d=deltas.clone()) or theta
-    )
+    monkeypatch.setattr(exp.algorithm, "means", ())  # so that merge() gets all updates
+    monkeypatch.setattr(exp.algorithm, "merge", lambda theta, got: merged.update(d=got.deltas.clone()) or theta)
     rounds.train_round(exp, 1)
     n = exp.model.layout.n_trainable
     blocks = merged["d"][0, : n - n % 1024].view(-1, 1024)
@@ -448,25 +447,24 @@ def test_a_sparse_downlink_is_judged_by_what_clients_hold(experiment):
     exp = experiment(downlink="sparse", down_sparsity=0.05)
     rounds.train_round(exp, 1)
     assert not torch.equal(exp.downlink.model, exp.theta)
-    assert rounds.served(exp) is exp.downlink.model
+    assert evaluation.served(exp) is exp.downlink.model
     ahead = experiment(algorithm="fedacg", acg_momentum=0.5, downlink="sparse", down_sparsity=1.0, down_bits=32)
     for round in (1, 2):
         rounds.train_round(ahead, round)
-    assert torch.allclose(rounds.served(ahead), ahead.theta, atol=1e-5)
+    assert torch.allclose(evaluation.served(ahead), ahead.theta, atol=1e-5)
     assert not torch.allclose(ahead.downlink.model, ahead.theta, atol=1e-3)
     other = experiment(algorithm="fedacg", acg_momentum=0.5)
     rounds.train_round(other, 1)
     rounds.train_round(other, 2)
-    assert rounds.served(other) is other.theta
+    assert evaluation.served(other) is other.theta
     assert torch.equal(other.downlink.model, other.algorithm.broadcast(other.theta))
 
 
 def test_what_a_client_keeps_is_what_did_not_arrive(experiment, monkeypatch):
     """In one bit a value: what is left and what the server merged are together what the client trained."""
     exp, arrived = experiment(algorithm="las", residual="client", value_bits=1), {}
-    monkeypatch.setattr(
-        exp.algorithm, "merge", lambda theta, deltas, masks, p: arrived.update(d=deltas.clone()) or theta
-    )
+    monkeypatch.setattr(exp.algorithm, "means", ())
+    monkeypatch.setattr(exp.algorithm, "merge", lambda theta, got: arrived.update(d=got.deltas.clone()) or theta)
     start = exp.theta.clone()
     rounds.train_round(exp, 1)
     for row, (number, left) in zip(arrived["d"], exp.algorithm.memory.left.items(), strict=True):
@@ -483,7 +481,8 @@ def test_who_sends_everything_masks_nothing(experiment, monkeypatch):
         return sent._replace(mask=None) if client.number == first else sent
 
     monkeypatch.setattr(exp.algorithm, "local_update", all_but_the_first)
-    monkeypatch.setattr(exp.algorithm, "merge", lambda theta, deltas, masks, p: merged.update(m=masks) or theta)
+    monkeypatch.setattr(exp.algorithm, "means", ())
+    monkeypatch.setattr(exp.algorithm, "merge", lambda theta, got: merged.update(m=got.masks) or theta)
     row = rounds.train_round(exp, 1)
     assert merged["m"][0].all()
     assert not merged["m"][1].all()
@@ -527,7 +526,7 @@ def test_variances_that_vanish_stay_finite_in_few_bits(experiment):
     for wire in ({"value_bits": 4}, {"downlink": "sparse", "down_bits": 8, "down_sparsity": 1.0}):
         exp = experiment(n_client_epochs=3, n_clients=4, participation=1.0, **{**settings, **wire})
         fedalg.run_rounds(exp, lambda row: None)
-        assert torch.isfinite(rounds.served(exp)).all()
+        assert torch.isfinite(evaluation.served(exp)).all()
 
 
 def test_local_steps_end_a_clients_round(experiment):
@@ -552,7 +551,7 @@ def test_evaluation_is_of_the_servers_model_in_evaluation_mode(experiment):
     exp = experiment(norm="batch")
     rounds.train_round(exp, 1)
     before = exp.theta.clone()
-    loss, accuracy, (predictions, _) = rounds.evaluate(exp, exp.splits.test)
+    loss, accuracy, (predictions, _) = evaluation.evaluate(exp, exp.splits.test)
     module = fedalg.build_module(exp.args, exp.splits)
     flat = fedalg.models.FlatModel(module)
     flat.load(before)
@@ -569,11 +568,11 @@ def test_eval_every_and_eval_train(experiment):
     fedalg.run_rounds(exp, rows.append)
     assert [row["epoch"] for row in rows if "test_accs" in row] == [2, 4, 5]
     for part in ("train", "val", "test"):
-        loss, accuracy, (predictions, _) = rounds.evaluate(exp, getattr(exp.splits, part))
+        loss, accuracy, (predictions, _) = evaluation.evaluate(exp, getattr(exp.splits, part))
         assert (rows[-1][f"{part}_losses"], rows[-1][f"{part}_accs"]) == (loss, accuracy)
     assert torch.equal(exp.judged[0], predictions)
     exp.args.precision = "bf16"
-    assert 0 < abs(rounds.evaluate(exp, exp.splits.test)[0] - loss) < 0.1 * loss
+    assert 0 < abs(evaluation.evaluate(exp, exp.splits.test)[0] - loss) < 0.1 * loss
 
 
 def test_final_figures_by_hand(experiment):
@@ -643,7 +642,7 @@ def test_saved_weights_start_another_run_where_the_first_ended(program, tmp_path
     assert program(*QUICK, "--norm", "batch", "--save_weights", tmp_path / "w.pt").returncode == 0
     args = utils.resolve({"init_weights": str(tmp_path / "w.pt"), "norm": "batch", "device": "cpu"})
     exp = fedalg.prepare(args)
-    _, accuracy, _ = rounds.evaluate(exp, exp.splits.test)
+    _, accuracy, _ = evaluation.evaluate(exp, exp.splits.test)
     assert accuracy == pytest.approx(metrics_of(tmp_path)["test_accs"].iloc[-1])
 
 

@@ -1,0 +1,71 @@
+"""What a model reaches: its predictions, losses and accuracies. All functions take the fedalg.Experiment."""
+
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+
+import data
+
+EVAL_BATCH = 512
+
+
+def served(exp):
+    """Return the model [dim] that the run is judged by; see `common`."""
+    return exp.algorithm.deployed(common(exp))
+
+
+def common(exp):
+    """Return the model [dim] that all share: the server's, or, with a sparse downlink, the clients'.
+
+    What a broadcast holds besides the server's model, as FedACG's does, is taken off again.
+    """
+    if exp.args.downlink != "sparse":
+        return exp.theta
+    broadcast = exp.algorithm.broadcast(exp.theta)
+    return exp.downlink.model if broadcast is exp.theta else exp.downlink.model - (broadcast - exp.theta)
+
+
+@torch.no_grad()
+def predict(exp, vector, images):
+    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images."""
+    exp.model.load(vector)
+    exp.model.module.eval()
+    logits = []
+    for begin in range(0, len(images), EVAL_BATCH):
+        x = exp.splits.normalise(images.images[begin : begin + EVAL_BATCH])
+        with torch.autocast(exp.device.type, torch.bfloat16, enabled=exp.args.precision == "bf16"):
+            logits.append(exp.model.module(x))
+    return torch.cat(logits).float()
+
+
+def evaluate(exp, images):
+    """Return mean loss and accuracy of the model on data.Images, the predictions int64 [N], and the Images of these.
+
+    Under --shift feature, an algorithm with personal models is judged by them: each client's on its own domain.
+    """
+    if exp.algorithm.personalises and exp.args.shift == "feature":
+        own = [images[images.domains == exp.splits.train.domains[part].mode().values] for part in exp.parts]
+        shared = common(exp)
+        found = [predict(exp, exp.algorithm.personal(shared, number), part) for number, part in enumerate(own)]
+        logits, images = torch.cat(found), data.join(own)
+    else:
+        logits = predict(exp, served(exp), images)
+    predictions = logits.argmax(1)
+    loss = F.cross_entropy(logits, images.labels).item()
+    return loss, (predictions == images.labels).sum().item() / len(images), (predictions, images)
+
+
+def evaluate_round(exp, row):
+    """Add what the server's model reaches on validation, test and (--eval_train) all training data to `row`."""
+    started = time.perf_counter()
+    if exp.args.eval_train:
+        row["train_losses"], row["train_accs"], _ = evaluate(exp, exp.splits.train)
+    row["val_losses"], row["val_accs"], _ = evaluate(exp, exp.splits.val)
+    row["test_losses"], row["test_accs"], exp.judged = evaluate(exp, exp.splits.test)
+    row["eval_seconds"] = time.perf_counter() - started
+    if not math.isfinite(row["val_losses"] + row["test_losses"]):
+        raise FloatingPointError(
+            f"round {row['epoch']}: the loss of the merged model is not finite; try a smaller --lr"
+        )
