@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from options import Stateful
-from sparse_updates import ErrorFeedback, Localiser, Stitcher
+from sparse_updates import ErrorFeedback, Localiser, Stitcher, masked
 
 ALGORITHMS = {}
 
@@ -73,8 +73,8 @@ class FedAvg(Stateful):
         """Hear which Update of `client` the server decoded: another than was sent, if values are rounded."""
 
     def merge(self, theta, arrived):
-        """Return the server's next model `[dim]`, of what merging.Arrived holds of the clients' updates."""
-        return theta + arrived.mean["update"]
+        """Return the server's next model `[dim]`, of what merging.Arrived holds of the updates, and use that up."""
+        return arrived.mean["update"].add_(theta)
 
     def deployed(self, theta):
         """Return the model `[dim]` that is evaluated, given the server's `theta [dim]`."""
@@ -201,7 +201,7 @@ class LaSFL(FedAvg):
         n = self.layout.n_trainable
         change = self.memory.add(client.number, delta[:n]) if self.memory else delta[:n]
         mask = self.localise(change, start, client, self.kept_share(client.round))
-        return Update(torch.cat([change * mask, delta[n:]]), mask)
+        return Update(masked(change, mask, delta[n:], out=client.scratch), mask)
 
     def delivered(self, client, update):
         if self.memory:
@@ -220,7 +220,7 @@ class LaSFL(FedAvg):
             total = step[:n] + (0 if self.waiting is None else self.waiting)
             step[:n] = total * self.localise.largest(total, self.sparsity)
             self.waiting = total - step[:n]
-        return theta + step
+        return step.add_(theta)
 
 
 @register("topk")

@@ -46,11 +46,18 @@ class Trainer:
         """
         self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
         self.local, self.attack = local or LocalMethod(), attack
+        self.scratch = None
 
     def twin(self):
         """Return a Trainer with a working model of its own, and all else in common, for other clients meanwhile."""
         model = FlatModel(copy.deepcopy(self.model.module), self.model.vector.device)
         return Trainer(model, self.splits, self.parts, self.settings, self.local, self.attack)
+
+    def lend_scratch(self):
+        """Return a vector [dim] for what one client after the other makes of its update; fresh memory takes longer."""
+        if self.scratch is None:
+            self.scratch = torch.empty_like(self.model.vector)
+        return self.scratch
 
     def client(self, number, round):
         """Return the Client `number` as it takes part in `round` (from 1)."""
@@ -62,6 +69,7 @@ class Client:
     """One client in one round. After `train`, `loss` and `hits` are scalar tensors: sums over the `seen` samples.
 
     `row`, if set, is the vector [dim] in which the server wants the client's update; fresh memory would cost a step.
+    `scratch` is another one, to be used until the next client of its Trainer.
     """
 
     def __init__(self, trainer, number, round, settings):
@@ -71,7 +79,7 @@ class Client:
         self.indices = trainer.parts[number]
         self.n_samples = len(self.indices)
         self.seen, self.loss, self.hits = 0, 0.0, 0
-        self.row = None
+        self.row, self.scratch = None, trainer.lend_scratch()
 
     def rng(self, purpose, *more):
         """Return the CPU generator of this client's draws for `purpose` in this round."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sparse_updates import CHUNK
+
 # What an algorithm can ask for the mean of: name -> (Update, n_trainable) -> vector; None stands for ones.
 MEANS = {
     "update": lambda update, n: update.delta,  # [dim]
@@ -39,22 +41,24 @@ class Sums:
             value = MEANS[name](update, self.n)
             if value is None:
                 value = torch.ones_like(update.delta[: self.n])
-            self.totals[name] = added(self.totals.get(name), value, weight, counts)
+            if counts is not None:
+                value = torch.where(counts, value, torch.zeros_like(value))
+            if name not in self.totals:
+                self.totals[name] = torch.zeros_like(value, dtype=update.delta.dtype)
+            add_to(self.totals[name], value, weight)
 
     def means(self, weight):
         """Return {name: vector} of the means; `weight` is that of all clients together. Ends the sums."""
         return {name: self.totals.pop(name).div_(weight) for name in self.names}
 
 
-def added(total, value, weight, counts=None):
-    """Return `total [k]`, None before the first, plus weight times `value [k]`; works in place where it can."""
-    if counts is not None:
-        value = torch.where(counts, value, torch.zeros_like(value))
-    if total is None:
-        return value * float(weight)
-    if value.dtype == torch.bool:
-        value = value.to(total.dtype)
-    return total.add_(value, alpha=float(weight))
+def add_to(total, value, weight):
+    """Add weight times `value [k]`, numbers or bools, to `total [k]`."""
+    parts = [(total, value)]
+    if value.dtype == torch.bool and value.device.type == "cpu":  # numbers are made of it, and should stay in the cache
+        parts = zip(total.split(CHUNK), value.split(CHUNK), strict=True)
+    for into, part in parts:
+        into.add_(part, alpha=float(weight))
 
 
 def all_of(deltas, masks, weights):

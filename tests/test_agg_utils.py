@@ -1,6 +1,7 @@
 """Each algorithm against hand-worked numbers, against a slow per-tensor twin, and against its reduction to FedAvg."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import options
+import sparse_updates
 from agg_utils import ALGORITHMS, FedACG, FedAvg, FedProx, LaSFL, SignSGD, Update
 from models import Layout
 from sparse_updates import ErrorFeedback, top_k_mask
@@ -33,7 +35,7 @@ def cohort(seed, clients=4, layout=LAYOUT):
 class FakeClient:
     """A client whose training adds a fixed `delta`, and records what it was given."""
 
-    row = None
+    row = scratch = None
 
     def __init__(self, delta, number=0, round=1):
         self.delta, self.number, self.round = delta, number, round
@@ -505,3 +507,53 @@ def test_the_command_line_reads_what_is_registered():
 def test_an_unknown_option_is_refused(layout):
     with pytest.raises(TypeError, match="FedProx has no option mu"):
         FedProx(layout, mu=1)
+
+
+def largest_of(values, k):
+    """Places of the k largest |values|, of equal ones the first; what is not a number is larger than all."""
+    order = sorted(range(len(values)), key=lambda i: (-torch.inf if math.isnan(values[i]) else -abs(values[i]), i))
+    return set(order[:k])
+
+
+def spread(kind, n, g):
+    """n float32 numbers of which a sample tells little: heavy tails, ties, steps, one large among zeros."""
+    noise = torch.randn(n, generator=g)
+    return {
+        "normal": noise,
+        "heavy": noise / torch.rand(n, generator=g) ** 3,
+        "rounded": (noise * 2).round(),
+        "constant": torch.full((n,), -0.5),
+        "zeros": torch.zeros(n).index_fill_(0, torch.randint(n, (3,), generator=g), 7.0),
+        "two sizes": torch.where(noise > 1.2, 1.0, -1e-3),
+        "sorted": noise.sort().values,
+        "with nan": noise.index_fill(0, torch.randint(n, (5,), generator=g), torch.nan),
+        "with infinities": noise.index_fill(0, torch.randint(n, (5,), generator=g), -torch.inf),
+        "subnormal": noise * 1e-39,
+    }[kind]
+
+
+PLAIN_KINDS = ("normal", "heavy", "rounded", "constant", "zeros", "sorted", "subnormal")
+
+
+@pytest.mark.parametrize("kind", [*PLAIN_KINDS, "two sizes", "with nan", "with infinities"])
+@pytest.mark.parametrize("n", [4096, 20_001])
+def test_the_largest_of_many_are_those_of_a_sort(kind, n, monkeypatch):
+    g = torch.Generator().manual_seed(n)
+    values = spread(kind, n, g)
+    assert n >= sparse_updates.LARGE
+    monkeypatch.setattr(sparse_updates, "CHUNK", 8192)
+    for keep in (1 / n, 0.001, 0.1, 0.5, 0.999, 1.0):
+        mask = top_k_mask(values, keep, (n,))
+        assert set(mask.nonzero().view(-1).tolist()) == largest_of(values.tolist(), max(1, round(keep * n)))
+
+
+def test_bounds_that_are_wrong_cost_another_pass_and_nothing_else(monkeypatch):
+    values, passes = torch.randn(20_000, generator=torch.Generator().manual_seed(0)), []
+    divide = sparse_updates._divide
+    monkeypatch.setattr(sparse_updates, "_divide", lambda *given: passes.append(given[1:3]) or divide(*given))
+    expected = top_k_mask(values, 0.1, (20_000,))
+    assert len(passes) == 1
+    monkeypatch.setattr(sparse_updates, "PLACES", sparse_updates.PLACES * 0.1)  # of the first tenth only
+    values, expected = values.sort().values, expected[values.argsort()]
+    assert torch.equal(top_k_mask(values, 0.1, (20_000,)), expected)
+    assert len(passes) == 3
