@@ -37,6 +37,7 @@ def _code_hash():
 
 CODE = _code_hash()  # of what runs, not of what the files may hold later
 LONGEST = 600  # seconds without a checkpoint, as far as clients end in them
+NOT_FINISHED = 75  # exit status of a run that a signal ended: the same command goes on (EX_TEMPFAIL of sysexits.h)
 SHARE = 0.007  # of the time, for checkpoints; they grow with what clients keep, and shall not pass 0.01
 
 

@@ -96,13 +96,13 @@ class Downlink:
         return {
             "model": self.model,
             "version": self.version,
-            "seen": self.seen,
+            "seen": list(self.seen),
             "changed_at": self.changed_at,
             "sizes": [size for size, _ in self.broadcasts],
             "messages": {
                 v: torch.frombuffer(bytearray(payload.encode(m)), dtype=torch.uint8) for v, m in messages.items()
             },
-            "copies": self.copies,
+            "copies": dict(self.copies),
         }
 
     def load(self, state):

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # answer --help, and refuse a bad command line, befo
 
     ARGS = parse_args()
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, field
@@ -28,14 +29,14 @@ import rounds
 import utils
 from agg_utils import ALGORITHMS, LaSFL
 from attacks import Attack
-from checkpoints import Checkpoints, Interrupted, Keeper, resume
+from checkpoints import NOT_FINISHED, Checkpoints, Interrupted, Keeper, resume
 from downlink import Downlink
 from local_methods import LOCAL_METHODS
 from local_training import LocalSettings, Trainer
+from ranks import Ranks, follow, lead
 from utils import InputError
 from workers import Workers, how_many
 
-NOT_FINISHED = 75  # exit status of a run that a signal ended: the same command goes on (EX_TEMPFAIL of sysexits.h)
 METRICS = ["train_losses", "train_accs", "val_losses", "val_accs", "test_losses", "test_accs"]
 COLUMNS = ["epoch", *METRICS, *rounds.BYTES, "train_seconds", "eval_seconds", "kept_share", "clients"]
 
@@ -60,6 +61,8 @@ class Experiment:
     cohort: object = None  # the Cohort of the round under way
     rows: list = field(default_factory=list)
     traffic: dict = field(default_factory=dict)  # client -> [rounds, bytes up, bytes down]
+    collect: object = rounds.collect  # (exp, cohort, round, keeper): lets the clients train, here or in more processes
+    ranks: Ranks = None  # these processes
     judged: tuple = ()  # of the last evaluation: predictions int64 [N], and the test Images that they are of
 
 
@@ -67,11 +70,22 @@ class Experiment:
 # Setting up
 
 
-def prepare(args):
-    """Load the data, split it, build the model and the algorithm. Raises InputError for anything the user must mend."""
+def prepare(args, ranks=None):
+    """Load the data, split it, build the model and the algorithm. Raises InputError for anything the user must mend.
+
+    ranks: the Ranks of the run, if it has several processes.
+    """
     device = pick_device(args.device, args.deterministic)
+    if ranks and ranks.rank == 0:
+        ranks.tell({"prepare": True})
+    if ranks and device.type == "cuda":
+        device = torch.device("cuda", ranks.local_rank)
     splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
-    return assemble(args, splits, split_into_clients(args, splits.train), device)
+    exp = assemble(args, splits, split_into_clients(args, splits.train, may_write=not ranks or ranks.rank == 0), device)
+    if ranks:
+        ranks.use(device)
+        exp.ranks, exp.collect = ranks, lead
+    return exp
 
 
 def assemble(args, splits, parts, device):
@@ -142,7 +156,7 @@ def pick_device(wanted, deterministic=False):
     return torch.device(wanted)
 
 
-def split_into_clients(args, train):
+def split_into_clients(args, train, may_write=True):
     """Return each client's indices into the training data.Images; read or write --partition_file."""
     file, labels = args.partition_file, train.labels
     how = (args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
@@ -154,7 +168,7 @@ def split_into_clients(args, train):
         parts = partitions.partition(labels, *how)
     if args.norm == "batch" and min(len(part) for part in parts) < 2:
         raise InputError("a client has one sample, too few for BatchNorm: --min_client_samples 2, or --norm group")
-    if file and not Path(file).exists():
+    if file and may_write and not Path(file).exists():
         partitions.save_partition(file, labels, parts, utils.drawn_split(args))
     return parts
 
@@ -284,7 +298,7 @@ def judge_clients(exp, folder):
     return found
 
 
-def main(args):
+def main(args, ranks=None):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
     if args.evaluate_clients:
         return judge_clients(prepare_judge(args), args.evaluate_clients)
@@ -303,7 +317,7 @@ def main(args):
     records.read_results(args.results_file)  # so that a bad one is found before the work, not after
     keeper = Keeper(kept, args.checkpoint_every)
     with keeper.listening():
-        exp = prepare(args)
+        exp = prepare(args, ranks)
         with records.exclusively(metrics / f".{name}.lock"), records.exclusively(kept.lock):
             if not goes_on() and results.already_finished(args, name):  # by another process, meanwhile
                 return print(finished)
@@ -381,19 +395,40 @@ def draw(args, name):
 
 
 def program(args):
-    """Run `main`; return the exit status, and say on standard error in one line what went wrong."""
+    """Run `main`, or train for it in another process; return the exit status; say in one line what went wrong."""
+    ranks, here = None, "fedalg.py"
     try:
-        main(args)
+        ranks = Ranks.join()
+        here += f": rank {ranks.rank}" if ranks and ranks.rank else ""
+        if ranks and ranks.rank:
+            return serve(args, ranks)
+        main(args, ranks)
+        status = 0
     except InputError as error:
-        print(f"fedalg.py: error: {error}", file=sys.stderr)
-        return 2
+        print(f"{here}: error: {error}", file=sys.stderr)
+        status = 2
     except (FloatingPointError, OSError) as error:
-        print(f"fedalg.py: stopped: {error}", file=sys.stderr)
-        return 1
+        print(f"{here}: stopped: {error}", file=sys.stderr)
+        status = 1
     except Interrupted as error:
-        print(f"fedalg.py: {error}", file=sys.stderr)
-        return NOT_FINISHED
-    return 0
+        print(f"{here}: {error}", file=sys.stderr)
+        status = NOT_FINISHED
+    if ranks and ranks.rank == 0 and ranks.resting:
+        with contextlib.suppress(OSError):
+            ranks.tell({"status": status})
+    if ranks:
+        ranks.leave()
+    return status
+
+
+def serve(args, ranks):
+    """Be one of the other processes of a run; return the exit status."""
+    order = ranks.hear()
+    if "status" in order:
+        return order["status"]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # rank 0 says the same of the data
+        exp = prepare(args, ranks)
+    return follow(exp)
 
 
 if __name__ == "__main__":

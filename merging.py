@@ -11,12 +11,16 @@ import torch
 
 from sparse_updates import CHUNK
 
-# What an algorithm can ask for the mean of: name -> (Update, n_trainable) -> vector; None stands for ones.
+# What an algorithm can ask for the mean of: name -> (Update, begin, end) -> that stretch of the vector.
 MEANS = {
-    "update": lambda update, n: update.delta,  # [dim]
-    "mask": lambda update, n: update.mask,  # [n_trainable], so that the mean is the share of the clients that kept it
-    "sign": lambda update, n: update.delta[:n].sign(),  # [n_trainable]
+    "update": lambda update, begin, end: update.delta[begin:end],  # of [dim]
+    "mask": lambda update, begin, end: _mask(update, begin, end),  # of [n_trainable]: the share of those that kept it
+    "sign": lambda update, begin, end: update.delta[begin:end].sign(),  # of [n_trainable]
 }
+
+
+def _mask(update, begin, end):
+    return torch.ones_like(update.delta[begin:end]) if update.mask is None else update.mask[begin:end]
 
 
 @dataclass
@@ -32,20 +36,26 @@ class Arrived:
 class Sums:
     """Sums over clients, times their weights, of what `names` of MEANS say; `totals` {name: vector}, in float32."""
 
-    def __init__(self, names, n_trainable):
-        self.names, self.n, self.totals = names, n_trainable, {}
+    def __init__(self, names, layout):
+        self.names, self.layout, self.totals = names, layout, {}
+
+    def size(self, name):
+        """Return the length of the vector of that name."""
+        return self.layout.dim if name == "update" else self.layout.n_trainable
 
     def add(self, update, weight, counts=None):
         """Add an Update with a weight, a number. counts: a bool scalar tensor; if it is false, add nothing."""
         for name in self.names:
-            value = MEANS[name](update, self.n)
-            if value is None:
-                value = torch.ones_like(update.delta[: self.n])
+            value = MEANS[name](update, 0, self.size(name))
             if counts is not None:
                 value = torch.where(counts, value, torch.zeros_like(value))
-            if name not in self.totals:
-                self.totals[name] = torch.zeros_like(value, dtype=update.delta.dtype)
-            add_to(self.totals[name], value, weight)
+            add_to(self.total(name, update.delta), value, weight)
+
+    def total(self, name, like):
+        """Return the sum so far; it begins with zeros of the kind of the tensor `like`."""
+        if name not in self.totals:
+            self.totals[name] = like.new_zeros(self.size(name))
+        return self.totals[name]
 
     def means(self, weight):
         """Return {name: vector} of the means; `weight` is that of all clients together. Ends the sums."""

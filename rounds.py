@@ -53,6 +53,21 @@ class Sent:
     hits: torch.Tensor
     total: torch.Tensor
     kept: object  # or a number
+    masked: bool = False  # whether it chose what to send
+
+    def plain(self):
+        """Return {name: number}, to be sent; `Sent.of` undoes it."""
+        return {name: value.item() if torch.is_tensor(value) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, plain, device):
+        """Return the Sent that became `plain`."""
+        tensors = {name: torch.tensor(plain[name], device=device) for name in ("loss", "hits", "total")}
+        return cls(**plain | tensors)
+
+    def is_finite(self):
+        """Tell whether its loss and its update are finite."""
+        return bool((self.total + self.loss).isfinite())
 
 
 @dataclass
@@ -69,7 +84,7 @@ class Cohort:
     masks: torch.Tensor = None  # bool [clients, n_trainable], if any sends less than all
     down: dict = field(default_factory=dict)  # client -> bytes
     done: list = field(default_factory=list)  # of Sent
-    seconds: float = 0.0
+    seconds: float = 0.0  # that it took so far
 
     def progress(self):
         """Return in words how far it is."""
@@ -94,11 +109,12 @@ class Cohort:
         if state["deltas"] is not None:
             self.deltas[:n] = state["deltas"]
         if state["masks"] is not None:
-            self._mask_rows(state["masks"])[:n] = state["masks"]
+            self.mask_rows(state["masks"])[:n] = state["masks"]
         self.down, self.done = dict(state["down"]), [Sent(**client) for client in state["done"]]
         self.seconds = state["seconds"]
 
-    def _mask_rows(self, like):
+    def mask_rows(self, like):
+        """Return `masks`, all true at first, on the device of `like [n_trainable]`, or of several."""
         if self.masks is None:
             size = len(self.numbers), like.shape[-1]
             self.masks = torch.ones(size, dtype=torch.bool, device=like.device)
@@ -109,7 +125,7 @@ class Cohort:
         if self.deltas is None:
             self._add(client, update, weight)
         elif update.mask is not None:
-            self._mask_rows(update.mask)[len(self.done)] = update.mask
+            self.mask_rows(update.mask)[len(self.done)] = update.mask
         self.done.append(client)
 
     def _add(self, client, update, weight):
@@ -121,13 +137,18 @@ class Cohort:
             self.sums.add(update, weight)
 
 
-def begin_round(exp, round):
-    """Return the Cohort of `round`, of which none has trained yet."""
+def participants(exp, round):
+    """Return the numbers of the clients of `round` whose updates arrive, most samples first, and of the others."""
     args = exp.args
     numbers = sample_clients(args.n_clients, args.participation, args.seed, round)
     lost = dropped(numbers, args.dropout, args.seed, round) if args.dropout else []
-    numbers = sorted(set(numbers) - set(lost), key=lambda number: (-len(exp.parts[number]), number))
-    cohort = Cohort(numbers, lost, merging.Sums(exp.algorithm.means, exp.model.layout.n_trainable))
+    return sorted(set(numbers) - set(lost), key=lambda number: (-len(exp.parts[number]), number)), lost
+
+
+def begin_round(exp, round):
+    """Return the Cohort of `round`, of which none has trained yet."""
+    numbers, lost = participants(exp, round)
+    cohort = Cohort(numbers, lost, merging.Sums(exp.algorithm.means, exp.model.layout))
     if not exp.algorithm.means:
         if exp.deltas is None:
             exp.deltas = exp.theta.new_empty(len(numbers) + len(lost), exp.model.layout.dim)
@@ -146,21 +167,12 @@ def resume_round(exp, state):
 def train_round(exp, round, keeper=None):
     """Let the clients of `round` train, merge what they send into exp.theta, and return the round's row so far.
 
-    keeper.due() is asked before a client begins; if so, those that have begun are let through, and then
-    keeper.after_client(exp) is called. Raises FloatingPointError, before anything is merged, if a client's loss or
-    update is not finite, unless --on_nan is skip.
+    keeper: a checkpoints.Keeper, which may save the run and end it. Raises FloatingPointError, before anything is
+    merged, if a client's loss or update is not finite, unless --on_nan is skip.
     """
     exp.cohort = cohort = exp.cohort or begin_round(exp, round)
     started = time.perf_counter() - cohort.seconds
-    while len(cohort.done) < len(cohort.numbers):
-        for client, update in exp.workers.run(turns(exp, cohort, round), rows_at_once(exp), keeper and keeper.due):
-            used_here(update.mask, *vars(client).values())
-            cohort.take(client, update, weight_of(exp.args, client))
-            if cohort.deltas is None:
-                exp.spare_rows.append(update.delta)
-            cohort.seconds = time.perf_counter() - started
-        if keeper:
-            keeper.after_client(exp)
+    exp.collect(exp, cohort, round, keeper)
     for number in cohort.lost:
         cohort.down[number], _ = exp.downlink.fetch(number)
     row = {"epoch": round, **merge_round(exp, round, cohort)}
@@ -173,15 +185,44 @@ def train_round(exp, round, keeper=None):
     return {**row, "train_seconds": time.perf_counter() - started}
 
 
-def turns(exp, cohort, round):
-    """Yield the tasks, for workers.Workers, of the clients of the Cohort that are left."""
-    for i, number in enumerate(cohort.numbers[len(cohort.done) :], len(cohort.done)):
+def collect(exp, cohort, round, keeper=None):
+    """Let all clients of the Cohort that are left train in this process, and take what they send.
+
+    Once keeper.due(), no other client begins; when those that have are through, keeper.after_client(exp) is called.
+    """
+    started = time.perf_counter() - cohort.seconds
+
+    def start_of(number):
         cohort.down[number], start = exp.downlink.fetch(number)
-        if cohort.deltas is not None:
-            row = cohort.deltas[i]
-        else:
-            row = exp.spare_rows.pop() if exp.spare_rows else torch.empty_like(exp.theta)
-        yield partial(train_client, exp, number, round, start, row)
+        return start
+
+    while len(cohort.done) < len(cohort.numbers):
+        for _ in train_clients(exp, cohort, cohort.numbers, round, start_of, keeper and keeper.due):
+            cohort.seconds = time.perf_counter() - started
+        if keeper:
+            keeper.after_client(exp)
+
+
+def train_clients(exp, cohort, numbers, round, start_of, pause=None):
+    """Let the clients `numbers` of the Cohort that are left train, take what they send, and yield after each.
+
+    start_of(number) -> the model [dim] that the client starts from. Once pause(), no other client begins.
+    """
+
+    def turns():
+        for i, number in enumerate(numbers[len(cohort.done) :], len(cohort.done)):
+            if cohort.deltas is not None:
+                row = cohort.deltas[i]
+            else:
+                row = exp.spare_rows.pop() if exp.spare_rows else torch.empty_like(exp.theta)
+            yield partial(train_client, exp, number, round, start_of(number), row)
+
+    for client, update in exp.workers.run(turns(), rows_at_once(exp), pause):
+        used_here(update.mask, *vars(client).values())
+        cohort.take(client, update, weight_of(exp.args, client))
+        if cohort.deltas is None:
+            exp.spare_rows.append(update.delta)
+        yield client
 
 
 def rows_at_once(exp):
@@ -201,7 +242,8 @@ def train_client(exp, number, round, start, row, trainer):
     update, size = send(exp, exp.algorithm.local_update(start, client), client)
     kept = exp.model.layout.n_trainable if update.mask is None else update.mask.sum()
     total = update.delta.sum()  # the cheapest pass that tells whether all of it is finite
-    return Sent(number, client.n_samples, size, client.seen, client.loss, client.hits, total, kept), update
+    masked = update.mask is not None
+    return Sent(number, client.n_samples, size, client.seen, client.loss, client.hits, total, kept, masked), update
 
 
 def send(exp, update, client):

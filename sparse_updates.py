@@ -85,14 +85,14 @@ CHUNK = 2**18  # numbers that are looked at together, so that they stay in the c
 def choose_largest(part, k, chosen):
     """Set in `chosen`, bool [n], the k largest |part|, float32 [n] in NumPy, k < n; of equal ones the first.
 
-    A random sample gives two bounds between which the k-th largest almost surely lies. One pass finds what is above
+    A random sample gives two bounds between which the k-th largest almost always lies. One pass finds what is above
     both and what lies between, about two in a hundred; only these are ordered. Were the bounds wrong, the pass is made
     again with all between them. Numbers are compared by their bits, without the sign, which order as they do.
     """
     bits, n = part.view(np.int32), len(part)
-    size = min(SAMPLE, n // 16)
+    size = min(SAMPLE, n // 8)
     sample = bits[(PLACES[:size] * n).astype(np.intp)] & SIGNLESS
-    place, spread = size * (1 - k / n), 4 * (size * k / n * (1 - k / n)) ** 0.5 + 2
+    place, spread = size * (1 - k / n), 3 * (size * k / n * (1 - k / n)) ** 0.5 + 2
     i, j = max(0, int(place - spread)), min(size - 1, int(place + spread))
     sample.partition((i, j))
     low = sample[i] - 1 if place > spread else -1

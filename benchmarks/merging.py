@@ -46,7 +46,7 @@ def merge(algorithm, theta, deltas, rows, pool):
     def upload(number):
         return algorithm.upload(deltas[number], theta, Sender(number, rows[number]))
 
-    sums = Sums(algorithm.means, algorithm.layout.n_trainable)
+    sums = Sums(algorithm.means, algorithm.layout)
     for update in pool.map(upload, range(len(deltas))) if pool else map(upload, range(len(deltas))):
         sums.add(update, 1)
     return algorithm.merge(theta, Arrived(sums.means(len(deltas))))

@@ -1,9 +1,11 @@
 """Shared by the tests: a toy layout, a tiny experiment on the digits, and running the program as a user would."""
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from hypothesis import settings
@@ -51,11 +53,34 @@ def program(tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def spawn():
+    """A function of what processes.go, or another function, takes -> a started process.
+
+    It is quick to start, since all is imported already.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fedalg", "plotting"])
+    first = context.Process(target=int)  # the server imports all that before it forks this one
+    first.start()
+    first.join()
+    started = []
+
+    def start(*what, function=processes.go, environment=()):
+        started.append(context.Process(target=processes.call, args=(function, what, dict(environment))))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
 def merge(algorithm, theta, deltas, masks, weights):
     """Return the algorithm's next model of deltas [clients, dim], masks [clients, n_trainable] or None, and weights."""
     if not algorithm.means:
         return algorithm.merge(theta, merging.all_of(deltas, masks, weights))
-    sums = merging.Sums(algorithm.means, algorithm.layout.n_trainable)
+    sums = merging.Sums(algorithm.means, algorithm.layout)
     for i, weight in enumerate(weights.tolist()):
         sums.add(Update(deltas[i], None if masks is None else masks[i]), weight)
     return algorithm.merge(theta, merging.Arrived(sums.means(sum(weights.tolist()))))

@@ -1,13 +1,10 @@
 """Runs that are killed, asked to end or left with damaged files go on, and end as if nothing had been."""
 
-import contextlib
 import csv
 import json
-import multiprocessing
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,6 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import QUICK, ROOT
+from processes import FEW, TIMES, flags, n_rows, outcome
 
 import checkpoints
 import evaluation
@@ -28,68 +26,6 @@ import utils
 from agg_utils import ALGORITHMS
 from checkpoints import Checkpoints, Keeper
 from local_methods import LOCAL_METHODS
-
-FEW = {"n_epochs": 5, "n_clients": 6, "participation": 0.5, "n_client_epochs": 1, "batch_size": 32, "lr": 0.05}
-TIMES = {"train_seconds", "eval_seconds", "train_time"}
-
-
-def flags(settings, folder):
-    """The command line of `settings` {name: value}, with all outputs in `folder`."""
-    files = {"metrics_dir": "m", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
-    words = {**settings, **{name: str(folder / file) for name, file in files.items()}}
-    return [w for name, v in words.items() for w in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]
-
-
-def go(words, said=os.devnull, largest=None):
-    """What a child process does: fedalg.py with these words, on one thread, its standard error in the file `said`."""
-    torch.set_num_threads(1)
-    if largest is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-    with contextlib.redirect_stdout(open(os.devnull, "w")), contextlib.redirect_stderr(open(said, "w", buffering=1)):
-        sys.exit(fedalg.program(utils.parse_args(words)))
-
-
-@pytest.fixture(scope="module")
-def spawn():
-    """A function of what `go` takes -> a started process, quick to start since all is imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedalg", "plotting"])
-    first = context.Process(target=int)  # the server imports all that before it forks this one
-    first.start()
-    first.join()
-    processes = []
-
-    def start(*what):
-        processes.append(context.Process(target=go, args=what))
-        processes[-1].start()
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-
-
-def outcome(folder):
-    """What a run left, times aside: the rows of its CSV and of the CSV of results, its JSON, its weights."""
-
-    def rows(path):
-        with open(path, newline="") as file:
-            return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-
-    (record,) = (folder / "m").glob("*.json")
-    record = json.loads(record.read_text())
-    record["final"] = {k: v for k, v in record["final"].items() if k not in TIMES}
-    for name in ("metrics_dir", "plots_dir", "checkpoint_dir", "results_file", "save_weights", "save_clients"):
-        record["settings"].pop(name)
-    (table,) = (folder / "m").glob("*.csv")
-    weights = torch.load(folder / "w.pt", weights_only=True)["state"] if (folder / "w.pt").exists() else {}
-    return rows(table), rows(folder / "r.csv"), record, {name: t.tolist() for name, t in weights.items()}
-
-
-def n_rows(folder):
-    """How many rounds are in the CSV."""
-    return sum(max(0, len(table.read_bytes().splitlines()) - 1) for table in (folder / "m").glob("*.csv"))
-
 
 SETTINGS = [
     *({"algorithm": name, **({"n_clients": 1} if name == "centralised" else {})} for name in sorted(ALGORITHMS)),

@@ -12,6 +12,7 @@ import utils
 from agg_utils import ALGORITHMS, Update
 from local_methods import LOCAL_METHODS
 from merging import Sums
+from models import Layout
 from workers import Workers, how_many
 
 SHORT = {"batch_size": 32, "local_steps": 2, "participation": 0.25, "dirichlet": 0.5}
@@ -96,7 +97,7 @@ def test_the_sum_is_that_of_those_that_count():
     updates = [Update(torch.tensor([1.0, 2.0, 3.0])), Update(torch.tensor([torch.nan, torch.inf, 1.0]))]
     masks = [torch.tensor([True, False]), torch.tensor([True, True])]
     for order in itertools.permutations(range(2)):
-        sums = Sums(("update", "mask", "sign"), 2)
+        sums = Sums(("update", "mask", "sign"), Layout(("a",), (2,), 2, 3))
         for i in order:
             sums.add(updates[i]._replace(mask=masks[i]), 3, counts=torch.tensor(i == 0))
         means = sums.means(3)

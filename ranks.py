@@ -1,0 +1,338 @@
+"""One run over several processes, on one machine or several: `torchrun --nproc_per_node 4 fedalg.py ...`.
+
+Rank 0 is the server, and all ranks train: each a share of a round's clients, next to each other in the cohort's order.
+Whatever clients keep from round to round is at rank 0, and travels to who trains them and back, so that no other rank
+knows anything that a checkpoint would miss. Sums go through the ranks in the order of the clients, piece by piece: the
+result is the same, to the last bit, with any number of processes.
+
+What is said in words goes through gloo, as JSON; vectors go through NCCL between GPUs.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+
+import torch
+import torch.distributed as dist
+
+import merging
+import rounds
+from agg_utils import Update
+from checkpoints import NOT_FINISHED, SIGNALS, Interrupted, state_of
+
+PIECE = 2**20  # numbers that travel together, so that the ranks of a sum work at once
+FOR_EVER = datetime.timedelta(days=365)  # who dies closes its connections, and who is slow is waited for
+
+
+class Lost(OSError):
+    """Another process of the run is gone, or cannot be reached."""
+
+
+@contextlib.contextmanager
+def talking():
+    """Turn what torch says of broken connections into Lost."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed has a dozen kinds
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise Lost(f"another process of this run ended, or cannot be reached ({lines[0]})") from None
+
+
+def shares(loads, n):
+    """Return the (begin, end) of each of n consecutive parts of `loads`, numbers, whose largest sum is the least."""
+
+    def cuts(most):
+        ends, total = [], 0
+        for i, load in enumerate(loads):
+            if total and total + load > most:
+                ends.append(i)
+                total = 0
+            total += load
+        return [*ends, len(loads)]
+
+    low, high = max(loads, default=0), sum(loads)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cuts(middle)) <= n else (middle + 1, high)
+    ends = cuts(high)
+    ends += [len(loads)] * (n - len(ends))
+    return list(zip([0, *ends], ends, strict=False))
+
+
+class Ranks:
+    """The processes of a run, as torchrun or srun started them; `rank` is this one, of `size`."""
+
+    def __init__(self, rank, size, local_rank):
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.vectors = None  # the group that carries vectors; None = the default one
+        self.resting = True  # whether the others wait for an order
+        with talking():
+            dist.init_process_group("gloo", rank=rank, world_size=size, timeout=FOR_EVER)
+
+    @classmethod
+    def join(cls):
+        """Return the Ranks that the environment tells of, None if this process is alone. Raises Lost."""
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        if size == 1:
+            return None
+        rank = int(os.environ["RANK"])
+        return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
+
+    def use(self, device):
+        """Carry vectors of this torch.device from now on."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            with talking():
+                self.vectors = dist.new_group(backend="nccl")
+
+    def leave(self):
+        """Close the connections."""
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+
+    def tell(self, what):
+        """Say `what`, made of plain values, to all other ranks; only for rank 0."""
+        text = torch.frombuffer(bytearray(json.dumps(what).encode()), dtype=torch.uint8)
+        with talking():
+            dist.broadcast(torch.tensor([len(text)]), 0)
+            dist.broadcast(text, 0)
+
+    def hear(self):
+        """Return what rank 0 says."""
+        size = torch.zeros(1, dtype=torch.int64)
+        with talking():
+            dist.broadcast(size, 0)
+            text = torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(text, 0)
+        return json.loads(text.numpy().tobytes())
+
+    def report(self, what):
+        """Say `what`, made of plain values, to rank 0."""
+        text = torch.frombuffer(bytearray(json.dumps(what).encode()), dtype=torch.uint8)
+        with talking():
+            dist.send(torch.tensor([len(text)]), 0)
+            dist.send(text, 0)
+
+    def report_of(self, rank):
+        """Return what `rank` reports."""
+        size = torch.zeros(1, dtype=torch.int64)
+        with talking():
+            dist.recv(size, rank)
+            text = torch.empty(int(size), dtype=torch.uint8)
+            dist.recv(text, rank)
+        return json.loads(text.numpy().tobytes())
+
+    def broadcast(self, vector):
+        """Overwrite `vector`, on all ranks but the first, with that of rank 0."""
+        with talking():
+            dist.broadcast(vector, 0, group=self.vectors)
+
+    def send(self, vector, rank):
+        with talking():
+            dist.send(vector.contiguous(), rank, group=self.vectors)
+
+    def receive(self, vector, rank):
+        """Overwrite `vector` with the one that `rank` sends; return it."""
+        with talking():
+            dist.recv(vector, rank, group=self.vectors)
+        return vector
+
+    def pass_on(self, total, add, before, after):
+        """Do this rank's part of a sum: add(piece, begin), if given, to each piece of `total [k]`.
+
+        before: the rank whose part comes first, None if this one begins; after: the rank that is next, or None.
+        """
+        sent, length = [], len(total) if total.is_cuda else PIECE  # between two GPUs, NCCL does one thing at a time
+        for begin in range(0, len(total), length):
+            piece = total[begin : begin + length]
+            if before is not None:
+                self.receive(piece, before)
+            if add is not None:
+                add(piece, begin)
+            if after is not None:
+                with talking():
+                    sent.append(dist.isend(piece, after, group=self.vectors))
+        with talking():
+            for request in sent:
+                request.wait()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A round
+
+
+def load_of(exp, number):
+    """Return how many samples client `number` trains on in a round."""
+    s, n = exp.trainer.settings, len(exp.parts[number])
+    return n * s.epochs if s.max_steps is None else min(n * s.epochs, s.max_steps * s.batch_size)
+
+
+def kept_by(exp, numbers):
+    """Return [(kind, number, tensor)] of all that the clients `numbers` keep, in one order on all ranks."""
+    return [
+        (kind, number, held[number])
+        for keeps in (exp.algorithm, exp.trainer.local)
+        for kind, held in keeps.held().items()
+        for number in numbers
+        if number in held
+    ]
+
+
+def take_kept(exp, names, rank):
+    """Receive from `rank` what [kind, number, length] of `names` say, and put it where clients keep it."""
+    held = {**exp.algorithm.held(), **exp.trainer.local.held()}
+    for kind, number, length in names:
+        held[kind][number] = exp.ranks.receive(exp.theta.new_empty(length), rank)
+
+
+def names_of(kept):
+    return [(kind, number, len(tensor)) for kind, number, tensor in kept]
+
+
+def lead(exp, cohort, round, keeper=None):
+    """Let all ranks train the Cohort of `round` and bring what the merge needs into it; for rank 0.
+
+    Raises Lost if a rank is gone and Interrupted if a signal came; the state before the round is saved then.
+    """
+    before = state_of(exp) if keeper else None
+    try:
+        _lead(exp, cohort, round, keeper)
+    except (Lost, Interrupted) as error:
+        exp.cohort = None
+        if keeper:
+            keeper.checkpoints.save(before)
+            keeper.heed(exp)  # a signal that all ranks heard explains why one of them is gone
+            raise type(error)(f"{error}; saved after round {round - 1}, the same command goes on") from None
+        raise
+
+
+def _lead(exp, cohort, round, keeper):
+    ranks, numbers, vector = exp.ranks, cohort.numbers, exp.theta
+    exp.cohort = None  # only whole rounds are saved
+    plan = shares([load_of(exp, number) for number in numbers], ranks.size)
+    fetched = {number: exp.downlink.fetch(number) for number in numbers}
+    cohort.down.update({number: size for number, (size, _) in fetched.items()})
+    kept = [kept_by(exp, numbers[begin:end]) for begin, end in plan]
+    ranks.tell({"round": round, "plan": plan, "kept": [names_of(share) for share in kept]})
+    ranks.resting = False
+    if not own_starts(exp):
+        ranks.broadcast(exp.downlink.model)
+    for rank in range(1, ranks.size):
+        for number in numbers[slice(*plan[rank])] if own_starts(exp) else ():
+            ranks.send(fetched[number][1], rank)
+        for _, _, tensor in kept[rank]:
+            ranks.send(tensor, rank)
+    mine, stop = numbers[: plan[0][1]], keeper and (lambda: keeper.asked is not None)
+    for _ in rounds.train_clients(exp, cohort, mine, round, lambda number: fetched[number][1], stop):
+        pass
+    for rank in range(1, ranks.size):
+        if keeper:
+            keeper.heed(exp)
+        told = ranks.report_of(rank)
+        if "signal" in told:
+            if not keeper:
+                raise Lost(f"rank {rank} heard a signal and stopped")
+            keeper.asked = told["signal"]
+            keeper.heed(exp)
+        cohort.done += [rounds.Sent.of(client, exp.device) for client in told["clients"]]
+        take_kept(exp, told["kept"], rank)
+    weights = [rounds.weight_of(exp.args, client) if client.is_finite() else 0 for client in cohort.done]
+    ranks.tell({"weights": weights})
+    chain = busy(plan)
+    if any(chain):
+        if exp.algorithm.means:
+            _sum(exp, chain, cohort.sums, ())
+        for rank in () if exp.algorithm.means else filter(None, chain):
+            for i in range(*plan[rank]):
+                ranks.receive(cohort.deltas[i], rank)
+                if cohort.done[i].masked:
+                    mask = ranks.receive(vector.new_empty(exp.model.layout.n_trainable, dtype=torch.uint8), rank)
+                    cohort.mask_rows(mask)[i] = mask.bool()
+    ranks.resting = True
+
+
+def own_starts(exp):
+    """Tell whether clients start from models of their own."""
+    return exp.args.downlink == "individual"
+
+
+def busy(plan):
+    """Return the ranks that have clients, in the order of these."""
+    return [rank for rank, (begin, end) in enumerate(plan) if end > begin]
+
+
+def _sum(exp, chain, sums, updates):
+    """Do this rank's part of the algorithm's sums: rank 0 has its own in `sums`, others have (Update, weight) pairs.
+
+    chain: the ranks that have clients, in the order of these. Rank 0 ends with the totals.
+    """
+    ranks = exp.ranks
+    place = chain.index(ranks.rank) if ranks.rank in chain else None
+    for name in exp.algorithm.means:
+        total = sums.total(name, exp.theta)
+
+        def add(piece, begin, name=name):
+            for update, weight in updates:
+                if weight:
+                    merging.add_to(piece, merging.MEANS[name](update, begin, begin + len(piece)), weight)
+
+        if ranks.rank == 0:
+            if place == 0:
+                ranks.pass_on(total, None, None, chain[1])
+            ranks.pass_on(total, None, chain[-1], None)
+        elif place is not None:
+            before = chain[place - 1] if place else None
+            ranks.pass_on(total, add, before, chain[place + 1] if place + 1 < len(chain) else 0)
+
+
+def follow(exp):
+    """Train for rank 0 until it says that the run is over; return the run's exit status. Raises Lost."""
+    asked = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: asked.append(number))
+    try:
+        while "status" not in (order := exp.ranks.hear()):
+            _follow(exp, order, asked)
+    except Lost:
+        if asked:
+            return NOT_FINISHED
+        raise
+    return order["status"]
+
+
+def _follow(exp, order, asked):
+    ranks, round, (begin, end) = exp.ranks, order["round"], order["plan"][exp.ranks.rank]
+    numbers = rounds.participants(exp, round)[0][begin:end]
+    starts = dict.fromkeys(numbers, exp.theta)
+    if own_starts(exp):
+        starts = {number: ranks.receive(torch.empty_like(exp.theta), 0) for number in numbers}
+    else:
+        ranks.broadcast(exp.theta)
+    take_kept(exp, order["kept"][ranks.rank], 0)
+    if exp.deltas is None or len(exp.deltas) < len(numbers):
+        exp.deltas = exp.theta.new_empty(len(numbers), exp.model.layout.dim)
+    cohort = rounds.Cohort(numbers, [], merging.Sums(exp.algorithm.means, exp.model.layout), exp.deltas)
+    for _ in rounds.train_clients(exp, cohort, numbers, round, starts.__getitem__, lambda: bool(asked)):
+        pass
+    if len(cohort.done) < len(numbers):
+        ranks.report({"signal": asked[0]})
+        ranks.hear()  # nothing comes: rank 0 ends
+    kept = kept_by(exp, numbers)
+    ranks.report({"clients": [client.plain() for client in cohort.done], "kept": names_of(kept)})
+    for _, _, tensor in kept:
+        ranks.send(tensor, 0)
+    for number in numbers:
+        exp.algorithm.forget(number)
+        exp.trainer.local.forget(number)
+    weights = ranks.hear()["weights"][begin:end]
+    masks = [cohort.masks[i] if client.masked else None for i, client in enumerate(cohort.done)]
+    updates = [Update(exp.deltas[i], mask) for i, mask in enumerate(masks)]
+    if exp.algorithm.means:
+        _sum(exp, busy(order["plan"]), cohort.sums, list(zip(updates, weights, strict=True)))
+        return
+    for update in updates:
+        ranks.send(update.delta, 0)
+        if update.mask is not None:
+            ranks.send(update.mask.to(torch.uint8), 0)

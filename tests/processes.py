@@ -1,0 +1,62 @@
+"""Runs of the program in processes of their own, and what they leave."""
+
+import contextlib
+import csv
+import json
+import os
+import resource
+import sys
+
+import torch
+
+import fedalg
+import utils
+
+TIMES = {"train_seconds", "eval_seconds", "train_time"}
+
+
+FEW = {"n_epochs": 5, "n_clients": 6, "participation": 0.5, "n_client_epochs": 1, "batch_size": 32, "lr": 0.05}
+
+
+def flags(settings, folder):
+    """The command line of `settings` {name: value}, with all outputs in `folder`."""
+    files = {"metrics_dir": "m", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
+    words = {**settings, **{name: str(folder / file) for name, file in files.items()}}
+    return [w for name, v in words.items() for w in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]
+
+
+def call(function, what, environment):
+    """What a child process does: this function, with these variables."""
+    os.environ.update(environment)
+    function(*what)
+
+
+def go(words, said=os.devnull, largest=None):
+    """What a child process does: fedalg.py with these words, on one thread, its standard error in the file `said`."""
+    torch.set_num_threads(1)
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    with contextlib.redirect_stdout(open(os.devnull, "w")), contextlib.redirect_stderr(open(said, "w", buffering=1)):
+        sys.exit(fedalg.program(utils.parse_args(words)))
+
+
+def outcome(folder):
+    """What a run left, times aside: the rows of its CSV and of the CSV of results, its JSON, its weights."""
+
+    def rows(path):
+        with open(path, newline="") as file:
+            return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+    (record,) = (folder / "m").glob("*.json")
+    record = json.loads(record.read_text())
+    record["final"] = {k: v for k, v in record["final"].items() if k not in TIMES}
+    for name in ("metrics_dir", "plots_dir", "checkpoint_dir", "results_file", "save_weights", "save_clients"):
+        record["settings"].pop(name)
+    (table,) = (folder / "m").glob("*.csv")
+    weights = torch.load(folder / "w.pt", weights_only=True)["state"] if (folder / "w.pt").exists() else {}
+    return rows(table), rows(folder / "r.csv"), record, {name: t.tolist() for name, t in weights.items()}
+
+
+def n_rows(folder):
+    """How many rounds are in the CSV."""
+    return sum(max(0, len(table.read_bytes().splitlines()) - 1) for table in (folder / "m").glob("*.csv"))
