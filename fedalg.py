@@ -79,10 +79,12 @@ def prepare(args, ranks=None):
     if ranks and ranks.rank == 0:
         ranks.tell({"prepare": True})
     if ranks and device.type == "cuda":
-        device = torch.device("cuda", ranks.local_rank)
+        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())  # SLURM may show each its own
     splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
     exp = assemble(args, splits, split_into_clients(args, splits.train, may_write=not ranks or ranks.rank == 0), device)
     if ranks:
+        cohort = rounds.cohort_size(args.n_clients, args.participation)
+        check_memory(args, -(-cohort // ranks.size), exp.model.layout.dim, f"each of {ranks.size} processes")
         ranks.use(device)
         exp.ranks, exp.collect = ranks, lead
     return exp
@@ -126,19 +128,20 @@ def assemble(args, splits, parts, device):
         real=args.wire == "real",
     )
     cohort = rounds.cohort_size(args.n_clients, args.participation)
-    check_memory(args, algorithm, cohort, model.layout.dim)
+    if not algorithm.means:
+        check_memory(args, cohort, model.layout.dim, f"--algorithm {args.algorithm}")
     workers = Workers(trainer, how_many(args.parallel_clients, device, cohort))
     name = utils.run_name(args)
     return Experiment(args, name, device, splits, parts, model, algorithm, trainer, theta, downlink, workers)
 
 
-def check_memory(args, algorithm, n, dim):
-    """Raise InputError if the merge needs all n updates [dim] at once, and they take more than --max_cohort_memory."""
+def check_memory(args, n, dim, who):
+    """Raise InputError if n updates [dim], which `who` needs at once, take more than --max_cohort_memory."""
     size = n * dim * 4 / 2**30
-    if not algorithm.means and size > args.max_cohort_memory:
+    if size > args.max_cohort_memory:
         raise InputError(
-            f"--algorithm {args.algorithm} needs all {n} updates of a round at once, {size:.2f} GiB: raise "
-            f"--max_cohort_memory {args.max_cohort_memory:g}, or lower --participation"
+            f"{who} needs {n} updates of a round at once, {size:.2f} GiB: raise --max_cohort_memory "
+            f"{args.max_cohort_memory:g}, or lower --participation"
         )
 
 

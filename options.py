@@ -298,7 +298,8 @@ OPTIONS = {
             "max_cohort_memory",
             4.0,
             "positive",
-            "GiB that updates may take which wait to be merged; median, trimmed_mean and krum need all of a round",
+            "GiB that updates may take which wait to be merged: median, trimmed_mean and krum need all of a round, and "
+            "each of several processes those that it makes",
             named=False,
         ),
         Option("deterministic", False, "flag", "only deterministic GPU kernels (slower)", named=False),

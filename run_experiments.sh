@@ -12,6 +12,9 @@
 # node is lost. The partition, account, qos, constraint, time, gres, CPUs and memory that sbatch is given in the first
 # way hold for the tasks too: sbatch --partition=long --gres=none run_experiments.sh
 #
+# GPUS_PER_RUN=4 gives each experiment four processes a node, one a GPU, and sbatch --nodes=2 two nodes (without a job to
+# submit from: NODES=2). On nodes without GPUs (--gres=none) they share the CPUs.
+#
 # Environment: EXPERIMENTS=file to read instead of experiments.txt, EXTRA="flags added to every run",
 # PYTHON=interpreter (default: .venv/bin/python if it is there, else python3), SETUP=file to source before it (for
 # `module load` or `conda activate`), PLOT=1 to submit plotting.sh as well, for when all tasks have ended.
@@ -63,8 +66,19 @@ run() { # run N: the Nth experiment, from 1; a signal is passed on, and told in 
   read -ra flags <<<"${lines[$1 - 1]}"
   flags+=(${extra[@]+"${extra[@]}"}) # bash before 4.4 takes an empty array for one that is not set
   echo "experiment $1: ${flags[*]}"
+  local command=("$python" fedalg.py)
+  if [ -n "${GPUS_PER_RUN:-}" ] && [ -n "$batch" ]; then
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+    # A process that fails ends the others by itself, when what they have is saved.
+    # shellcheck disable=SC2016
+    command=(srun --input=none --kill-on-bad-exit=0 --wait=0 bash -c
+      'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"' rank "${command[@]}")
+  elif [ -n "${GPUS_PER_RUN:-}" ]; then
+    command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$GPUS_PER_RUN" fedalg.py)
+  fi
   set -m # a process group of its own: what is typed at the terminal comes to this script alone
-  "$python" fedalg.py "${flags[@]}" &
+  "${command[@]}" "${flags[@]}" &
   child=$!
   local name
   for name in USR1 TERM INT HUP; do
@@ -99,7 +113,11 @@ submit() { # submit what is missing as array jobs
   local missing limit jobs=() offset first last parts part range
   missing=$("$python" experiments.py "$experiments" --missing -- ${extra[@]+"${extra[@]}"})
   [ -n "$missing" ] || { echo "all ${#lines[@]} experiments are finished or under way"; return; }
-  local site=() like=()
+  local site=() like=() nodes=${NODES:-${SLURM_JOB_NUM_NODES:-1}}
+  if [ -n "${GPUS_PER_RUN:-}" ]; then
+    like+=(--nodes="$nodes" --ntasks-per-node="$GPUS_PER_RUN")
+    [ -n "$batch" ] || like+=(--gres="${SBATCH_GRES:-gpu:$GPUS_PER_RUN}")
+  fi
   if [ -n "$batch" ]; then # what this very job was given, by whatever way
     local gres qos features
     gres=$(squeue -h -j "$batch" -o %b)
@@ -112,6 +130,9 @@ submit() { # submit what is missing as array jobs
     like+=(--time="$(squeue -h -j "$batch" -o %l)")
     gres=${gres#gres:}
     gres=${gres#gres/}
+    if [ -n "${GPUS_PER_RUN:-}" ]; then # that many instead of the one above; the kind, if any, stays
+      gres=$(sed -E "s/^(gpu(:[a-z][^:]*)?)(:[0-9]+)?$/\\1:$GPUS_PER_RUN/" <<<"$gres")
+    fi
     case $gres in N/A | "(null)" | "") like+=(--gres=none) ;; *) like+=(--gres="$gres") ;; esac
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || like+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
     if [ -n "${SLURM_MEM_PER_CPU:-}" ]; then

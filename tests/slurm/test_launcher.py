@@ -161,3 +161,32 @@ def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, unt
     until(lambda: not run("squeue", "-h").strip())
     assert "goes on after round" in log.read_text()
     assert "1 done" in run("./run_experiments.sh", "--status")
+
+
+def test_a_run_of_two_processes_is_signalled_and_goes_on(slurm, project, tmp_path, until):
+    (project / "experiments.txt").write_text(f"--algorithm las --preset compact --n_epochs 300 --seed 1 {FEW}\n")
+    site = {"PYTHON": sys.executable, "EXTRA": "--quiet --device cpu", "OMP_NUM_THREADS": "1"}
+
+    def run(*words, **env):
+        return slurm.run(*words, cwd=project, **site, **env)
+
+    few = ("--gres=none", "--cpus-per-task=1", "--mem-per-cpu=900", "--time=50")
+    run("sbatch", *few, "run_experiments.sh", GPUS_PER_RUN="2")
+    until(lambda: "running, after round" in run("./run_experiments.sh", "--status").replace("round 0", ""))
+    (line,) = run("squeue", "-r", "-h", "-o", "%i %C %b %D").splitlines()
+    task, *given = line.split()
+    assert given == ["2", "N/A", "1"]
+    run("scancel", "--signal=USR1", "--batch", task)
+    log = project / "logs" / f"fedalg_{task}.out"
+    until(lambda: "near its time limit, goes back into the queue" in log.read_text())
+    assert "stopped by SIGUSR1 after round" in log.read_text()
+    until(lambda: task in run("squeue", "-r", "-h", "-t", "PENDING", "-o", "%i"))
+    run("scontrol", "update", f"JobId={task}", "StartTime=now")
+    until(lambda: not run("squeue", "-h").strip())
+    assert "goes on after round" in log.read_text()
+    alone = tmp_path / "alone"
+    shutil.copytree(
+        project, alone, ignore=lambda _, names: {"metrics", "plots", "checkpoints", "results.csv"} & set(names)
+    )
+    slurm.run("./run_experiments.sh", cwd=alone, **site)
+    assert outcomes(alone) == outcomes(project)
