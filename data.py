@@ -345,11 +345,12 @@ def augment(images, draws):
     return padded[which, torch.arange(c, device=at)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def client_batches(splits, indices, batch_size, epochs, rng, augmented=False):
-    """Yield (x float32 [B, C, H, W], y int64 [B]) over `epochs` shuffled passes through one client's samples.
+def client_choices(splits, indices, batch_size, epochs, rng, augmented=False):
+    """Yield which samples are in each batch of `epochs` shuffled passes through one client's, and how they are moved.
 
-    indices int64 [n] into splits.train; rng: the CPU generator of this client and round. All draws are made and moved
-    to the data's device before the first batch, so that the steps wait for nothing.
+    That is int64 [B] into splits.train, and int64 [B, 3] as `augment` has it, or None. indices int64 [n]: the client's;
+    rng: the CPU generator of this client and round. All draws are made and moved to the data's device before the first
+    batch, so that the steps wait for nothing.
     """
     n, device = len(indices), splits.train.labels.device
     orders = torch.stack([torch.randperm(n, generator=rng) for _ in range(epochs)])
@@ -359,11 +360,21 @@ def client_batches(splits, indices, batch_size, epochs, rng, augmented=False):
         draws = (torch.rand(epochs, n, 3, generator=rng) * sides).long().to(device)
     for epoch in range(epochs):
         for begin, end in batch_bounds(n, batch_size):
-            chosen = orders[epoch, begin:end]
-            x = splits.train.images[chosen]
-            if augmented:
-                x = augment(x, draws[epoch, begin:end])
-            yield splits.normalise(x), splits.train.labels[chosen]
+            yield orders[epoch, begin:end], draws[epoch, begin:end] if augmented else None
+
+
+def batch(splits, chosen, draws=None):
+    """Return (x float32 [B, C, H, W], y int64 [B]) of what client_choices yields."""
+    x = splits.train.images[chosen]
+    if draws is not None:
+        x = augment(x, draws)
+    return splits.normalise(x), splits.train.labels[chosen]
+
+
+def client_batches(*choices, **how):
+    """Yield (x, y) of each batch; takes what `client_choices` takes."""
+    splits = choices[0]
+    return (batch(splits, chosen, draws) for chosen, draws in client_choices(*choices, **how))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -76,6 +76,8 @@ def prepare(args, ranks=None):
     ranks: the Ranks of the run, if it has several processes.
     """
     device = pick_device(args.device, args.deterministic)
+    if args.capture and device.type != "cuda":
+        raise InputError("--capture replays CUDA graphs, and there is no CUDA device here: leave it out")
     if ranks and ranks.rank == 0:
         ranks.tell({"prepare": True})
     if ranks and device.type == "cuda":
@@ -108,6 +110,7 @@ def assemble(args, splits, parts, device):
         max_steps=args.local_steps,
         optimizer=args.local_optimizer,
         bn_recalibrate=args.bn_recalibrate,
+        capture=args.capture and device.type == "cuda",
     )
     method = LOCAL_METHODS[args.local]
     local = method(**{name: getattr(args, name) for name in method.options})

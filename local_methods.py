@@ -41,8 +41,10 @@ class LocalMethod(Stateful):
         n_steps: end after so many, which are not more.
         """
         rng = client.rng("batches", model) if model else client.rng("batches")
-        batches = client.batches(epochs, rng, indices)
-        return client.steps(islice(batches, n_steps or client.settings.max_steps), pull=pull, **more)
+        n_steps = n_steps or client.settings.max_steps
+        if client.can_capture() and pull is None and not any(value is not None for value in more.values()):
+            return client.captured_steps(islice(client.choices(epochs, rng, indices), n_steps))
+        return client.steps(islice(client.batches(epochs, rng, indices), n_steps), pull=pull, **more)
 
     def n_steps(self, client, epochs, indices=None):
         """Return how many steps `run` takes."""

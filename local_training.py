@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from data import batch_bounds, client_batches
+from captured import CapturedStep
+from data import batch_bounds, client_batches, client_choices
 from local_methods import LocalMethod
 from models import FlatModel
 from utils import generator
@@ -32,6 +33,7 @@ class LocalSettings:
     bf16: bool = False
     max_steps: int | None = None  # of training in one round
     optimizer: str = "sgd"  # of OPTIMIZERS
+    capture: bool = False  # take steps by CUDA graphs where that is possible
     bn_recalibrate: bool = False  # measure BatchNorm's statistics anew where weights were averaged
 
 
@@ -46,7 +48,7 @@ class Trainer:
         """
         self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
         self.local, self.attack = local or LocalMethod(), attack
-        self.scratch = None
+        self.scratch, self.captured = None, None
 
     def twin(self):
         """Return a Trainer with a working model of its own, and all else in common, for other clients meanwhile."""
@@ -58,6 +60,13 @@ class Trainer:
         if self.scratch is None:
             self.scratch = torch.empty_like(self.model.vector)
         return self.scratch
+
+    def captured_step(self, settings):
+        """Return the CapturedStep of these LocalSettings; the one before is recorded anew if they changed."""
+        if self.captured is None or self.captured.settings != settings:
+            self.captured = None  # its memory, before another takes as much
+            self.captured = CapturedStep(self, settings)
+        return self.captured
 
     def client(self, number, round):
         """Return the Client `number` as it takes part in `round` (from 1)."""
@@ -74,6 +83,7 @@ class Client:
 
     def __init__(self, trainer, number, round, settings):
         self.number, self.round, self.settings = number, round, settings
+        self.trainer = trainer
         self.model, self.splits, self.local = trainer.model, trainer.splits, trainer.local
         self.attack = trainer.attack if trainer.attack and number in trainer.attack.numbers else None
         self.indices = trainer.parts[number]
@@ -97,6 +107,11 @@ class Client:
         if self.attack is None:
             return batches
         return ((x, self.attack.labels(y, self.splits.n_classes)) for x, y in batches)
+
+    def choices(self, epochs, rng, indices=None):
+        """Yield what is in these batches, as data.client_choices has it."""
+        s, indices = self.settings, self.indices if indices is None else indices
+        return client_choices(self.splits, indices, s.batch_size, epochs, rng, s.augment)
 
     def forward(self, x):
         """Return the float32 logits of the working model."""
@@ -142,13 +157,12 @@ class Client:
         s, w = settings or self.settings, self.model.trainable if w is None else w
         gradient = self.model.gradient[-len(w) :]
         optimizer = OPTIMIZERS[s.optimizer](w, gradient, s)
-        outputs, targets = [], []
+        outputs = []
         try:
             for x, y in batches:
                 scale = None if point is None else point()
                 # Where all that enters SGD's velocity is added up, backward() adds to it: two passes less a step.
-                outputs.append(self._backward(x, y, optimizer.carry if outputs else 0.0, scale, loss))
-                targets.append(y)
+                outputs.append((self._backward(x, y, optimizer.carry if outputs else 0.0, scale, loss), y))
                 with torch.no_grad():
                     if pull is not None:
                         gradient += pull(w)
@@ -161,11 +175,31 @@ class Client:
                     optimizer.step()
                 yield
         finally:
-            if outputs:
-                logits, y = torch.cat(outputs), torch.cat(targets)
-                self.seen += len(y)
-                self.loss = self.loss + F.cross_entropy(logits, y, reduction="sum")
-                self.hits = self.hits + (logits.argmax(1) == y).sum()
+            self._count(outputs)
+
+    def captured_steps(self, choices):
+        """Take a plain step of SGD for each of data.client_choices, by a CUDA graph, and yield after it."""
+        step, outputs = self.trainer.captured_step(self.settings), []
+        step.begin()
+        try:
+            for chosen, draws in choices:
+                outputs.append(step(chosen, draws))
+                yield
+        finally:
+            self._count(outputs)
+
+    def can_capture(self):
+        """Tell whether plain steps can be captured."""
+        s = self.settings
+        return s.capture and s.optimizer == "sgd" and s.clip_norm is None and self.attack is None
+
+    def _count(self, outputs):
+        """Add up losses and hits of [(logits, y)]."""
+        if outputs:
+            logits, y = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
+            self.seen += len(y)
+            self.loss = self.loss + F.cross_entropy(logits, y, reduction="sum")
+            self.hits = self.hits + (logits.argmax(1) == y).sum()
 
     @torch.no_grad()
     def mean_loss(self, indices):

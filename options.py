@@ -302,6 +302,14 @@ OPTIONS = {
             "each of several processes those that it makes",
             named=False,
         ),
+        Option(
+            "capture",
+            False,
+            "flag",
+            "replay CUDA graphs for steps of plain SGD (no pull, no clipping, one run a client); not yet measured",
+            named=False,
+            needs="local_optimizer=sgd",
+        ),
         Option("deterministic", False, "flag", "only deterministic GPU kernels (slower)", named=False),
     ],
     "files": [
