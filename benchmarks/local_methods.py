@@ -4,7 +4,8 @@
 
 One client of synthetic 3x32x32 images trains in batches of 64: FedAvg's `steps` steps, and as many by each method, by
 `steps` / 4 for each of 4 models where there is a pool. All take turns in one process; the ratio is that of the medians.
-What a method does besides its steps (averaging, held-out losses, choosing) is in its time.
+What a method does besides its steps (averaging, held-out losses, choosing) is in its time. "mask learning" is a pass of
+LaS-FL's over the client's batches, by the batch.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ METHODS = {
     "SWAD": {"local": "swad"},
     "Soups, 4 models": {"local": "soups", "n_verts": POOL},
     "MOON": {"local": "moon"},
+    "mask learning": {},
 }
 
 
@@ -49,10 +52,18 @@ def client_of(model, optimizer, settings, steps, device):
     return exp, exp.trainer.client(0, 1)
 
 
-def seconds(exp, client):
+def seconds_a_step(name, steps, exp, client):
+    if name == "mask learning":
+        steps = client.n_steps(1)
+        mask = torch.ones(exp.model.layout.n_trainable, dtype=torch.bool, device=exp.device)
+        work = partial(
+            client.learn_mask, exp.theta, 1e-3 * exp.theta, mask, epochs=1, lr=1.0, bias=5.0, l1_strength=0.0
+        )
+    else:
+        work = partial(client.train, exp.theta)
     started = time.perf_counter()
-    client.train(exp.theta).sum().item()  # waits for the device
-    return time.perf_counter() - started
+    work().sum().item()  # waits for the device
+    return (time.perf_counter() - started) / steps
 
 
 def main():
@@ -72,7 +83,7 @@ def main():
             times = {name: [] for name in clients}
             for _ in range(args.rounds + 1):  # the first warms up
                 for name, pair in clients.items():
-                    times[name].append(seconds(*pair) / args.steps)
+                    times[name].append(seconds_a_step(name, args.steps, *pair))
             for name, found in times.items():
                 ratios = [a / b for a, b in zip(found[1:], times["FedAvg"][1:], strict=True)]
                 median, plain = statistics.median(found[1:]), statistics.median(times["FedAvg"][1:])
