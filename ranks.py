@@ -209,12 +209,14 @@ def lead(exp, cohort, round, keeper=None):
 
 
 def _lead(exp, cohort, round, keeper):
-    ranks, numbers, vector = exp.ranks, cohort.numbers, exp.theta
-    exp.cohort = None  # only whole rounds are saved
-    plan = shares([load_of(exp, number) for number in numbers], ranks.size)
-    fetched = {number: exp.downlink.fetch(number) for number in numbers}
+    ranks, numbers, vector, n_done = exp.ranks, cohort.numbers, exp.theta, len(cohort.done)
+    exp.cohort = None  # only whole rounds are saved; but a single process may have left a part of one
+    plan = shares([load_of(exp, number) for number in numbers[n_done:]], ranks.size)
+    plan = [(n_done + begin, n_done + end) for begin, end in plan]
+    plan[0] = (0, plan[0][1])
+    fetched = {number: exp.downlink.fetch(number) for number in numbers[n_done:]}
     cohort.down.update({number: size for number, (size, _) in fetched.items()})
-    kept = [kept_by(exp, numbers[begin:end]) for begin, end in plan]
+    kept = [[], *(kept_by(exp, numbers[begin:end]) for begin, end in plan[1:])]
     ranks.tell({"round": round, "plan": plan, "kept": [names_of(share) for share in kept]})
     ranks.resting = False
     if not own_starts(exp):

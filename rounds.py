@@ -94,7 +94,7 @@ class Cohort:
         """Return {name: tensors and plain values}, for a checkpoint."""
         n = len(self.done)
         return {
-            "sums": dict(self.sums.totals),
+            "sums": {name: total.clone() for name, total in self.sums.totals.items()},
             "deltas": None if self.deltas is None else self.deltas[:n].clone(),
             "masks": None if self.masks is None else self.masks[:n].clone(),
             "down": dict(self.down),

@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import FEW, TIMES, flags, n_rows, outcome
 
+import checkpoints
 import fedalg
 import ranks
 import rounds
 import utils
 from agg_utils import ALGORITHMS
+from checkpoints import Checkpoints, Keeper
 from local_methods import LOCAL_METHODS
 
 SMALL = {**QUICK, "device": "cpu", "local_steps": 2, "participation": 0.3, "dirichlet": 0.5, "min_client_samples": 2}
@@ -206,6 +208,24 @@ def test_a_signal_to_any_of_them_saves_the_run(tmp_path, spawn, undisturbed, hea
     process = spawn(flags(settings, tmp_path))  # alone
     process.join()
     assert process.exitcode == 0
+    assert outcome(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("n_done", [1, 2])
+def test_a_round_that_one_process_began_is_ended_by_several(tmp_path, spawn, undisturbed, n_done):
+    settings = {**LONG, "save_weights": tmp_path / "w.pt"}
+    args = utils.parse_args(flags(settings, tmp_path))
+    for _ in range(n_done):
+        exp = fedalg.prepare(args)
+        keeper = Keeper(Checkpoints(args.checkpoint_dir, exp.name))
+        checkpoints.resume(exp, keeper.checkpoints)
+        keeper.asked = signal.SIGTERM
+        with pytest.raises(checkpoints.Interrupted):
+            rounds.train_round(exp, 1, keeper)
+    assert len(exp.cohort.done) == n_done
+    group, said = start(spawn, settings, tmp_path, 2)
+    assert join(group) == [0, 0]
+    assert "goes on after round 0" in said[0].read_text()
     assert outcome(tmp_path) == undisturbed
 
 
