@@ -405,11 +405,12 @@ def program(args):
     ranks, here = None, "fedalg.py"
     try:
         ranks = Ranks.join()
-        here += f": rank {ranks.rank}" if ranks and ranks.rank else ""
         if ranks and ranks.rank:
-            return serve(args, ranks)
-        main(args, ranks)
-        status = 0
+            here += f": rank {ranks.rank}"
+            status = serve(args, ranks)
+        else:
+            main(args, ranks)
+            status = 0
     except InputError as error:
         print(f"{here}: error: {error}", file=sys.stderr)
         status = 2

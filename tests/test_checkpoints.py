@@ -151,7 +151,7 @@ def test_a_run_that_is_stopped_within_a_round_goes_on_with_the_next_client(exper
     numbers = []
     for _ in range(4):
         with pytest.raises(checkpoints.Interrupted, match=f"round 2, client {len(numbers) + 1} of 4"):
-            rounds.train_round(other, 2, keeper.after_client)
+            rounds.train_round(other, 2, keeper)
         numbers.append(other.cohort.done[-1].number)
         other = experiment(algorithm="las", preset="compact", n_epochs=3)
         assert checkpoints.resume(other, keeper.checkpoints)

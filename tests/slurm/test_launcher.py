@@ -182,7 +182,7 @@ def test_a_run_of_two_processes_is_signalled_and_goes_on(slurm, project, tmp_pat
     assert "stopped by SIGUSR1 after round" in log.read_text()
     until(lambda: task in run("squeue", "-r", "-h", "-t", "PENDING", "-o", "%i"))
     run("scontrol", "update", f"JobId={task}", "StartTime=now")
-    until(lambda: not run("squeue", "-h").strip())
+    until(lambda: "1 done" in run("./run_experiments.sh", "--status"))
     assert "goes on after round" in log.read_text()
     alone = tmp_path / "alone"
     shutil.copytree(
