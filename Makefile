@@ -7,7 +7,7 @@ ALGORITHMS ?= fedavg fedprox fedacg las
 ARGS ?=
 # tests side by side
 WORKERS ?= 2
-# round_time, payload or local_methods
+# round_time, peers, merging, scaling, local_methods, payload or alternatives
 BENCHMARK ?= round_time
 
 .PHONY: run test lint benchmark clean

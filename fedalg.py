@@ -1,4 +1,4 @@
-"""Federated training in one process: `python fedalg.py --algorithm las --dataset DIGITS`; `--help` lists all flags.
+"""Federated training: `python fedalg.py --algorithm las --dataset DIGITS`; `--help` lists all flags.
 
 Each round the server samples clients, sends them its model, lets each train, merges what they send, and is evaluated.
 A round is one row of metrics/<run>_metrics.csv; a finished run is one row of results.csv.

@@ -54,7 +54,7 @@ def build_parser(prog="fedalg.py"):
     """Return the parser of `fedalg.py`. A flag that was not given is absent from what it returns."""
     parser = _Parser(
         prog=prog,
-        description="Federated learning in one process: local training, merging, evaluation, one CSV row a round.",
+        description="Simulated federated learning: local training, merging, evaluation, one CSV row a round.",
         epilog=_about_algorithms(),
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
