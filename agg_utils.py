@@ -295,7 +295,9 @@ class FedBN(FedAvg):
         return {"norms": self.norms}
 
     def deployed(self, theta):
-        return self._with(theta, torch.stack(list(self.norms.values())).mean(0)) if self.norms else theta
+        if not self.norms:
+            return theta
+        return self._with(theta, torch.stack([self.norms[number] for number in sorted(self.norms)]).mean(0))
 
     def personal(self, theta, number):
         return self.personal_start(theta, number) if number in self.norms else self.deployed(theta)

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # answer --help, and refuse a bad command line, befo
     ARGS = parse_args()
 
 import contextlib
+import io
 import os
 import sys
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from checkpoints import NOT_FINISHED, Checkpoints, Interrupted, Keeper, resume
 from downlink import Downlink
 from local_methods import LOCAL_METHODS
 from local_training import LocalSettings, Trainer
-from ranks import Ranks, follow, lead
+from ranks import Ranks, lead, serve
 from utils import InputError
 from workers import Workers, how_many
 
@@ -82,13 +83,17 @@ def prepare(args, ranks=None):
         ranks.tell({"prepare": True})
     if ranks and device.type == "cuda":
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())  # SLURM may show each its own
-    splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
-    exp = assemble(args, splits, split_into_clients(args, splits.train, may_write=not ranks or ranks.rank == 0), device)
+    first = not ranks or ranks.rank == 0
+    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):  # one warns of the data
+        splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
+        exp = assemble(args, splits, split_into_clients(args, splits.train, may_write=first), device)
     if ranks:
         cohort = rounds.cohort_size(args.n_clients, args.participation)
         check_memory(args, -(-cohort // ranks.size), exp.model.layout.dim, f"each of {ranks.size} processes")
-        ranks.use(device)
         exp.ranks, exp.collect = ranks, lead
+        if first:
+            ranks.tell({"begin": True})  # all is well so far
+            ranks.use(device)
     return exp
 
 
@@ -407,7 +412,7 @@ def program(args):
         ranks = Ranks.join()
         if ranks and ranks.rank:
             here += f": rank {ranks.rank}"
-            status = serve(args, ranks)
+            status = serve(ranks, lambda: prepare(args, ranks))
         else:
             main(args, ranks)
             status = 0
@@ -426,16 +431,6 @@ def program(args):
     if ranks:
         ranks.leave()
     return status
-
-
-def serve(args, ranks):
-    """Be one of the other processes of a run; return the exit status."""
-    order = ranks.hear()
-    if "status" in order:
-        return order["status"]
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # rank 0 says the same of the data
-        exp = prepare(args, ranks)
-    return follow(exp)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import merging
 import rounds
 from agg_utils import Update
 from checkpoints import NOT_FINISHED, SIGNALS, Interrupted, state_of
+from utils import InputError
 
 PIECE = 2**20  # numbers that travel together, so that the ranks of a sum work at once
 FOR_EVER = datetime.timedelta(days=365)  # who dies closes its connections, and who is slow is waited for
@@ -73,10 +74,12 @@ class Ranks:
 
     @classmethod
     def join(cls):
-        """Return the Ranks that the environment tells of, None if this process is alone. Raises Lost."""
+        """Return the Ranks that the environment tells of, None if this process is alone. Raises Lost and InputError."""
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
             return None
+        if "RANK" not in os.environ:
+            raise InputError(f"WORLD_SIZE is {size} and RANK is not set: start it by torchrun, or unset WORLD_SIZE")
         rank = int(os.environ["RANK"])
         return cls(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
 
@@ -214,6 +217,9 @@ def _lead(exp, cohort, round, keeper):
     plan = shares([load_of(exp, number) for number in numbers[n_done:]], ranks.size)
     plan = [(n_done + begin, n_done + end) for begin, end in plan]
     plan[0] = (0, plan[0][1])
+    most = max(end - begin for begin, end in plan[1:])
+    if most > rounds.rows_at_once(exp):
+        raise InputError(f"a process has {most} updates of round {round} to hold: raise --max_cohort_memory")
     fetched = {number: exp.downlink.fetch(number) for number in numbers[n_done:]}
     cohort.down.update({number: size for number, (size, _) in fetched.items()})
     kept = [[], *(kept_by(exp, numbers[begin:end]) for begin, end in plan[1:])]
@@ -289,14 +295,24 @@ def _sum(exp, chain, sums, updates):
             ranks.pass_on(total, add, before, chain[place + 1] if place + 1 < len(chain) else 0)
 
 
-def follow(exp):
-    """Train for rank 0 until it says that the run is over; return the run's exit status. Raises Lost."""
+def serve(ranks, prepare):
+    """Train for rank 0 until it says that the run is over; return the run's exit status. Raises Lost.
+
+    prepare() -> fedalg.Experiment, when rank 0 has something to do.
+    """
     asked = []
     for number in SIGNALS:
-        signal.signal(number, lambda number, frame: asked.append(number))
+        signal.signal(number, lambda number, frame: asked.append(number))  # rank 0 saves what there is
     try:
-        while "status" not in (order := exp.ranks.hear()):
-            _follow(exp, order, asked)
+        exp, order = None, ranks.hear()
+        while "status" not in order:
+            if "prepare" in order:
+                exp = prepare()
+            elif "begin" in order:
+                ranks.use(exp.device)
+            else:
+                _follow(exp, order, asked)
+            order = ranks.hear()
     except Lost:
         if asked:
             return NOT_FINISHED
@@ -314,6 +330,7 @@ def _follow(exp, order, asked):
         ranks.broadcast(exp.theta)
     take_kept(exp, order["kept"][ranks.rank], 0)
     if exp.deltas is None or len(exp.deltas) < len(numbers):
+        exp.deltas = None  # before there is another
         exp.deltas = exp.theta.new_empty(len(numbers), exp.model.layout.dim)
     cohort = rounds.Cohort(numbers, [], merging.Sums(exp.algorithm.means, exp.model.layout), exp.deltas)
     for _ in rounds.train_clients(exp, cohort, numbers, round, starts.__getitem__, lambda: bool(asked)):

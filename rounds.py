@@ -41,7 +41,7 @@ def dropped(numbers, share, seed, round):
 class Sent:
     """What is to be known of a client that trained and sent `bytes` of an update.
 
-    loss, hits: sums over the `seen` samples; total: the sum of the update, which is finite if all its entries are;
+    loss, hits: sums over the `seen` samples; total: the sum of the update, which is not finite if an entry is not;
     kept: how many weights it sent. These are scalar tensors, so that no GPU is waited for.
     """
 
@@ -67,7 +67,7 @@ class Sent:
 
     def is_finite(self):
         """Tell whether its loss and its update are finite."""
-        return bool((self.total + self.loss).isfinite())
+        return bool(self.total.isfinite() & self.loss.isfinite())
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Cohort:
 
     def _add(self, client, update, weight):
         """Add an Update to the sums, unless it or the client's loss is not finite."""
-        finite = (client.total + client.loss).isfinite()
+        finite = client.total.isfinite() & client.loss.isfinite()
         if finite.is_cuda or finite.device.type == "mps":
             self.sums.add(update, weight, counts=finite)
         elif finite:

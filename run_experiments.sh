@@ -80,10 +80,12 @@ run() { # run N: the Nth experiment, from 1; a signal is passed on, and told in 
   set -m # a process group of its own: what is typed at the terminal comes to this script alone
   "${command[@]}" "${flags[@]}" &
   child=$!
-  local name
+  local name to
   for name in USR1 TERM INT HUP; do
+    to=${name/HUP/TERM}
+    [ "${command[1]}" != -m ] || to=${to/USR1/TERM} # torchrun knows no USR1
     # shellcheck disable=SC2064
-    trap "signal=$name; kill -${name/HUP/TERM} $child 2>/dev/null || true" "$name"
+    trap "signal=$name; kill -$to $child 2>/dev/null || true" "$name"
   done
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do wait "$child" || status=$?; done # a signal ends a wait
@@ -131,7 +133,11 @@ submit() { # submit what is missing as array jobs
     gres=${gres#gres:}
     gres=${gres#gres/}
     if [ -n "${GPUS_PER_RUN:-}" ]; then # that many instead of the one above; the kind, if any, stays
-      gres=$(sed -E "s/^(gpu(:[a-z][^:]*)?)(:[0-9]+)?$/\\1:$GPUS_PER_RUN/" <<<"$gres")
+      gres=$(sed -E "s/^(gpu(:[^:,]*[^:,0-9][^:,]*)?)(:[0-9]+)?$/\\1:$GPUS_PER_RUN/" <<<"$gres")
+      case $gres in
+      gpu*:"$GPUS_PER_RUN" | N/A | "(null)" | "") ;;
+      *) echo "run_experiments.sh: error: GPUS_PER_RUN=$GPUS_PER_RUN does not go with --gres=$gres" >&2 && exit 2 ;;
+      esac
     fi
     case $gres in N/A | "(null)" | "") like+=(--gres=none) ;; *) like+=(--gres="$gres") ;; esac
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || like+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")

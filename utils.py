@@ -376,10 +376,6 @@ def differing_settings(args, settings):
     return [n for n in named if n not in ("partition_file", "init_weights") and mine[n] != settings.get(n, mine[n])]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What clients keep between rounds
-
-
 def reason(error):
     """Return what an exception says, in one line."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -7,7 +7,7 @@ its own.
 
 import contextlib
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import torch
 
@@ -25,7 +25,8 @@ class Workers:
     """Runs tasks, functions of a local_training.Trainer, `n` at a time. On a CPU they share torch's threads evenly."""
 
     def __init__(self, trainer, n):
-        self.n, self.on_cpu = n, trainer.model.vector.device.type == "cpu"
+        self.n, self.device = n, trainer.model.vector.device
+        self.on_cpu = self.device.type == "cpu"
         self.idle = [trainer, *(trainer.twin() for _ in range(n - 1))]
         self.pool = ThreadPoolExecutor(n, "client", self._begin_thread) if n > 1 else None
         self.streams = trainer.model.vector.is_cuda and n > 1
@@ -37,12 +38,14 @@ class Workers:
         if self.on_cpu:
             torch.get_num_threads()  # torch sets a thread's number at the first question; after that it stays ours
             torch.set_num_threads(self.share)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # each thread has its own
 
     def run(self, tasks, ahead=None, pause=None):
         """Yield the results of `tasks`, an iterator, in their order; its next one is asked for when it can begin.
 
-        ahead: how many may be begun or waiting to be yielded at once, n if not given. Once pause() is true no further
-        task is begun, and the results end with those that were.
+        ahead: how many may be at work, n at most, or waiting to be yielded; n if not given. Once pause() is true no
+        further task is begun, and the results end with those that were.
         """
         if self.pool is None:
             for task in tasks:
@@ -54,15 +57,19 @@ class Workers:
         with self._fewer_threads():
             try:
                 while True:
-                    while not ended and len(begun) < max(self.n, ahead or 0) and not (pause is not None and pause()):
-                        task = next(tasks, None)
-                        if task is None:
-                            ended = True
-                        else:
+                    at_work = [future for future in begun if not future.done()]
+                    if len(at_work) < self.n and len(begun) < max(self.n, ahead or 0) and not ended:
+                        task = None if pause is not None and pause() else next(tasks, None)
+                        if task is not None:
                             begun.append(self.pool.submit(self._do, task, self._now()))
+                            continue
+                        ended = True
                     if not begun:
                         return
-                    yield begun.popleft().result()
+                    if begun[0].done():
+                        yield begun.popleft().result()
+                    else:
+                        wait(at_work, return_when=FIRST_COMPLETED)
             finally:
                 for other in begun:  # after an error: none is left at work behind our back
                     other.cancel()

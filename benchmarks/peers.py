@@ -67,7 +67,7 @@ def in_two_processes(work, turns):
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import round_time
 
-    from ranks import Ranks, follow, lead
+    from ranks import Ranks, lead, serve
 
     torch.set_num_threads(1)
     second = os.environ.get("RANK") == "1"
@@ -79,8 +79,9 @@ def in_two_processes(work, turns):
     exp = round_time.experiment(work["name"], work["device"])
     exp.ranks, exp.collect = Ranks.join(), lead
     if second:
-        follow(exp)
+        serve(exp.ranks, lambda: exp)
         return
+    exp.ranks.tell({"prepare": True})
     for round, _ in enumerate(turns, 1):
         round_time.rounds.train_round(exp, round)
     exp.ranks.tell({"status": 0})

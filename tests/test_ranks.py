@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from processes import FEW, TIMES, flags, n_rows, outcome
 
 import checkpoints
+import evaluation
 import fedalg
 import ranks
 import rounds
@@ -55,6 +58,7 @@ def train(case, group=None):
         "rows": [{k: v for k, v in row.items() if k not in TIMES} for row in exp.rows],
         "traffic": {str(number): counts for number, counts in exp.traffic.items()},
         "theta": digest(exp.theta),
+        "served": digest(evaluation.served(exp)),
         "downlink": digest(exp.downlink.model),
         "held": {kind: {str(n): digest(t) for n, t in sorted(of.items())} for kind, of in held.items()},
     }
@@ -70,7 +74,7 @@ def all_cases(path):
     group, found = ranks.Ranks.join(), []
     for case in CASES:
         if group.rank:
-            fedalg.serve(utils.resolve(settings_of(case)), group)
+            ranks.serve(group, partial(fedalg.prepare, utils.resolve(settings_of(case)), group))
         else:
             found.append(train(case, group))
             group.tell({"status": 0})
@@ -209,6 +213,21 @@ def test_a_signal_to_any_of_them_saves_the_run(tmp_path, spawn, undisturbed, hea
     process.join()
     assert process.exitcode == 0
     assert outcome(tmp_path) == undisturbed
+
+
+def test_a_share_that_does_not_fit_ends_the_run_in_one_line(tmp_path, spawn):
+    """Of six equal clients, each of two processes has three, of 188,810 weights."""
+    settings = {**FEW, "participation": 1.0, "n_epochs": 1}
+    size = 4 * 188_810 / 2**30
+    group, _ = start(spawn, {**settings, "max_cohort_memory": 3.1 * size}, tmp_path / "fits", 2)
+    assert join(group) == [0, 0]
+    group, said = start(spawn, {**settings, "max_cohort_memory": 2.9 * size}, tmp_path / "not", 2)
+    assert join(group) == [2, 2]
+    assert said[0].read_text().startswith("fedalg.py: error: each of 2 processes needs 3 updates of a round at once")
+    uneven = {**settings, "max_cohort_memory": 3.1 * size, "dirichlet": 0.1, "n_clients": 6}
+    group, said = start(spawn, uneven, tmp_path / "uneven", 2)
+    assert join(group) == [2, 2]
+    assert re.search(r"error: a process has \d updates of round 1 to hold", said[0].read_text())
 
 
 @pytest.mark.parametrize("n_done", [1, 2])

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+import evaluation
 import rounds
 import utils
 from agg_utils import ALGORITHMS, Update
@@ -30,9 +31,9 @@ def one_thread():
 
 def assert_alike(one, other):
     """Assert that two Experiments went through the same rounds, to the last bit."""
-    for name in ("theta", "downlink.model"):
-        a, b = (exp.theta if name == "theta" else exp.downlink.model for exp in (one, other))
-        assert torch.equal(a, b), name
+    for name, model in (("theta", lambda exp: exp.theta), ("downlink", lambda exp: exp.downlink.model)):
+        assert torch.equal(model(one), model(other)), name
+    assert torch.equal(evaluation.served(one), evaluation.served(other))
     for keeps in ("algorithm", "local"):
         a, b = (exp.algorithm if keeps == "algorithm" else exp.trainer.local for exp in (one, other))
         for kind, of_client in a.held().items():
@@ -173,13 +174,14 @@ def test_no_more_is_begun_than_may_wait(workers, n, ahead, most):
     assert list(results) == list(range(1, 9))
 
 
+@pytest.mark.parametrize("ahead", [None, 1000])
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_pause_lets_those_that_have_begun_through(workers, n):
+def test_a_pause_lets_those_that_have_begun_through(workers, n, ahead):
     begun, pool = [], workers(n)
     tasks = (sleeper(begun, i, 0.01) for i in range(9))
     asked = threading.Event()
     first = []
-    for result in pool.run(tasks, pause=asked.is_set):
+    for result in pool.run(tasks, ahead, asked.is_set):
         first.append(result)
         asked.set()
     assert first == [i for i, _ in sorted(begun, key=lambda entry: entry[0])]
