@@ -44,8 +44,9 @@ class Workers:
     def run(self, tasks, ahead=None, pause=None):
         """Yield the results of `tasks`, an iterator, in their order; its next one is asked for when it can begin.
 
-        ahead: how many may be at work, n at most, or waiting to be yielded; n if not given. Once pause() is true no
-        further task is begun, and the results end with those that were.
+        ahead: how many may be at work or waiting to be yielded, n if not given; one more than n may have been handed
+        over, so that no thread is idle. Once pause() is true no further task is, and the results end with those that
+        were.
         """
         if self.pool is None:
             for task in tasks:
@@ -57,8 +58,11 @@ class Workers:
         with self._fewer_threads():
             try:
                 while True:
+                    if begun and begun[0].done():
+                        yield begun.popleft().result()
+                        continue
                     at_work = [future for future in begun if not future.done()]
-                    if len(at_work) < self.n and len(begun) < max(self.n, ahead or 0) and not ended:
+                    if len(at_work) <= self.n and len(begun) < max(self.n, ahead or 0) and not ended:
                         task = None if pause is not None and pause() else next(tasks, None)
                         if task is not None:
                             begun.append(self.pool.submit(self._do, task, self._now()))
@@ -66,10 +70,7 @@ class Workers:
                         ended = True
                     if not begun:
                         return
-                    if begun[0].done():
-                        yield begun.popleft().result()
-                    else:
-                        wait(at_work, return_when=FIRST_COMPLETED)
+                    wait(at_work, return_when=FIRST_COMPLETED)
             finally:
                 for other in begun:  # after an error: none is left at work behind our back
                     other.cancel()
