@@ -216,7 +216,6 @@ def _lead(exp, cohort, round, keeper):
     exp.cohort = None  # only whole rounds are saved; but a single process may have left a part of one
     plan = shares([load_of(exp, number) for number in numbers[n_done:]], ranks.size)
     plan = [(n_done + begin, n_done + end) for begin, end in plan]
-    plan[0] = (0, plan[0][1])
     most = max(end - begin for begin, end in plan[1:])
     if most > rounds.rows_at_once(exp):
         raise InputError(f"a process has {most} updates of round {round} to hold: raise --max_cohort_memory")
