@@ -86,6 +86,14 @@ class FlatModel:
         """Copy `vector [dim]` into the model."""
         self.vector.copy_(vector)
 
+    def tensors_of(self, vector):
+        """Return {name: tensor of its shape} of another `vector [dim]`, as torch.func.functional_call takes them."""
+        tensors, offset = {}, 0
+        for name, view in self._views:
+            tensors[name] = vector[offset : offset + view.numel()].view_as(view)
+            offset += view.numel()
+        return tensors
+
     @contextmanager
     def keeping_features(self):
         """While this lasts, `features` [B, k] is what entered the last linear layer in the latest forward pass."""
@@ -106,12 +114,8 @@ class FlatModel:
 
         Works within `keeping_features`; leaves the model in training mode.
         """
-        tensors, offset = {}, 0
-        for name, view in self._views:
-            tensors[name] = vector[offset : offset + view.numel()].view_as(view)
-            offset += view.numel()
         self.module.eval()
-        torch.func.functional_call(self.module, tensors, (x,))
+        torch.func.functional_call(self.module, self.tensors_of(vector), (x,))
         self.module.train()
         return self.features
 

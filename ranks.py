@@ -128,16 +128,17 @@ class Ranks:
         return json.loads(text.numpy().tobytes())
 
     def broadcast(self, vector):
-        """Overwrite `vector`, on all ranks but the first, with that of rank 0."""
+        """Overwrite `vector [k]`, on all ranks but the first, with that of rank 0."""
         with talking():
             dist.broadcast(vector, 0, group=self.vectors)
 
     def send(self, vector, rank):
+        """Send `vector [k]` to `rank`."""
         with talking():
             dist.send(vector.contiguous(), rank, group=self.vectors)
 
     def receive(self, vector, rank):
-        """Overwrite `vector` with the one that `rank` sends; return it."""
+        """Overwrite `vector [k]` with the one that `rank` sends; return it."""
         with talking():
             dist.recv(vector, rank, group=self.vectors)
         return vector
@@ -191,6 +192,7 @@ def take_kept(exp, names, rank):
 
 
 def names_of(kept):
+    """Return [(kind, number, length)], which is told before the tensors of `kept_by` are sent."""
     return [(kind, number, len(tensor)) for kind, number, tensor in kept]
 
 
@@ -245,7 +247,7 @@ def _lead(exp, cohort, round, keeper):
             keeper.heed(exp)
         cohort.done += [rounds.Sent.of(client, exp.device) for client in told["clients"]]
         take_kept(exp, told["kept"], rank)
-    weights = [rounds.weight_of(exp.args, client) if client.is_finite() else 0 for client in cohort.done]
+    weights = [rounds.weight_of(exp.args, client) if client.finite() else 0 for client in cohort.done]
     ranks.tell({"weights": weights})
     chain = busy(plan)
     if any(chain):

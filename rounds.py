@@ -65,9 +65,9 @@ class Sent:
         tensors = {name: torch.tensor(plain[name], device=device) for name in ("loss", "hits", "total")}
         return cls(**plain | tensors)
 
-    def is_finite(self):
-        """Tell whether its loss and its update are finite."""
-        return bool(self.total.isfinite() & self.loss.isfinite())
+    def finite(self):
+        """Return whether its loss and its update are finite, a bool scalar tensor."""
+        return self.total.isfinite() & self.loss.isfinite()
 
 
 @dataclass
@@ -130,8 +130,8 @@ class Cohort:
 
     def _add(self, client, update, weight):
         """Add an Update to the sums, unless it or the client's loss is not finite."""
-        finite = client.total.isfinite() & client.loss.isfinite()
-        if finite.is_cuda or finite.device.type == "mps":
+        finite = client.finite()
+        if finite.device.type != "cpu":
             self.sums.add(update, weight, counts=finite)
         elif finite:
             self.sums.add(update, weight)

@@ -48,11 +48,7 @@ def by_vmap(model):
     """Return a function (vectors [clients, dim], x [clients, B, ...], y [clients, B]) that takes all their steps."""
 
     def loss(vector, x, y):
-        tensors, offset = {}, 0
-        for name, view in model._views:
-            tensors[name] = vector[offset : offset + view.numel()].view_as(view)
-            offset += view.numel()
-        return F.cross_entropy(functional_call(model.module, tensors, (x,)), y)
+        return F.cross_entropy(functional_call(model.module, model.tensors_of(vector), (x,)), y)
 
     gradients = vmap(grad(loss))
     return lambda vectors, x, y: vectors.add_(gradients(vectors, x, y), alpha=-0.01)
