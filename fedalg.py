@@ -12,6 +12,7 @@ if __name__ == "__main__":  # answer --help, and refuse a bad command line, befo
 import contextlib
 import io
 import os
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -434,4 +435,6 @@ def program(args):
 
 
 if __name__ == "__main__":
-    sys.exit(program(ARGS))
+    STATUS = program(ARGS)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler's warning no longer matters while the interpreter ends
+    sys.exit(STATUS)

@@ -28,6 +28,7 @@ TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
+SchedulerParameters=bf_interval=2
 MaxArraySize={max_array}
 ReturnToService=2
 KillWait=5
@@ -82,14 +83,14 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(config)
         files = {"socket": "munge.socket", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
         words = [f"--{option}={self.folder / name}" for option, name in files.items()]
-        self.daemons = [self._start("munged", "-F", "--force", f"--key-file={key}", *words)]
+        self.daemons = [self._daemon("munged", "-F", "--force", f"--key-file={key}", *words)]
         self._wait(lambda: (self.folder / "munge.socket").exists(), "munged")
-        self.daemons.append(self._start("slurmctld", "-D"))
+        self.daemons.append(self._daemon("slurmctld", "-D"))
         self._wait(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld")
-        self.daemons.append(self._start("slurmd", "-D", "-N", host))
+        self.daemons.append(self._daemon("slurmd", "-D", "-N", host))
         self._wait(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", check=False), "slurmd")
 
-    def _start(self, *words):
+    def _daemon(self, *words):
         with open(self.folder / f"{words[0]}.out", "w") as out:
             return subprocess.Popen(words, env=self.env, stdout=out, stderr=out)
 
@@ -108,6 +109,11 @@ class Cluster:
         if check and done.returncode:
             raise RuntimeError(f"{words}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    def start(self, *words, cwd, **env):
+        """Start a command as `run` does, until the end of this SLURM at the latest; return it as a subprocess.Popen."""
+        self.daemons.append(subprocess.Popen(words, env=self.env | env, cwd=cwd, stdout=subprocess.DEVNULL))
+        return self.daemons[-1]
 
     def stop(self):
         """End all jobs and daemons."""

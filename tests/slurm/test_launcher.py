@@ -13,7 +13,19 @@ from conftest import ROOT
 
 TIMES = {"train_seconds", "eval_seconds", "train_time"}
 FEW = "--dataset DIGITS --n_clients 2 --participation 0.5 --local_steps 1 --eval_every 50"
-LONG = {2: 400, 3: 1500}  # line -> rounds; the third still trains when SLURM looks for time limits, every 30 s
+LONG = {2: 150, 3: 600}  # line -> rounds; the third still trains when SLURM looks for time limits, every 30 s
+PAUSE = """
+
+at_once = train_round
+
+
+def train_round(*given):
+    import time
+
+    time.sleep(0.05)
+    return at_once(*given)
+"""
+SITE = {"PYTHON": sys.executable, "EXTRA": "--quiet --device cpu", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -28,11 +40,13 @@ def slurm(tmp_path):
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the program with eight experiments."""
+    """A copy of the program with eight experiments; a round takes as long as on a slow machine."""
     folder = tmp_path / "project"
     (folder / "logs").mkdir(parents=True)
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
         shutil.copy(path, folder)
+    with open(folder / "rounds.py", "a") as file:
+        file.write(PAUSE)
     lines = [f"--algorithm las --n_epochs {LONG.get(n, 3)} --seed {n} {FEW}" for n in range(1, 9)]
     (folder / "experiments.txt").write_text("# eight\n" + "\n".join(lines) + "\n")
     return folder
@@ -52,6 +66,33 @@ def until(slurm, project):
     return wait
 
 
+def jobs(slurm):
+    """Return task -> state of those that SLURM still has."""
+    return dict(row.split() for row in slurm.run("squeue", "-r", "-h", "-o", "%i %T").splitlines())
+
+
+@pytest.fixture
+def again(slurm, until):
+    """again(task, name=value, ...) lets a requeued task start at once, not after SLURM's two minutes."""
+
+    def start(task, **changes):
+        # While it completes, a task is among the pending ones too, and gets its two minutes only after that. One that
+        # starts in the second in which it ended is taken for the one that ended.
+        until(lambda: jobs(slurm).get(task) == "PENDING")
+        time.sleep(3)
+        words = [f"{name}={value}" for name, value in {"StartTime": "now", **changes}.items()]
+
+        def under_way():
+            if jobs(slurm).get(task) != "PENDING":
+                return True
+            slurm.run("scontrol", "update", f"JobId={task}", *words, check=False)  # refused if it has just started
+            return False
+
+        until(under_way)
+
+    return start
+
+
 def outcomes(folder):
     """Run -> what it left, times aside."""
     with open(folder / "results.csv", newline="") as file:
@@ -69,77 +110,64 @@ def outcomes(folder):
     return found
 
 
-def test_eight_runs_under_slurm_end_as_without_it(slurm, project, tmp_path, until):
-    site = {"PYTHON": sys.executable, "EXTRA": "--quiet --device cpu", "OMP_NUM_THREADS": "1"}
-
+def test_eight_runs_under_slurm_end_as_without_it(slurm, project, tmp_path, until, again):
     def run(*words, **env):
-        return slurm.run(*words, cwd=project, **site, **env)
+        return slurm.run(*words, cwd=project, **SITE, **env)
 
     def state_of(line):
         table = run("./run_experiments.sh", "--status").splitlines()
         return next(row for row in table if row.split()[0] == str(line))[6:]
 
-    def jobs():
-        """task -> state of those that SLURM still has."""
-        return dict(row.split() for row in run("squeue", "-r", "-h", "-o", "%i %T").splitlines())
-
-    def soon(task, **changes):
-        """Let a requeued task start again at once, not after SLURM's two minutes."""
-        until(lambda: jobs().get(task) == "PENDING")
-        changes = {"StartTime": "now", **changes}
-        run("scontrol", "update", f"JobId={task}", *(f"{name}={value}" for name, value in changes.items()))
+    alone = tmp_path / "alone"
+    shutil.copytree(project, alone)
+    without = slurm.start("./run_experiments.sh", cwd=alone, **SITE)
 
     few = ("--gres=none", "--cpus-per-task=1", "--mem-per-cpu=900", "--time=50")
     run("sbatch", *few, "run_experiments.sh")
-    until(lambda: len([task for task in jobs() if "_" in task]) == 8)
-    first, second = sorted({task.split("_")[0] for task in jobs()}, key=int)
+    until(lambda: len([task for task in jobs(slurm) if "_" in task]) == 8)
+    first, second = sorted({task.split("_")[0] for task in jobs(slurm)}, key=int)
     given = set(run("squeue", "-h", "-r", "-o", "%l %b %C %m").splitlines())
     assert given == {"50:00 N/A 1 900M"}  # as was asked for the job that submitted them
 
     until(lambda: "running, after round" in state_of(2) and "after round 0" not in state_of(2))
     run("scontrol", "requeue", f"{first}_2")
-    soon(f"{first}_2")
+    again(f"{first}_2")
 
     until(lambda: "running, after round" in state_of(3) and "after round 0" not in state_of(3))
     run("scontrol", "update", f"JobId={first}_3", "TimeLimit=2")  # two minutes before it comes the signal
     log = project / "logs" / f"fedalg_{first}_3.out"
     until(lambda: "near its time limit, goes back into the queue" in log.read_text())
     assert "stopped by SIGUSR1 after round" in log.read_text()
-    soon(f"{first}_3", TimeLimit=50)
+    again(f"{first}_3", TimeLimit=50)
 
-    until(lambda: jobs().get(f"{first}_3") == "RUNNING")
+    until(lambda: jobs(slurm).get(f"{first}_3") == "RUNNING")
     run("scancel", first, second)
-    until(lambda: not jobs())
+    until(lambda: not jobs(slurm))
     states = [state_of(n) for n in range(1, 9)]
     assert states[2].startswith("stopped after round")
     left = [n for n, state in enumerate(states, 1) if not state.startswith("done")]
 
     run("sbatch", *few, "run_experiments.sh", PLOT="1")
     until(lambda: any("plotting" in line for line in run("squeue", "-h", "-o", "%j").splitlines()))
-    tasks = [task for task in jobs() if "_" in task]
+    tasks = [task for task in jobs(slurm) if "_" in task]
     assert len(tasks) == len(left)  # only what is missing
-    until(lambda: not jobs())
+    until(lambda: not jobs(slurm))
     assert run("./run_experiments.sh", "--status").splitlines()[-1] == "8 done"
     assert "goes on after round" in "".join(path.read_text() for path in (project / "logs").iterdir())
     assert (project / "final_plots" / "DIGITS_summary.csv").exists()
     assert "all 8 experiments are finished" in run("./run_experiments.sh", "--submit")
 
-    alone = tmp_path / "alone"
-    shutil.copytree(
-        project, alone, ignore=lambda _, names: {"metrics", "plots", "checkpoints", "results.csv"} & set(names)
-    )
-    slurm.run("./run_experiments.sh", cwd=alone, **site)
+    assert without.wait() == 0
     assert outcomes(alone) == outcomes(project)
     assert not os.listdir(project / "checkpoints") or not list((project / "checkpoints").glob("*.pt"))
 
 
-def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, until):
-    """The urgent job gets the CPUs after five seconds' grace at the latest."""
-    (project / "experiments.txt").write_text(f"--algorithm las --n_epochs 600 --seed 1 {FEW}\n")
-    site = {"PYTHON": sys.executable, "EXTRA": "--quiet --device cpu", "OMP_NUM_THREADS": "1"}
+def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, until, again):
+    """The urgent job gets the CPUs after five seconds' grace, or when SLURM next looks: every 30 s."""
+    (project / "experiments.txt").write_text(f"--algorithm las --n_epochs 10000 --seed 1 {FEW}\n")
 
     def run(*words):
-        return slurm.run(*words, cwd=project, **site)
+        return slurm.run(*words, cwd=project, **SITE)
 
     run("sbatch", "--gres=none", "--cpus-per-task=2", "--mem-per-cpu=900", "--time=50", "run_experiments.sh")
     until(lambda: "running, after round" in run("./run_experiments.sh", "--status").replace("round 0", ""))
@@ -153,22 +181,21 @@ def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, unt
         "--wrap=echo ran; sleep 1",
     )
     until(lambda: (project / "urgent").exists())
-    until(lambda: task in run("squeue", "-r", "-h", "-t", "PENDING", "-o", "%i"))
+    until(lambda: "urgent" not in run("squeue", "-h", "-o", "%P"))
     log = project / "logs" / f"fedalg_{task}.out"
     assert "stopped by SIGTERM after round" in log.read_text()
-    until(lambda: "urgent" not in run("squeue", "-h", "-o", "%P"))
-    run("scontrol", "update", f"JobId={task}", "StartTime=now")
+    again(task)
+    until(lambda: "goes on after round" in log.read_text())
+    run("scancel", task)
     until(lambda: not run("squeue", "-h").strip())
-    assert "goes on after round" in log.read_text()
-    assert "1 done" in run("./run_experiments.sh", "--status")
+    assert "1 stopped" in run("./run_experiments.sh", "--status")
 
 
-def test_a_run_of_two_processes_is_signalled_and_goes_on(slurm, project, tmp_path, until):
-    (project / "experiments.txt").write_text(f"--algorithm las --preset compact --n_epochs 300 --seed 1 {FEW}\n")
-    site = {"PYTHON": sys.executable, "EXTRA": "--quiet --device cpu", "OMP_NUM_THREADS": "1"}
+def test_a_run_of_two_processes_is_signalled_and_goes_on(slurm, project, tmp_path, until, again):
+    (project / "experiments.txt").write_text(f"--algorithm las --preset compact --n_epochs 100 --seed 1 {FEW}\n")
 
     def run(*words, **env):
-        return slurm.run(*words, cwd=project, **site, **env)
+        return slurm.run(*words, cwd=project, **SITE, **env)
 
     few = ("--gres=none", "--cpus-per-task=1", "--mem-per-cpu=900", "--time=50")
     run("sbatch", *few, "run_experiments.sh", GPUS_PER_RUN="2")
@@ -180,13 +207,12 @@ def test_a_run_of_two_processes_is_signalled_and_goes_on(slurm, project, tmp_pat
     log = project / "logs" / f"fedalg_{task}.out"
     until(lambda: "near its time limit, goes back into the queue" in log.read_text())
     assert "stopped by SIGUSR1 after round" in log.read_text()
-    until(lambda: task in run("squeue", "-r", "-h", "-t", "PENDING", "-o", "%i"))
-    run("scontrol", "update", f"JobId={task}", "StartTime=now")
+    again(task)
     until(lambda: "1 done" in run("./run_experiments.sh", "--status"))
     assert "goes on after round" in log.read_text()
     alone = tmp_path / "alone"
     shutil.copytree(
         project, alone, ignore=lambda _, names: {"metrics", "plots", "checkpoints", "results.csv"} & set(names)
     )
-    slurm.run("./run_experiments.sh", cwd=alone, **site)
+    slurm.run("./run_experiments.sh", cwd=alone, **SITE)
     assert outcomes(alone) == outcomes(project)
