@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+import evaluation
 from captured import CapturedStep
 from data import batch_bounds, client_batches, client_choices
 from local_methods import LocalMethod
@@ -206,11 +207,9 @@ class Client:
         """Return the working model's mean loss, a scalar tensor, on the training samples at `indices`."""
         module, losses = self.model.module, []
         module.eval()
-        for chosen in indices.to(self.splits.train.labels.device).split(EVAL_BATCH):
-            logits, y = (
-                self.forward(self.splits.normalise(self.splits.train.images[chosen])),
-                self.splits.train.labels[chosen],
-            )
+        train = self.splits.train
+        for chosen in indices.to(train.labels.device).split(evaluation.batch_size(train)):
+            logits, y = self.forward(self.splits.normalise(train.images[chosen])), train.labels[chosen]
             y = y if self.attack is None else self.attack.labels(y, self.splits.n_classes)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
         module.train()
@@ -254,9 +253,6 @@ class Client:
             logits -= slope * (lr * model.gradient * update + l1_strength)
         self.loss = self.loss + 0 * logits.sum()  # not finite if a logit is not, so that it is found with the losses
         return logits > 0
-
-
-EVAL_BATCH = 512
 
 
 # --------------------------------------------------------------------------------------------------------------------

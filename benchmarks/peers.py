@@ -2,11 +2,12 @@
 
     python benchmarks/peers.py [--works W1 W2] [--others "bare loop" pfl flwr] [--rounds 5] [--device cpu]
 
-Others can be "one thread" and "two processes", too: this program so, each process on one thread. Each peer gets a
+Others can be "one thread" and "two processes", too: this program so, each process on one thread; and "data loaders":
+the bare loop as most people write it, a DataLoader a client over images in main memory, no workers. Each peer gets a
 virtual environment of its own in --folder, made here once (pip, several GB). Every simulator is a process that waits
 until it is its turn; they take turns round by round, after one round to warm up, and the ratio is that of the medians.
-All train the network and the clients of round_time.py's works, from images that are normalised beforehand, with
-torch.optim.SGD or what this program has for it; orders of batches differ.
+All train the network, built by this program's models.py, and the clients of round_time.py's works, from images that are
+normalised beforehand, with torch.optim.SGD or what this program has for it; orders of batches differ.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-PEERS = {"pfl": ["pfl[pytorch]"], "flwr": ["flwr[simulation]", "torch"]}
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: what a peer imports is its own
+
+PEERS = {"pfl": ["pfl[pytorch]", "torchvision"], "flwr": ["flwr[simulation]", "torch", "torchvision"]}
 LR, MOMENTUM = 0.01, 0.9
 
 
@@ -30,13 +33,11 @@ LR, MOMENTUM = 0.01, 0.9
 # Simulators: each a function (work, turns) that trains one round of work["rounds"] for each of `turns`
 
 
-def network():
-    """The small CNN, as models.cnn has it for 3x32x32 images."""
-    return torch.nn.Sequential(
-        *(torch.nn.Conv2d(3, 32, 5, padding=2), torch.nn.MaxPool2d(2), torch.nn.ReLU()),
-        *(torch.nn.Conv2d(32, 64, 5, padding=2), torch.nn.MaxPool2d(2), torch.nn.ReLU()),
-        *(torch.nn.Flatten(), torch.nn.Linear(4096, 512), torch.nn.ReLU(), torch.nn.Linear(512, 10)),
-    )
+def network(work):
+    """Return the work's network, as this program builds it; a peer's own Python imports it, too."""
+    import models
+
+    return models.build_model(**work["network"]).to(work["device"])
 
 
 def with_ours(work, turns):
@@ -48,13 +49,17 @@ def with_ours(work, turns):
         round_time.rounds.train_round(exp, round)
 
 
-def with_bare_loop(work, turns):
+def with_bare_loop(work, turns, loop="BareLoop"):
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import round_time
 
-    loop = round_time.BareLoop(round_time.experiment(work["name"], work["device"]))
+    loop = getattr(round_time, loop)(round_time.experiment(work["name"], work["device"]))
     for round, _ in enumerate(turns, 1):
         loop.round(round)
+
+
+def with_data_loaders(work, turns):
+    with_bare_loop(work, turns, "LoaderLoop")
 
 
 def on_one_thread(work, turns):
@@ -102,7 +107,7 @@ def with_pfl(work, turns):
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = network()
+            self.inner = network(work)
 
         def loss(self, x, y, eval=False):
             return F.cross_entropy(self.inner(x), y)
@@ -127,7 +132,7 @@ def with_pfl(work, turns):
         part = part[torch.randperm(len(part), device=part.device)]
         return Dataset((x[part], y[part]), user_id=user)
 
-    module, cohort = Network().to(work["device"]), len(work["rounds"][0])
+    module, cohort = Network(), len(work["rounds"][0])
     model = PyTorchModel(
         module, functools.partial(torch.optim.SGD, momentum=MOMENTUM), torch.optim.SGD(module.parameters(), lr=1.0)
     )
@@ -142,7 +147,7 @@ def with_pfl(work, turns):
         backend=SimulatedBackend(training_data=data, val_data=None),
         model=model,
         model_train_params=NNTrainHyperParams(
-            local_num_epochs=1, local_learning_rate=LR, local_batch_size=work["batch_size"]
+            local_num_epochs=work["epochs"], local_learning_rate=LR, local_batch_size=work["batch_size"]
         ),
         callbacks=[Turns()],
     )
@@ -170,15 +175,14 @@ def with_flwr(work, turns):
         torch.set_num_threads(1)
         state = load(path)
         part = state["parts"][message.content["config"]["client"]]
-        part = part[torch.randperm(len(part))].to(state["device"])
-        module = network()
+        module = network(state)
         module.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        module.to(state["device"])
         optimizer = torch.optim.SGD(module.parameters(), lr=LR, momentum=MOMENTUM)
-        for chosen in part.split(state["batch_size"]):
-            optimizer.zero_grad()
-            F.cross_entropy(module(state["x"][chosen]), state["y"][chosen]).backward()
-            optimizer.step()
+        for _ in range(state["epochs"]):
+            for chosen in part[torch.randperm(len(part))].to(state["device"]).split(state["batch_size"]):
+                optimizer.zero_grad()
+                F.cross_entropy(module(state["x"][chosen]), state["y"][chosen]).backward()
+                optimizer.step()
         sent = {
             "arrays": ArrayRecord(module.cpu().state_dict()),
             "metrics": MetricRecord({"num-examples": len(part)}),
@@ -199,7 +203,7 @@ def with_flwr(work, turns):
     @server_app.main()
     def serve(grid, context):
         strategy = InTurns(fraction_evaluate=0.0)
-        strategy.start(grid, ArrayRecord(network().state_dict()), num_rounds=len(work["rounds"]))
+        strategy.start(grid, ArrayRecord(network(work).cpu().state_dict()), num_rounds=len(work["rounds"]))
         next(turns, None)
 
     # One client to a core, or four on the GPU.
@@ -220,6 +224,7 @@ SIMULATORS = {
     "one thread": on_one_thread,
     "two processes": in_two_processes,
     "bare loop": with_bare_loop,
+    "data loaders": with_data_loaders,
     "pfl": with_pfl,
     "flwr": with_flwr,
 }
@@ -250,6 +255,9 @@ def describe(name, n_rounds, device, path):
         for r in range(1, n_rounds + 1)
     ]
     work = {"name": name, "device": device, "batch_size": args.batch_size, "n_clients": args.n_clients}
+    work["epochs"] = args.n_client_epochs
+    work["network"] = {"name": args.model_name, "channels": 3, "image_size": 32, "n_classes": 10, "norm": args.norm}
+    work["network"]["seed"] = args.seed
     torch.save({**work, "parts": exp.parts, "rounds": drawn, "x": train.images, "y": train.labels}, path)
 
 
@@ -303,7 +311,7 @@ def version(python, name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--works", nargs="+", default=["W1", "W2"], choices=["W1", "W2"])
+    parser.add_argument("--works", nargs="+", default=["W1", "W2"], choices=["W1", "W2", "W3"])
     parser.add_argument("--others", nargs="*", default=["bare loop", *PEERS], choices=list(SIMULATORS)[1:])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -50,8 +51,8 @@ def synthetic(device):
     return data.Splits(train, train[:100], train[:100], 10, half, half).to(device)
 
 
-def experiment(work, device):
-    args = utils.resolve({"model_name": "cnn", "n_client_epochs": 1, "augment": "none", **WORKS[work]})
+def experiment(work, device, **settings):
+    args = utils.resolve({"model_name": "cnn", "n_client_epochs": 1, "augment": "none", **WORKS[work], **settings})
     splits = synthetic("cpu")
     parts = partitions.partition(splits.train.labels, args.n_clients, args.dirichlet, args.seed)
     return fedalg.assemble(args, splits, parts, torch.device(device))
@@ -78,24 +79,41 @@ class BareLoop:
         self.state = merged
 
     def train(self, c, rng):
-        args, part = self.args, self.parts[c].to(self.y.device)
         self.module.load_state_dict(self.state)
-        optimizer = torch.optim.SGD(self.module.parameters(), lr=args.lr, momentum=args.momentum)
-        for _ in range(args.n_client_epochs):
-            order = part[torch.randperm(len(part), generator=rng).to(part.device)]
-            for begin, end in data.batch_bounds(len(part), args.batch_size):
-                chosen = order[begin:end]
+        optimizer = torch.optim.SGD(self.module.parameters(), lr=self.args.lr, momentum=self.args.momentum)
+        for _ in range(self.args.n_client_epochs):
+            for x, y in self.batches(self.parts[c], rng):
                 optimizer.zero_grad()
-                loss = F.cross_entropy(self.module(self.x[chosen]), self.y[chosen])
+                loss = F.cross_entropy(self.module(x), y)
                 loss.backward()
                 optimizer.step()
 
+    def batches(self, part, rng):
+        order = part[torch.randperm(len(part), generator=rng)].to(self.y.device)
+        for begin, end in data.batch_bounds(len(part), self.args.batch_size):
+            chosen = order[begin:end]
+            yield self.x[chosen], self.y[chosen]
 
-def timed(function, *arguments):
+
+class LoaderLoop(BareLoop):
+    """The same with a torch DataLoader a client over a dataset in main memory, as tutorials have it."""
+
+    def __init__(self, exp):
+        super().__init__(exp)
+        self.device = exp.device
+        self.dataset = TensorDataset(self.x.cpu(), self.y.cpu())
+
+    def batches(self, part, rng):
+        subset = Subset(self.dataset, part.tolist())
+        for x, y in DataLoader(subset, self.args.batch_size, shuffle=True, generator=rng):
+            yield x.to(self.device), y.to(self.device)
+
+
+def timed(function, *arguments, **more):
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()
-    function(*arguments)
+    function(*arguments, **more)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started

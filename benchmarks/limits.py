@@ -1,0 +1,149 @@
+"""Seconds a round against what its network costs: the samples' forward and backward passes in large batches, and FLOPs.
+
+    python benchmarks/limits.py [--works W1 W2 W3] [--rounds 5] [--device cuda]
+
+For works of round_time.py. The practical peak is forward and backward of as many samples as a round has, with nothing
+else, in the batches that take least: of 64, 128, ... up to what fits in memory (on a CPU, to 512), channels_last, and
+on a GPU in bf16 and as a CUDA graph. The FLOPs of the same, as torch counts them, over the rate of the fastest of some
+large matrix products in that precision, are the other limit. This program's rounds come in several settings; all take
+turns, round by round, and a share is the limit's median over the round's.
+"""
+
+import argparse
+import itertools
+import platform
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from round_time import experiment, rounds, timed
+
+PASSES = 5  # of a batch of each size, when the best is looked for; of each matrix product
+SETTINGS = {
+    "cpu": {"one client at a time": {"parallel_clients": 1}, "clients side by side": {"parallel_clients": "auto"}},
+    "cuda": {
+        "float32": {},
+        "bf16": {"precision": "bf16"},
+        "bf16, captured": {"precision": "bf16", "capture": True},
+        "bf16, captured, 2 clients at once": {"precision": "bf16", "capture": True, "parallel_clients": 2},
+        "bf16, captured, 4 clients at once": {"precision": "bf16", "capture": True, "parallel_clients": 4},
+        "bf16, 4 clients at once": {"precision": "bf16", "parallel_clients": 4},
+    },
+}
+
+
+class Passes:
+    """Forward and backward of one batch of random images, over and over: as a CUDA graph where there are any."""
+
+    def __init__(self, exp, size):
+        device = exp.device
+        self.size, self.module = size, exp.model.module.train()
+        self.x = torch.randn(size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+        self.y = torch.randint(10, (size,), device=device)
+        self.bf16, self.graph = device.type == "cuda", None
+        if self.bf16:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self.once()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.once()
+
+    def once(self):
+        with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            logits = self.module(self.x)
+        F.cross_entropy(logits.float(), self.y).backward()
+
+    def times(self, n):
+        for _ in range(n):
+            self.once() if self.graph is None else self.graph.replay()
+
+    def seconds(self, samples):
+        """Return the seconds that `samples` take: those of whole batches, by the sample."""
+        n = -(-samples // self.size)
+        return timed(self.times, n) * samples / (n * self.size)
+
+
+def fastest(exp):
+    """Return the Passes of the batch size that takes least a sample."""
+    found = []
+    for size in (64 * 2**i for i in itertools.count()):
+        if exp.device.type == "cpu" and size > 512:
+            break
+        try:
+            passes = Passes(exp, size)
+            passes.times(1)
+            found.append((passes.seconds(PASSES * size) / size, size))
+        except torch.OutOfMemoryError:
+            break
+        finally:
+            passes = None
+            torch.cuda.empty_cache()
+    return Passes(exp, min(found)[1])
+
+
+def flops(passes):
+    """Return the floating-point operations of forward and backward, by the sample."""
+    with FlopCounterMode(display=False) as counter:
+        passes.once()
+    return counter.get_total_flops() / passes.size
+
+
+def matrix_rate(device):
+    """Return the FLOPs a second of the fastest of some square matrix products, in bf16 on a GPU."""
+    rates = []
+    for n in (1024, 2048) if device.type == "cpu" else (4096, 8192, 16384):
+        a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
+        out = a @ a
+        rates += [2 * n**3 / timed(torch.mm, a, a, out=out) for _ in range(PASSES)]
+    return max(rates)
+
+
+def compare(work, n_rounds, device):
+    """Print the rows of a work."""
+    exps = {name: experiment(work, device, **settings) for name, settings in SETTINGS[device.type].items()}
+    exp = next(iter(exps.values()))
+    args = exp.args
+    passes = fastest(exp)
+    times = {name: [] for name in [*exps, "peak"]}
+    for r in range(1, n_rounds + 2):  # the first warms up
+        cohort = rounds.sample_clients(args.n_clients, args.participation, args.seed, r)
+        samples = args.n_client_epochs * sum(len(exp.parts[c]) for c in cohort)
+        for name, each in exps.items():
+            times[name].append(timed(rounds.train_round, each, r))
+        times["peak"].append(passes.seconds(samples))
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    bound = samples * flops(passes) / matrix_rate(device)
+    print(f"| {work} | forward and backward in batches of {passes.size} | {medians['peak']:.3f} | | |")
+    print(f"| {work} | FLOPs of the same by the rate of matrix products | {bound:.3f} | | |")
+    for name in exps:
+        shares = [a / b for a, b in zip(times["peak"][1:], times[name][1:], strict=True)]
+        share = medians["peak"] / medians[name]
+        columns = f"{medians[name]:.3f} | {share:.2f} | {min(shares):.2f} to {max(shares):.2f} |"
+        print(f"| {work} | {name} | {columns}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--works", nargs="+", default=["W1", "W2"], choices=["W1", "W2", "W3"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {platform.machine()}\n")
+    print("| work | what | seconds a round | share of the peak reached | its range |\n|---|---|---|---|---|")
+    for work in args.works:
+        compare(work, args.rounds, device)
+
+
+if __name__ == "__main__":
+    main()
