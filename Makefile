@@ -7,10 +7,10 @@ ALGORITHMS ?= fedavg fedprox fedacg las
 ARGS ?=
 # tests side by side
 WORKERS ?= 2
-# round_time, peers, merging, scaling, local_methods, payload or alternatives
+# round_time, limits, peers, merging, scaling, local_methods, payload or alternatives
 BENCHMARK ?= round_time
 
-.PHONY: run test lint benchmark clean
+.PHONY: run test lint benchmark benchmark-gpu clean
 
 run: .venv/run.stamp
 ifeq ($(strip $(ARGS)),)
@@ -31,6 +31,15 @@ lint: .venv/test.stamp
 
 benchmark: .venv/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(ARGS)
+
+# all rows of benchmarks/README.md that need a GPU
+benchmark-gpu: .venv/test.stamp
+	$(BIN)/python benchmarks/round_time.py --device cuda --works W1 W2 W3
+	$(BIN)/python benchmarks/peers.py --device cuda --works W1 W2 W3
+	$(BIN)/python benchmarks/limits.py --device cuda --works W1 W2 W3
+	$(BIN)/python benchmarks/merging.py --device cuda
+	$(BIN)/python benchmarks/local_methods.py --device cuda
+	$(BIN)/python benchmarks/alternatives.py --device cuda
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("needs Python 3.11 or newer, not %d.%d: make PYTHON=python3.12 ..." % v)'

@@ -4,9 +4,9 @@
 
 For works of round_time.py. The practical peak is forward and backward of as many samples as a round has, with nothing
 else, in the batches that take least: of 64, 128, ... up to what fits in memory (on a CPU, to 512), channels_last, and
-on a GPU in bf16 and as a CUDA graph. The FLOPs of the same, as torch counts them, over the rate of the fastest of some
-large matrix products in that precision, are the other limit. This program's rounds come in several settings; all take
-turns, round by round, and a share is the limit's median over the round's.
+on a GPU in bf16 and as a CUDA graph. The FLOPs of the same, as torch counts them, at the rate of large matrix products
+in that precision, are the other limit. This program's rounds come in several settings; all take turns, round by round,
+and a share is the limit's median over the round's.
 """
 
 import argparse
@@ -98,14 +98,24 @@ def flops(passes):
     return counter.get_total_flops() / passes.size
 
 
-def matrix_rate(device):
-    """Return the FLOPs a second of the fastest of some square matrix products, in bf16 on a GPU."""
-    rates = []
-    for n in (1024, 2048) if device.type == "cpu" else (4096, 8192, 16384):
-        a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
-        out = a @ a
-        rates += [2 * n**3 / timed(torch.mm, a, a, out=out) for _ in range(PASSES)]
-    return max(rates)
+class Products:
+    """Square matrix products of the size that is fastest by the operation: in bf16 on a GPU."""
+
+    def __init__(self, device):
+        self.device = device
+        self.n = min((self.of(n), n) for n in ((1024, 2048, 4096) if device.type == "cpu" else (4096, 8192, 16384)))[1]
+        self.of(self.n)
+
+    def of(self, n):
+        """Take matrices of n x n; return the seconds that an operation takes."""
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.a, self.out = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
+        torch.mm(self.a, self.a, out=self.out)
+        return self.seconds()
+
+    def seconds(self):
+        """Return the seconds that an operation takes."""
+        return min(timed(torch.mm, self.a, self.a, out=self.out) for _ in range(PASSES)) / (2 * len(self.a) ** 3)
 
 
 def compare(work, n_rounds, device):
@@ -113,18 +123,19 @@ def compare(work, n_rounds, device):
     exps = {name: experiment(work, device, **settings) for name, settings in SETTINGS[device.type].items()}
     exp = next(iter(exps.values()))
     args = exp.args
-    passes = fastest(exp)
-    times = {name: [] for name in [*exps, "peak"]}
+    passes, products = fastest(exp), Products(device)
+    by_the_sample = flops(passes)
+    times = {name: [] for name in [*exps, "peak", "FLOPs"]}
     for r in range(1, n_rounds + 2):  # the first warms up
         cohort = rounds.sample_clients(args.n_clients, args.participation, args.seed, r)
         samples = args.n_client_epochs * sum(len(exp.parts[c]) for c in cohort)
         for name, each in exps.items():
             times[name].append(timed(rounds.train_round, each, r))
         times["peak"].append(passes.seconds(samples))
+        times["FLOPs"].append(products.seconds() * by_the_sample * samples)
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
-    bound = samples * flops(passes) / matrix_rate(device)
     print(f"| {work} | forward and backward in batches of {passes.size} | {medians['peak']:.3f} | | |")
-    print(f"| {work} | FLOPs of the same by the rate of matrix products | {bound:.3f} | | |")
+    print(f"| {work} | FLOPs of the same by the rate of matrix products | {medians['FLOPs']:.3f} | | |")
     for name in exps:
         shares = [a / b for a, b in zip(times["peak"][1:], times[name][1:], strict=True)]
         share = medians["peak"] / medians[name]

@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py [--works W1 W2] [--others "bare loop" pfl flwr] [--rounds 5] [--device cpu]
 
-Others can be "one thread" and "two processes", too: this program so, each process on one thread; and "data loaders":
-the bare loop as most people write it, a DataLoader a client over images in main memory, no workers. Each peer gets a
+"data loaders" is the bare loop as most people write it: a DataLoader a client over images in main memory, no workers.
+Others can be "one thread" and "two processes", too: this program so, each process on one thread. Each peer gets a
 virtual environment of its own in --folder, made here once (pip, several GB). Every simulator is a process that waits
 until it is its turn; they take turns round by round, after one round to warm up, and the ratio is that of the medians.
 All train the network, built by this program's models.py, and the clients of round_time.py's works, from images that are
@@ -312,7 +312,9 @@ def version(python, name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--works", nargs="+", default=["W1", "W2"], choices=["W1", "W2", "W3"])
-    parser.add_argument("--others", nargs="*", default=["bare loop", *PEERS], choices=list(SIMULATORS)[1:])
+    parser.add_argument(
+        "--others", nargs="*", default=["bare loop", "data loaders", *PEERS], choices=list(SIMULATORS)[1:]
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, default=Path(".benchmarks"))
