@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from round_time import experiment, rounds, timed
 
+LARGEST = 512  # batch on a CPU
+PRODUCTS = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # rows and columns
 PASSES = 5  # of a batch of each size, when the best is looked for; of each matrix product
 SETTINGS = {
     "cpu": {"one client at a time": {"parallel_clients": 1}, "clients side by side": {"parallel_clients": "auto"}},
@@ -77,7 +79,7 @@ def fastest(exp):
     """Return the Passes of the batch size that takes least a sample."""
     found = []
     for size in (64 * 2**i for i in itertools.count()):
-        if exp.device.type == "cpu" and size > 512:
+        if exp.device.type == "cpu" and size > LARGEST:
             break
         try:
             passes = Passes(exp, size)
@@ -103,8 +105,8 @@ class Products:
 
     def __init__(self, device):
         self.device = device
-        self.n = min((self.of(n), n) for n in ((1024, 2048, 4096) if device.type == "cpu" else (4096, 8192, 16384)))[1]
-        self.of(self.n)
+        _, best = min((self.of(n), n) for n in PRODUCTS[device.type])
+        self.of(best)
 
     def of(self, n):
         """Take matrices of n x n; return the seconds that an operation takes."""
