@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+import data
 import evaluation
 import fedalg
 import payload
@@ -654,3 +655,17 @@ def test_a_gpu_trains_what_a_cpu_trains(experiment):
         rounds.train_round(exp, 1)
         models.append(exp.theta.cpu())
     assert (models[0] - models[1]).norm() < 1e-2 * models[0].norm()
+
+
+def test_what_is_predicted_does_not_hang_on_how_many_images_are_taken_at_a_time(experiment, monkeypatch):
+    exp = experiment()
+    at_once = evaluation.predict(exp, exp.theta, exp.splits.test)
+    monkeypatch.setattr(evaluation, "batch_size", lambda images: 7)
+    assert torch.allclose(evaluation.predict(exp, exp.theta, exp.splits.test), at_once, atol=1e-5)
+    assert len(at_once) == len(exp.splits.test)
+
+
+@pytest.mark.parametrize(("side", "n"), [(32, 2048), (64, 512), (4096, 1)])
+def test_a_gpu_evaluates_as_many_pixels_at_a_time_whatever_their_images(side, n):
+    images = data.Images(torch.empty(9, 3, side, side, device="meta"), torch.empty(9, device="meta"))
+    assert evaluation.batch_size(images) == n
