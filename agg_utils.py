@@ -170,7 +170,6 @@ class LaSFL(FedAvg):
             "value_bits": 1,
             "downlink": "sparse",
             "down_sparsity": 0.02,
-            "shared_init": True,
         }
     }
     own = ("velocity", "waiting")

@@ -264,7 +264,13 @@ OPTIONS = {
             "bits of a value that the server sends (default: --value_bits)",
             needs="downlink=sparse|individual",
         ),
-        Option("shared_init", False, "flag", "clients can make the initial model themselves, and need not download it"),
+        Option(
+            "shared_init",
+            True,
+            "flag",
+            "nobody downloads the initial model, since the seed or a public file gives it; with --no-shared_init a "
+            "client's first download counts",
+        ),
         Option("wire", "size", ("size", "real"), "count the bytes, or make them, read them and compare", named=False),
     ],
     "faults": [

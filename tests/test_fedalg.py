@@ -249,7 +249,7 @@ def test_deterministic_asks_torch_for_it(experiment):
 
 
 def test_a_round_of_fedavg_is_the_weighted_mean_of_separately_trained_clients(experiment):
-    exp = experiment(dirichlet=0.5, norm="batch", min_client_samples=2)
+    exp = experiment(dirichlet=0.5, norm="batch", min_client_samples=2, shared_init=False)
     start = exp.theta.clone()
     numbers = rounds.sample_clients(20, 0.2, 0, 1)
     row = rounds.train_round(exp, 1)
@@ -383,7 +383,7 @@ def test_zero_strength_or_keeping_everything_trains_fedavgs_model(experiment, re
 def test_las_sends_the_share_it_says_and_its_bytes(experiment, monkeypatch):
     sent, carry = [], payload.carry
     monkeypatch.setattr(payload, "carry", lambda message, real: sent.append(message) or carry(message, real))
-    exp = experiment(algorithm="las", sparsity=0.1)
+    exp = experiment(algorithm="las", sparsity=0.1, shared_init=False)
     row = rounds.train_round(exp, 1)
     layout = exp.model.layout
     kept = sum(max(1, round(0.1 * size)) for size in layout.sizes)
@@ -397,8 +397,8 @@ def test_las_sends_the_share_it_says_and_its_bytes(experiment, monkeypatch):
 LOCAL = {name for name, cls in ALGORITHMS.items() if "local" in cls.defaults}  # FedAvg on the wire
 WIRES = [
     *({"algorithm": name} for name in sorted(set(ALGORITHMS) - {"centralised", *LOCAL})),
-    {"algorithm": "las", "value_bits": 4, "downlink": "sparse", "residual": "client", "shared_init": True},
-    {"algorithm": "fedavg", "value_bits": 8, "downlink": "dense"},
+    {"algorithm": "las", "value_bits": 4, "downlink": "sparse", "residual": "client", "shared_init": False},
+    {"algorithm": "fedavg", "value_bits": 8, "downlink": "dense", "shared_init": False},
     {"algorithm": "las", "value_bits": 4, "downlink": "individual", "down_sparsity": 0.1, "down_bits": 1},
     {"algorithm": "fedacg", "value_bits": 16, "downlink": "sparse", "down_sparsity": 0.3},
 ]
@@ -495,7 +495,6 @@ def test_settings_reach_the_wire(experiment, monkeypatch):
         "downlink": "sparse",
         "down_bits": 4,
         "down_sparsity": 0.3,
-        "shared_init": True,
         "seed": 5,
         "wire": "real",
     }
@@ -509,6 +508,20 @@ def test_settings_reach_the_wire(experiment, monkeypatch):
         rounds.train_round(exp, round)
     rounding = [key for key in keys if "rounding" in key]
     assert rounding == [(0, "rounding", r, n) for r in (1, 2) for n in rounds.sample_clients(20, 0.2, 0, r)]
+
+
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"centralised"}))
+def test_the_initial_model_is_free_or_counted_for_every_algorithm_alike(experiment, algorithm):
+    free, counted = (experiment(algorithm=algorithm, **how).downlink for how in ({}, {"shared_init": False}))
+    assert free.fetch(0)[0] == 0
+    assert counted.fetch(0)[0] == payload.dense_bytes(len(counted.model))
+
+
+def test_no_preset_and_no_algorithm_has_a_convention_of_counting_of_its_own():
+    """Or two series of one figure would count differently. What an algorithm sends is its own, what is free is not."""
+    for cls in ALGORITHMS.values():
+        for settings in (cls.defaults, *cls.presets.values()):
+            assert not {"shared_init", "wire"} & set(settings)
 
 
 @pytest.mark.parametrize("settings", [{"algorithm": "las"}, {"algorithm": "las", "preset": "compact"}], ids=str)

@@ -55,7 +55,7 @@ CASES = [
     *({"local": name} for name in sorted(LOCAL_METHODS)),
     {"algorithm": "las", "preset": "compact", "wire": "real"},
     {"algorithm": "las", "localiser": "learned", "graft_epochs": 1},
-    {"downlink": "individual", "down_sparsity": 0.1, "shared_init": True},
+    {"downlink": "individual", "down_sparsity": 0.1, "shared_init": False},
     {"attack": "noise", "attackers": 0.3, "dropout": 0.3},
 ]
 
