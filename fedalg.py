@@ -139,7 +139,7 @@ def assemble(args, splits, parts, device):
     cohort = rounds.cohort_size(args.n_clients, args.participation)
     if not algorithm.means:
         check_memory(args, cohort, model.layout.dim, f"--algorithm {args.algorithm}")
-    workers = Workers(trainer, how_many(args.parallel_clients, device, cohort))
+    workers = Workers(trainer, 1 if trainer.draws else how_many(args.parallel_clients, device, cohort))
     name = utils.run_name(args)
     return Experiment(args, name, device, splits, parts, model, algorithm, trainer, theta, downlink, workers)
 

@@ -4,7 +4,9 @@ Nothing here knows which algorithm it serves. No step waits for the device: loss
 made and read once a round.
 """
 
+import contextlib
 import copy
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +16,8 @@ import evaluation
 from captured import CapturedStep
 from data import batch_bounds, client_batches, client_choices
 from local_methods import LocalMethod
-from models import FlatModel
-from utils import generator
+from models import FlatModel, draws_at_random, keyed_draws
+from utils import generator, key_seed
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Trainer:
         self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
         self.local, self.attack = local or LocalMethod(), attack
         self.scratch, self.captured = None, None
+
+    @functools.cached_property
+    def draws(self):
+        """Whether the network draws as it trains, as one with dropout does: then there can be no twin beside it."""
+        return draws_at_random(self.model, self.splits.normalise(self.splits.train.images[:2]))
 
     def twin(self):
         """Return a Trainer with a working model of its own, and all else in common, for other clients meanwhile."""
@@ -96,6 +103,13 @@ class Client:
         """Return the CPU generator of this client's draws for `purpose` in this round."""
         return generator(self.settings.seed, purpose, self.round, self.number, *more)
 
+    def _own_draws(self, purpose):
+        """Return a context in which what the network draws, as dropout does, is this client's own in this round."""
+        if not self.trainer.draws:
+            return contextlib.nullcontext()
+        seed = key_seed(self.settings.seed, "network", purpose, self.round, self.number)
+        return keyed_draws(seed, self.model.vector.device)
+
     def n_steps(self, epochs, indices=None):
         """Return how many steps `epochs` passes over the client's samples, or those at `indices`, take."""
         n = self.n_samples if indices is None else len(indices)
@@ -141,7 +155,8 @@ class Client:
         self.model.load(start)
         self.model.module.train()
         anchor = start[: self.model.layout.n_trainable]
-        self.local(self, start, None if pull is None else lambda w: pull(w, anchor))
+        with self._own_draws("training"):
+            self.local(self, start, None if pull is None else lambda w: pull(w, anchor))
         if self.attack is not None:
             self.attack.spoil(self, start, self.model.vector)
         return self.model.vector
@@ -244,13 +259,14 @@ class Client:
         model.module.train()
         update, anchor = delta[:n], start[:n]
         logits = torch.where(mask, bias, -bias).to(update.dtype)
-        for x, y in self.batches(epochs, self.rng("mask")):
-            soft = logits.sigmoid()
-            with torch.no_grad():
-                torch.addcmul(anchor, soft, update, out=model.trainable)
-            self._backward(x, y)
-            slope = soft * (1 - soft)
-            logits -= slope * (lr * model.gradient * update + l1_strength)
+        with self._own_draws("mask"):
+            for x, y in self.batches(epochs, self.rng("mask")):
+                soft = logits.sigmoid()
+                with torch.no_grad():
+                    torch.addcmul(anchor, soft, update, out=model.trainable)
+                self._backward(x, y)
+                slope = soft * (1 - soft)
+                logits -= slope * (lr * model.gradient * update + l1_strength)
         self.loss = self.loss + 0 * logits.sum()  # not finite if a logit is not, so that it is found with the losses
         return logits > 0
 
