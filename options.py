@@ -297,8 +297,8 @@ OPTIONS = {
             "parallel_clients",
             "auto",
             "workers",
-            "clients that train at once; auto = one per CPU thread, 8 at most, or 1 on a GPU; always 1 for networks that "
-            "draw as they train, with dropout or stochastic depth",
+            "clients that train at once; auto = one per CPU thread, 8 at most, or 1 on a GPU; always 1 for networks "
+            "that draw as they train, with dropout or stochastic depth",
             named=False,
         ),
         Option(

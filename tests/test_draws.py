@@ -1,4 +1,4 @@
-"""Networks that draw as they train: every draw is keyed, so that nothing hangs on what else was drawn, where, or when."""
+"""Networks that draw as they train: every draw is keyed; nothing hangs on what else was drawn, where, or when."""
 
 import json
 from functools import partial
