@@ -50,9 +50,12 @@ def _options_of(cls):
 
 
 class Stateful(Configurable):
-    """What may keep something between rounds: the server in its attributes `own`, the clients in what `held` has."""
+    """What may keep something between rounds: the server in its attributes `own`, the clients in what `held` has.
 
-    own = ()  # names of attributes, tensors or None
+    Only `merge` and `broadcast` change what the server keeps; clients may read it as they train, in any process.
+    """
+
+    own = ()  # names of attributes: tensors, plain values or None
 
     def held(self):
         """Return {kind: {client: tensor}}, the dicts themselves: what clients keep."""
@@ -67,6 +70,23 @@ class Stateful(Configurable):
         """Return {name: tensor or {client: tensor}}: all that is kept between rounds."""
         own = {name: getattr(self, name) for name in self.own if getattr(self, name) is not None}
         return own | {kind: dict(of_client) for kind, of_client in self.held().items()}
+
+    def snapshot(self):
+        """Return what `check_unchanged` compares with."""
+        return {name: (value, getattr(value, "_version", None)) for name, value in vars(self).items()}
+
+    def check_unchanged(self, snapshot, while_, but=()):
+        """Raise TypeError if an attribute, but those named in `but`, was set or changed in place since the snapshot.
+
+        while_: in words, when. A checkpoint, or another process of the run, would not know of it.
+        """
+        for name, (value, version) in self.snapshot().items():
+            before = snapshot.get(name, (self, None))
+            if name not in but and (value is not before[0] or version != before[1]):
+                raise TypeError(
+                    f"{type(self).__name__} changed self.{name} {while_}: what the server keeps is named in `own` and "
+                    "changed by merge, what clients keep lies in the dicts that `held` returns"
+                )
 
     def load(self, state):
         """Take back what `state()` returned."""

@@ -1,8 +1,8 @@
 """One run over several processes, on one machine or several: `torchrun --nproc_per_node 4 fedalg.py ...`.
 
 Rank 0 is the server, and all ranks train: each a share of a round's clients, next to each other in the cohort's order.
-Whatever clients keep from round to round is at rank 0, and travels to who trains them and back, so that no other rank
-knows anything that a checkpoint would miss. Sums go through the ranks in the order of the clients, piece by piece: the
+What the server keeps from round to round is brought to all ranks before clients train. Whatever clients keep is at rank
+0, and travels to who trains them and back, so that no other rank knows anything that a checkpoint would miss. Sums go through the ranks in the order of the clients, piece by piece: the
 result is the same, to the last bit, with any number of processes.
 
 What is said in words goes through gloo, as JSON; vectors go through NCCL between GPUs.
@@ -196,6 +196,32 @@ def names_of(kept):
     return [(kind, number, len(tensor)) for kind, number, tensor in kept]
 
 
+def own_of(exp):
+    """Return [(place, name, value)] of what the server keeps: place 0 is the algorithm's, 1 the local method's."""
+    stateful = enumerate((exp.algorithm, exp.trainer.local))
+    return [(place, name, getattr(keeps, name)) for place, keeps in stateful for name in keeps.own]
+
+
+def words_of(own):
+    """Return [(place, name, plain value, shape and dtype of a tensor)], which is told before the tensors are sent."""
+    told = []
+    for place, name, value in own:
+        tensor = [list(value.shape), str(value.dtype).removeprefix("torch.")] if torch.is_tensor(value) else None
+        told.append((place, name, None if tensor else value, tensor))
+    return told
+
+
+def take_own(exp, told):
+    """Receive from rank 0 what `words_of` told, and put it where the server keeps it."""
+    stateful = exp.algorithm, exp.trainer.local
+    for place, name, value, tensor in told:
+        if tensor:
+            shape, dtype = tensor
+            value = exp.theta.new_empty(shape, dtype=getattr(torch, dtype))
+            exp.ranks.broadcast(value)
+        setattr(stateful[place], name, value)
+
+
 def lead(exp, cohort, round, keeper=None):
     """Let all ranks train the Cohort of `round` and bring what the merge needs into it; for rank 0.
 
@@ -224,8 +250,13 @@ def _lead(exp, cohort, round, keeper):
     fetched = {number: exp.downlink.fetch(number) for number in numbers[n_done:]}
     cohort.down.update({number: size for number, (size, _) in fetched.items()})
     kept = [[], *(kept_by(exp, numbers[begin:end]) for begin, end in plan[1:])]
-    ranks.tell({"round": round, "plan": plan, "kept": [names_of(share) for share in kept]})
+    own = own_of(exp)
+    words = {"own": words_of(own), "kept": [names_of(share) for share in kept]}
+    ranks.tell({"round": round, "plan": plan, **words})
     ranks.resting = False
+    for _, _, value in own:
+        if torch.is_tensor(value):
+            ranks.broadcast(value.to(exp.theta.device).contiguous())
     if not own_starts(exp):
         ranks.broadcast(exp.downlink.model)
     for rank in range(1, ranks.size):
@@ -324,6 +355,7 @@ def serve(ranks, prepare):
 def _follow(exp, order, asked):
     ranks, round, (begin, end) = exp.ranks, order["round"], order["plan"][exp.ranks.rank]
     numbers = rounds.participants(exp, round)[0][begin:end]
+    take_own(exp, order["own"])
     starts = dict.fromkeys(numbers, exp.theta)
     if own_starts(exp):
         starts = {number: ranks.receive(torch.empty_like(exp.theta), 0) for number in numbers}
@@ -334,8 +366,9 @@ def _follow(exp, order, asked):
         exp.deltas = None  # before there is another
         exp.deltas = exp.theta.new_empty(len(numbers), exp.model.layout.dim)
     cohort = rounds.Cohort(numbers, [], merging.Sums(exp.algorithm.means, exp.model.layout), exp.deltas)
-    for _ in rounds.train_clients(exp, cohort, numbers, round, starts.__getitem__, lambda: bool(asked)):
-        pass
+    with rounds.only_what_is_kept_changes(exp):
+        for _ in rounds.train_clients(exp, cohort, numbers, round, starts.__getitem__, lambda: bool(asked)):
+            pass
     if len(cohort.done) < len(numbers):
         ranks.report({"signal": asked[0]})
         ranks.hear()  # nothing comes: rank 0 ends

@@ -6,6 +6,7 @@ All functions take the fedalg.Experiment that they work on.
 import math
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -172,17 +173,30 @@ def train_round(exp, round, keeper=None):
     """
     exp.cohort = cohort = exp.cohort or begin_round(exp, round)
     started = time.perf_counter() - cohort.seconds
-    exp.collect(exp, cohort, round, keeper)
+    with only_what_is_kept_changes(exp):
+        exp.collect(exp, cohort, round, keeper)
     for number in cohort.lost:
         cohort.down[number], _ = exp.downlink.fetch(number)
+    before = exp.algorithm.snapshot()
     row = {"epoch": round, **merge_round(exp, round, cohort)}
     exp.downlink.publish(exp.algorithm.broadcast(exp.theta))
+    exp.algorithm.check_unchanged(before, "as the server merged", but=exp.algorithm.own)
     exp.cohort = None
     if exp.algorithm.sends:
         row |= count_bytes(exp, {client.number: client.bytes for client in cohort.done}, cohort.down)
     else:
         row |= count_bytes(exp, {}, dict.fromkeys(cohort.down, 0))
     return {**row, "train_seconds": time.perf_counter() - started}
+
+
+@contextmanager
+def only_what_is_kept_changes(exp):
+    """Raise TypeError if the algorithm or the local method keeps something of the body where nobody would find it."""
+    stateful = exp.algorithm, exp.trainer.local
+    before = [keeps.snapshot() for keeps in stateful]
+    yield
+    for keeps, snapshot in zip(stateful, before, strict=True):
+        keeps.check_unchanged(snapshot, "as clients trained")
 
 
 def collect(exp, cohort, round, keeper=None):

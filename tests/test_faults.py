@@ -139,7 +139,7 @@ def test_nobody_lying_is_an_honest_run(experiment):
 
 
 def test_who_drops_out_has_downloaded_and_the_rest_is_merged_as_if_alone(experiment):
-    exp, whole = experiment(dropout=0.5, participation=0.5), experiment(participation=0.5)
+    exp, whole = experiment(dropout=0.5, participation=0.5, shared_init=False), experiment(participation=0.5)
     sampled = rounds.sample_clients(20, 0.5, 0, 1)
     lost = rounds.dropped(sampled, 0.5, 0, 1)
     assert 0 < len(lost) < 10

@@ -1,0 +1,130 @@
+"""What the server keeps between rounds is the same in every process before clients train; nothing is kept elsewhere."""
+
+import json
+
+import pytest
+import torch
+from test_ranks import digest, environments, settings_of
+
+import fedalg
+import ranks
+import rounds
+import utils
+from agg_utils import ALGORITHMS, FedAvg
+from local_methods import LOCAL_METHODS
+
+ROUNDS = 3
+
+
+class Controlled(FedAvg):
+    """Clients start a step further along the server's last step, which they read as they train, as SCAFFOLD would."""
+
+    own = ("control", "told")
+    control = None  # then [n_trainable]
+    told = 0.0  # a plain value
+
+    def local_update(self, start, client):
+        if self.control is not None:
+            start = start.clone()
+            start[: self.layout.n_trainable] += 0.5 * self.told * self.control
+        return super().local_update(start, client)
+
+    def merge(self, theta, arrived):
+        self.control, self.told = arrived.mean["update"][: self.layout.n_trainable].clone(), self.told + 0.1
+        return super().merge(theta, arrived)
+
+
+CASES = {
+    **{name: {"algorithm": name} for name in sorted(set(ALGORITHMS) - {"centralised"})},
+    **{f"local {name}": {"local": name} for name in sorted(LOCAL_METHODS)},
+    "las that keeps": {"algorithm": "las", "server_momentum": 0.5, "residual": "server"},
+    "Controlled": {},
+}
+
+
+def prepare(name, group=None):
+    exp = fedalg.prepare(utils.resolve({**settings_of(CASES[name]), "norm": "none"}), group)
+    if name == "Controlled":
+        exp.algorithm = Controlled(exp.model.layout)
+    return exp
+
+
+def seen(exp):
+    """What this process knows of what the server keeps, as plain values."""
+    return [[name, digest(v) if torch.is_tensor(v) else v] for _, name, v in ranks.own_of(exp)]
+
+
+def follow(path):
+    """What one process of a group does: train all cases; write what it sees as each round begins, and the models."""
+    torch.set_num_threads(1)
+    group, found, train = ranks.Ranks.join(), [], rounds.train_clients
+
+    def noting(exp, *what):
+        found.append(seen(exp))
+        return train(exp, *what)
+
+    rounds.train_clients = noting
+    for name in CASES:
+        if group.rank:
+            ranks.serve(group, lambda name=name: prepare(name, group))
+        else:
+            exp = prepare(name, group)
+            for round in range(1, ROUNDS + 1):
+                exp.rows.append(rounds.train_round(exp, round))
+            found.append(digest(exp.theta))
+            group.tell({"status": 0})
+    path.with_suffix(f".{group.rank}").write_text(json.dumps(found))
+    group.leave()
+
+
+def test_every_process_knows_what_the_server_keeps(tmp_path, spawn, monkeypatch):
+    group = [spawn(tmp_path / "found", function=follow, environment=e) for e in environments(2)]
+    for process in group:
+        process.join(300)
+    assert [process.exitcode for process in group] == [0, 0]
+    first, second = (json.loads((tmp_path / f"found.{rank}").read_text()) for rank in range(2))
+    models = dict(zip(CASES, [entry for entry in first if isinstance(entry, str)], strict=True))
+    assert [entry for entry in first if not isinstance(entry, str)] == second
+    kept = [entry for entry in second if any(value is not None for _, value in entry)]
+    assert len(kept) >= 3 * (ROUNDS - 1)  # FedACG, LaS-FL and the class of this file
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name in ("fedacg", "las that keeps", "Controlled"):
+        exp = prepare(name)
+        for round in range(1, ROUNDS + 1):
+            exp.rows.append(rounds.train_round(exp, round))
+        assert digest(exp.theta) == models[name], name
+    torch.set_num_threads(before)
+
+
+class Unnamed(FedAvg):
+    def merge(self, theta, arrived):
+        self.last = arrived.mean["update"].clone()
+        return super().merge(theta, arrived)
+
+
+class InPlace(FedAvg):
+    def __init__(self, layout, **options):
+        super().__init__(layout, **options)
+        self.total = torch.zeros(layout.dim)
+
+    def merge(self, theta, arrived):
+        self.total += arrived.mean["update"]
+        return super().merge(theta, arrived)
+
+
+class AtClients(FedAvg):
+    own = ("losses",)
+    losses = 0
+
+    def local_update(self, start, client):
+        self.losses += 1
+        return super().local_update(start, client)
+
+
+@pytest.mark.parametrize(("cls", "name"), [(Unnamed, "last"), (InPlace, "total"), (AtClients, "losses")])
+def test_what_no_checkpoint_would_hold_is_refused_by_its_name(experiment, cls, name):
+    exp = experiment()
+    exp.algorithm = cls(exp.model.layout)
+    with pytest.raises(TypeError, match=rf"{cls.__name__} changed self\.{name} as"):
+        rounds.train_round(exp, 1)
