@@ -17,6 +17,7 @@ import torch
 
 import partitions
 import payload
+import provenance
 import records
 import rounds
 import utils
@@ -25,17 +26,6 @@ from utils import InputError
 MAGIC = b"fedalg checkpoint 3\n"
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
-
-def _code_hash():
-    """Return the SHA-256 of this program's source, as text; what cannot be read has no part in it."""
-    digest = hashlib.sha256()
-    for path in sorted(records.HERE.glob("[!.]*.py")):
-        with contextlib.suppress(OSError):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-CODE = _code_hash()  # of what runs, not of what the files may hold later
 LONGEST = 600  # seconds without a checkpoint, as far as clients end in them
 NOT_FINISHED = 75  # exit status of a run that a signal ended: the same command goes on (EX_TEMPFAIL of sysexits.h)
 SHARE = 0.007  # of the time, for checkpoints; they grow with what clients keep, and shall not pass 0.01
@@ -131,7 +121,7 @@ def state_of(exp):
         "data": exp.splits.fingerprint,
         "split": partitions.partition_hash(exp.parts),
         "payload_version": payload.VERSION,
-        "code": CODE,
+        "code": provenance.code_hash(),
         "theta": exp.theta,
         "algorithm": exp.algorithm.state(),
         "local": exp.trainer.local.state(),
@@ -172,7 +162,7 @@ def resume(exp, checkpoints):
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             print(f"warning: {path} is damaged ({error!r})", file=sys.stderr)
             continue
-        if state.get("code") != CODE:
+        if state.get("code") != provenance.code_hash():
             print(f"warning: {path} was left by another version of the code; --fresh starts over", file=sys.stderr)
         return settings
     if checkpoints.exist():

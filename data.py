@@ -91,11 +91,7 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
     image_size: pixels to which the images are resized, if they have another size. shift: "feature" for a dataset of
     several domains. Raises InputError if the files are not there or not what they should be.
     """
-    if name in DATASETS:
-        train, test, n_classes, *domains = DATASETS[name](Path(root), seed)
-    else:
-        train, test, n_classes, *domains = load_folder(Path(root) / name, image_size or FOLDER_SIZE)
-    domains = domains[0] if domains else ()
+    train, test, n_classes, domains = _read(name, root, seed, image_size)
     for part, images in (("training", train), ("test", test)):
         if not len(images):
             raise InputError(f"{name} under {root} has no {part} images")
@@ -103,7 +99,7 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
             raise InputError(f"{name} under {root} has {part} labels outside 0..{n_classes - 1}")
     if len(train) < 2:
         raise InputError(f"{name} under {root} has one training image: there is none for validation")
-    fingerprint = _fingerprint(train, test)
+    crc = _crc32(train, test)
     if image_size and image_size != train.images.shape[-1]:
         train, test = (replace(part, images=resize(part.images, image_size)) for part in (train, test))
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
@@ -113,10 +109,24 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
         parts, domains = [in_all_domains(part, number) for number, part in enumerate(parts)], tuple(DIGIT_DOMAINS)
     if shift == "feature" and len(domains) < 2:
         raise InputError(f"--shift feature: {name} has one domain; DIGITS has several, and so may a folder in {root}")
-    return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains, fingerprint)
+    return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains, crc)
 
 
-def _fingerprint(*parts):
+def _read(name, root, seed, image_size):
+    """Return (training Images, test Images, number of classes, names of the domains) as the files have them."""
+    if name in DATASETS:
+        train, test, n_classes, *domains = DATASETS[name](Path(root), seed)
+    else:
+        train, test, n_classes, *domains = load_folder(Path(root) / name, image_size or FOLDER_SIZE)
+    return train, test, n_classes, domains[0] if domains else ()
+
+
+def fingerprint(name, root, seed, image_size=None):
+    """Return the `fingerprint` of the Splits that load_dataset would return; raises InputError as that does."""
+    return _crc32(*_read(name, root, seed, image_size)[:2])
+
+
+def _crc32(*parts):
     """Return the CRC-32 of the images and labels of several Images, as text."""
     crc = 0
     for part in parts:

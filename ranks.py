@@ -2,8 +2,9 @@
 
 Rank 0 is the server, and all ranks train: each a share of a round's clients, next to each other in the cohort's order.
 What the server keeps from round to round is brought to all ranks before clients train. Whatever clients keep is at rank
-0, and travels to who trains them and back, so that no other rank knows anything that a checkpoint would miss. Sums go through the ranks in the order of the clients, piece by piece: the
-result is the same, to the last bit, with any number of processes.
+0, and travels to who trains them and back, so that no other rank knows anything that a checkpoint would miss. Sums go
+through the ranks in the order of the clients, piece by piece: the result is the same, to the last bit, with any number
+of processes.
 
 What is said in words goes through gloo, as JSON; vectors go through NCCL between GPUs.
 """

@@ -8,15 +8,11 @@ import glob
 import io
 import json
 import os
-import re
-import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils import InputError
-
-HERE = Path(__file__).resolve().parent
 
 
 @contextmanager
@@ -233,42 +229,3 @@ def rebuild_results(metrics_dir, path):
             rows += [row] if row else []
     add_results(path, rows)
     return len(rows)
-
-
-def environment(device):
-    """Return {name: text} of what a run was made with: versions, device, commit (None outside a git checkout)."""
-    import platform
-    from importlib.metadata import version
-
-    import torch
-
-    packages = ("torchvision", "numpy", "pandas", "scikit-learn")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{package: version(package) for package in packages},
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def _processor():
-    import platform
-
-    with suppress(OSError):  # Linux; elsewhere platform knows
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
-
-
-def _git(*words):
-    try:
-        done = subprocess.run(["git", "-C", HERE, *words], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

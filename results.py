@@ -1,12 +1,15 @@
 """What a run says of itself: its final figures, its row of results.csv, its JSON; and whether it is there already."""
 
+import sys
 from pathlib import Path
 
 from sklearn.metrics import f1_score, precision_score, recall_score
 
+import data
 import partitions
 import payload
 import personal
+import provenance
 import records
 import utils
 from utils import InputError
@@ -59,7 +62,7 @@ def record(exp, finished, final=None):
         "failed": None,  # or why it ended before that
         "final": final,
         "settings": utils.settings_of(exp.args),
-        "environment": records.environment(exp.device),
+        "environment": provenance.environment(exp.device),
         "payload_version": payload.VERSION,
         "model": {"weights": layout.n_trainable, "buffers": layout.dim - layout.n_trainable},
         "data": {
@@ -81,8 +84,10 @@ def record(exp, finished, final=None):
 
 
 def already_finished(args, name):
-    """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings,
-    or one that did not leave what is asked for now.
+    """Tell whether this very run is finished. Raises InputError if its name holds a finished run of other settings or
+    on other data, or one that did not leave what is asked for now.
+
+    Says so on standard error if other code or other versions of libraries made it, or its data cannot be compared.
     """
     path = Path(args.metrics_dir) / f"{name}.json"
     earlier = None if args.overwrite else records.read_json(path)
@@ -107,4 +112,22 @@ def already_finished(args, name):
         raise InputError(
             f"{path} was run on another split than {args.partition_file} holds now: rename it, or --overwrite"
         )
+    _check_same_data(args, path, earlier)
+    for difference in provenance.differences(earlier.get("environment") or {}):
+        print(f"warning: {name} is finished, but by {difference}; --overwrite runs it again", file=sys.stderr)
     return True
+
+
+def _check_same_data(args, path, earlier):
+    """Raise InputError if the finished run of the record `earlier`, at `path`, read other images or labels."""
+    crc = (earlier.get("data") or {}).get("crc32")
+    try:
+        here = crc and data.fingerprint(args.dataset, args.data_root, args.seed, args.image_size)
+    except InputError as error:
+        print(f"warning: whether {path} was run on the same data cannot be told: {error}", file=sys.stderr)
+        return
+    if crc != here:
+        raise InputError(
+            f"{path} was run on other files of {args.dataset} than {args.data_root} holds now (their CRC-32 is {here}, "
+            f"not {crc}): another --metrics_dir, or --overwrite"
+        )

@@ -21,6 +21,7 @@ import checkpoints
 import evaluation
 import experiments
 import fedalg
+import provenance
 import rounds
 import utils
 from checkpoints import Checkpoints, Keeper
@@ -248,7 +249,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, experiment):
 
 def test_a_checkpoint_of_other_code_is_taken_with_a_warning(tmp_path, experiment, capsys, monkeypatch):
     kept, _ = keep(tmp_path)
-    monkeypatch.setattr(checkpoints, "CODE", "another")
+    monkeypatch.setattr(provenance, "code_hash", lambda: "another")
     assert checkpoints.resume(experiment(), kept)
     assert "another version of the code" in capsys.readouterr().err
 

@@ -1,0 +1,112 @@
+"""What a run was made with: the code, the versions, the device; and whether a finished run is still the same work.
+
+Nothing here imports torch at module level.
+"""
+
+import ast
+import functools
+import hashlib
+import re
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MATTER = ("torch", "torchvision", "numpy", "scikit-learn")  # libraries of which another version may mean other figures
+
+
+@functools.cache
+def code_hash():
+    """Return a hash, 16 hex digits, of the code that a run computes with: fedalg.py and all it imports from here.
+
+    Comments, docstrings and layout have no part in it, nor have the figures and the launcher.
+    """
+    digest, found, waiting = hashlib.sha256(), {}, ["fedalg"]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and (HERE / f"{name}.py").is_file():
+            found[name] = ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))
+            waiting += _imported(found[name])
+    for name, tree in sorted(found.items()):
+        digest.update(f"{name}\0{ast.unparse(_without_docstrings(tree))}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _imported(tree):
+    """Return the names of the modules that are imported at the top level of the tree."""
+    names = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module)
+    return names
+
+
+def _without_docstrings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+@functools.cache
+def environment(device):
+    """Return {name: text} of what a run on a torch.device is made with: versions, device, code, commit.
+
+    The commit is None outside a git checkout. What is returned is of the first call: the files may change meanwhile.
+    """
+    import platform
+
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "python": platform.python_version(),
+        **_versions(*MATTER, "pandas"),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "code": code_hash(),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def differences(environment):
+    """Return in words, one a difference, in what that matters an earlier run's environment {name: text} is another.
+
+    What it does not tell is no difference.
+    """
+    here = _versions(*MATTER)
+    words = [f"{p} {environment[p]}, not {v}" for p, v in here.items() if environment.get(p, v) != v]
+    code, commit = environment.get("code", code_hash()), environment.get("commit")
+    if code != code_hash():
+        words.insert(0, "other code" + (f" (commit {str(commit)[:8]})" if commit else ""))
+    return words
+
+
+def _versions(*packages):
+    from importlib.metadata import version
+
+    import torch
+
+    return {package: torch.__version__ if package == "torch" else version(package) for package in packages}
+
+
+def _processor():
+    import platform
+
+    with suppress(OSError):  # Linux; elsewhere platform knows
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def _git(*words):
+    try:
+        done = subprocess.run(["git", "-C", HERE, *words], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
