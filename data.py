@@ -8,6 +8,7 @@ import argparse
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -313,6 +314,8 @@ def _read_cache(path, root):
 
 
 # To add a dataset, write a function (root, seed) -> (training Images, test Images, number of classes) and name it here.
+# One is cropped and flipped by default only if it is named in AUGMENTED: a flipped digit is another image.
+AUGMENTED = ("CIFAR10", "CIFAR10T", "CIFAR100", "TinyImageNet")
 DATASETS = {
     "CIFAR10": load_cifar10,
     "CIFAR10T": load_cifar10_thousand,
@@ -355,22 +358,26 @@ def augment(images, draws):
     return padded[which, torch.arange(c, device=at)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def client_choices(splits, indices, batch_size, epochs, rng, augmented=False):
+def client_choices(splits, indices, batch_size, epochs, rng, augmented=False, n_steps=None):
     """Yield which samples are in each batch of `epochs` shuffled passes through one client's, and how they are moved.
 
     That is int64 [B] into splits.train, and int64 [B, 3] as `augment` has it, or None. indices int64 [n]: the client's;
-    rng: the CPU generator of this client and round. All draws are made and moved to the data's device before the first
-    batch, so that the steps wait for nothing.
+    rng: the CPU generator of this client and round. n_steps: end after so many, if these are fewer. All draws are made
+    and moved to the data's device before the first batch, so that the steps wait for nothing.
     """
     n, device = len(indices), splits.train.labels.device
-    orders = torch.stack([torch.randperm(n, generator=rng) for _ in range(epochs)])
+    bounds = batch_bounds(n, batch_size)
+    begun = epochs if n_steps is None else min(epochs, -(-n_steps // len(bounds)))
+    orders = torch.stack([torch.randperm(n, generator=rng) for _ in range(begun)])
     orders = indices.cpu()[orders].to(device)
     if augmented:
+        for _ in range(epochs - begun):
+            torch.randperm(n, generator=rng)  # so that the draws do not hang on how many steps are taken
         sides = torch.tensor([2 * CROP_PADDING + 1, 2 * CROP_PADDING + 1, 2])
-        draws = (torch.rand(epochs, n, 3, generator=rng) * sides).long().to(device)
-    for epoch in range(epochs):
-        for begin, end in batch_bounds(n, batch_size):
-            yield orders[epoch, begin:end], draws[epoch, begin:end] if augmented else None
+        draws = (torch.rand(begun, n, 3, generator=rng) * sides).long().to(device)
+    steps = ((epoch, begin, end) for epoch in range(begun) for begin, end in bounds)
+    for epoch, begin, end in islice(steps, n_steps):
+        yield orders[epoch, begin:end], draws[epoch, begin:end] if augmented else None
 
 
 def batch(splits, chosen, draws=None):

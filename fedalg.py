@@ -343,7 +343,9 @@ def main(args, ranks=None):
                 records.remove_leftovers(path)
             try:
                 run(exp, metrics, keeper)
-            except (FloatingPointError, OSError) as error:
+            except Interrupted:
+                raise
+            except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
                 records.note_failure(metrics / f"{name}.json", error)
                 raise
 

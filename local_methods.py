@@ -5,7 +5,6 @@ a client (local_training.Client) does. Its `options` become flags by themselves,
 """
 
 from dataclasses import replace
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +42,8 @@ class LocalMethod(Stateful):
         rng = client.rng("batches", model) if model else client.rng("batches")
         n_steps = n_steps or client.settings.max_steps
         if client.can_capture() and pull is None and not any(value is not None for value in more.values()):
-            return client.captured_steps(islice(client.choices(epochs, rng, indices), n_steps))
-        return client.steps(islice(client.batches(epochs, rng, indices), n_steps), pull=pull, **more)
+            return client.captured_steps(client.choices(epochs, rng, indices, n_steps))
+        return client.steps(client.batches(epochs, rng, indices, n_steps), pull=pull, **more)
 
     def n_steps(self, client, epochs, indices=None):
         """Return how many steps `run` takes."""
@@ -268,7 +267,8 @@ class Soups(Pool):
         """Train the last layer alone; return the vector [dim] reached."""
         head = client.model.trainable[-sum(client.model.layout.sizes[-2:]) :]
         rng = client.rng("probe")
-        for _ in client.steps(islice(client.batches(self.probe_epochs, rng), client.settings.max_steps), w=head):
+        batches = client.batches(self.probe_epochs, rng, n_steps=client.settings.max_steps)
+        for _ in client.steps(batches, w=head):
             pass
         return client.model.vector.clone()
 

@@ -115,18 +115,21 @@ class Client:
         n = self.n_samples if indices is None else len(indices)
         return epochs * len(batch_bounds(n, self.settings.batch_size))
 
-    def batches(self, epochs, rng, indices=None):
-        """Yield the (x, y) of `epochs` shuffled passes over the client's samples, or those at `indices`."""
+    def batches(self, epochs, rng, indices=None, n_steps=None):
+        """Yield the (x, y) of `epochs` shuffled passes over the client's samples, or those at `indices`.
+
+        n_steps: end after so many, if these are fewer.
+        """
         s, indices = self.settings, self.indices if indices is None else indices
-        batches = client_batches(self.splits, indices, s.batch_size, epochs, rng, s.augment)
+        batches = client_batches(self.splits, indices, s.batch_size, epochs, rng, s.augment, n_steps)
         if self.attack is None:
             return batches
         return ((x, self.attack.labels(y, self.splits.n_classes)) for x, y in batches)
 
-    def choices(self, epochs, rng, indices=None):
+    def choices(self, epochs, rng, indices=None, n_steps=None):
         """Yield what is in these batches, as data.client_choices has it."""
         s, indices = self.settings, self.indices if indices is None else indices
-        return client_choices(self.splits, indices, s.batch_size, epochs, rng, s.augment)
+        return client_choices(self.splits, indices, s.batch_size, epochs, rng, s.augment, n_steps)
 
     def forward(self, x):
         """Return the float32 logits of the working model."""

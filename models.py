@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from records import write_atomic
-from utils import InputError, reason
+from utils import PRETRAINED, InputError, reason
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 CPU = torch.device("cpu")
@@ -127,9 +127,14 @@ class FlatModel:
 
 def _norm_layer(norm):
     """Return the function channels -> layer for `norm`."""
-    if norm == "group":  # at least 4 channels a group, at most the 32 groups of Wu and He 2018
-        return lambda channels: nn.GroupNorm(min(32, channels // 4), channels)
+    if norm == "group":
+        return lambda channels: nn.GroupNorm(_groups(channels), channels)
     return {"batch": nn.BatchNorm2d, "none": lambda channels: nn.Identity()}[norm]
+
+
+def _groups(channels):
+    """Return the most groups that divide the channels evenly: at most the 32 of Wu and He 2018, 4 channels in each."""
+    return max(n for n in range(1, max(1, min(32, channels // 4)) + 1) if channels % n == 0)
 
 
 def cnn(channels, image_size, n_classes, norm):
@@ -288,7 +293,7 @@ def _load_all_but_head(module, weights, source, keep_head=True):
 
 def main():
     parser = argparse.ArgumentParser(description="Fetch the published ImageNet weights for --pretrained.")
-    parser.add_argument("--download", required=True, choices=["resnet18", "resnet50"])
+    parser.add_argument("--download", required=True, choices=PRETRAINED)
     try:
         _fetch_pretrained(parser.parse_args().download)
     except InputError as error:

@@ -19,10 +19,11 @@ HERE = Path(__file__).resolve().parent
 
 @functools.cache
 def literal_keys(module, name):
-    """Keys of the dict literal assigned to `name` at the top level of `module`.py, as a list of str."""
+    """Keys of the dict literal, or entries of the tuple of literals, that the top level of `module`.py assigns to
+    `name`, as a list of str."""
     for node in _source(module).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return [ast.literal_eval(key) for key in node.value.keys]
+            return [ast.literal_eval(key) for key in getattr(node.value, "keys", None) or node.value.elts]
     raise LookupError(f"{module}.py assigns no {name}")
 
 
@@ -239,7 +240,10 @@ OPTIONS = {
         Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
         Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
         Option(
-            "augment", None, ("none", "standard"), "standard = crop with padding 4 and flip; default: none for DIGITS"
+            "augment",
+            None,
+            ("none", "standard"),
+            "standard = crop with padding 4 and flip; default: that for the CIFARs and TinyImageNet, none for others",
         ),
         Option(
             "bn_recalibrate",
@@ -382,6 +386,7 @@ OPTIONS = {
         Option("quiet", False, "flag", "print only the last line", named=False),
     ],
 }
+ALIASES = {"rounds": "n_epochs", "keep": "sparsity", "prox_mu": "prox_momentum"}  # what the field calls them
 REGISTRIES = {
     "algorithm": lambda: sorted(algorithm_specs()),
     "preset": lambda: sorted({preset for spec in algorithm_specs().values() for preset in spec.presets}),

@@ -70,7 +70,10 @@ def note_failure(path, error):
     with suppress(OSError, InputError):
         record = read_json(path)
         if record is not None:
-            write_json(path, record | {"failed": str(error)})
+            said = (
+                str(error) if isinstance(error, (FloatingPointError, OSError)) else f"{type(error).__name__}: {error}"
+            )
+            write_json(path, record | {"failed": said})
 
 
 def read_json(path):

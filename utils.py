@@ -15,15 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from options import (
+    ALIASES,
     KINDS,
     OPTIONS,
     REGISTRIES,
     algorithm_options,
     algorithm_specs,
     all_options,
+    literal_keys,
     local_options,
     local_specs,
 )
+
+PRETRAINED = ("resnet18", "resnet50")  # networks of which models.py knows where published weights are
 
 
 class InputError(ValueError):
@@ -43,11 +47,19 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         unknown = re.search(r"unrecognized arguments: --(\w+)", message)
         if unknown:
-            near = {"rounds": ["n_epochs"], "epochs": ["n_epochs"], "local_epochs": ["n_client_epochs"]}
-            found = near.get(unknown[1]) or difflib.get_close_matches(unknown[1], all_options(), n=1)
-            message += "".join(f" (did you mean --{name}?)" for name in found)
+            near = {"epochs": "rounds", "local_epochs": "n_client_epochs", "mu": "prox_mu"}
+            message += did_you_mean(near.get(unknown[1], unknown[1]), [*all_options(), *ALIASES], "--")
+        choice = re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message)
+        if choice:
+            message += did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
         sys.stderr.write(f"{self.prog}: error: {' '.join(message.split())}\n")
         raise SystemExit(2)
+
+
+def did_you_mean(word, known, before=""):
+    """Return " (did you mean X?)", X that of `known` which is nearest to `word`, upper case or not; "" if none is."""
+    of = {name.lower(): name for name in known}
+    return "".join(f" (did you mean {before}{of[n]}?)" for n in difflib.get_close_matches(word.lower(), of, n=1))
 
 
 def build_parser(prog="fedalg.py"):
@@ -96,16 +108,17 @@ def _add(group, option, text):
     if option.default is not None and option.kind != "flag":
         text += f" [{option.default}]"
     text = text.replace("%", "%%")  # argparse fills in what follows a single one
+    flags = [f"--{name}" for name in (option.name, *(a for a, name in ALIASES.items() if name == option.name))]
     if option.kind == "flag":
-        group.add_argument(f"--{option.name}", action=argparse.BooleanOptionalAction, help=text)
+        group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
     elif option.kind is tuple or isinstance(option.kind, tuple):
         choices = REGISTRIES[option.name]() if option.kind is tuple else option.kind
-        group.add_argument(f"--{option.name}", choices=choices, help=text)
+        group.add_argument(*flags, choices=choices, help=text)
     else:
         metavar = {"path": "PATH", "count": "N", "integer": "N", "size": "N", "bits": "{32,16,8,4,1}"}.get(
             option.kind, "X"
         )
-        group.add_argument(f"--{option.name}", type=KINDS[option.kind], metavar=metavar, help=text)
+        group.add_argument(*flags, type=KINDS[option.kind], metavar=metavar, help=text)
 
 
 def parse_args(argv=None):
@@ -172,7 +185,7 @@ def _with_defaults(given):
     args.model_name = args.model_name or ("cnn" if digits else "resnet18")
     args.norm = args.norm or ("none" if args.model_name == "cnn" else "batch")
     args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
-    args.augment = args.augment or ("none" if digits else "standard")
+    args.augment = args.augment or ("standard" if args.dataset in literal_keys("data", "AUGMENTED") else "none")
     return args
 
 
@@ -210,9 +223,10 @@ def _check_combinations(args):
         raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
     if args.pretrained and args.init_weights:
         raise InputError("--pretrained and --init_weights both set the starting weights: give one")
-    if args.pretrained and args.model_name == "cnn":
+    if args.pretrained and args.model_name not in PRETRAINED:
         raise InputError(
-            "--pretrained needs --model_name resnet18 or resnet50: there are no published weights of the cnn"
+            f"--pretrained needs --model_name {' or '.join(PRETRAINED)}: there are no published weights of the "
+            f"{args.model_name} here"
         )
     if args.pretrained and args.norm != "batch":
         raise InputError(f"--pretrained needs --norm batch: the published weights have no {args.norm} norm")
@@ -230,6 +244,7 @@ def _check_dataset(args):
     if args.dataset not in known and not (is_name and (Path(args.data_root) / args.dataset).is_dir()):
         raise InputError(
             f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images in {args.data_root}"
+            + did_you_mean(args.dataset, known)
         )
 
 

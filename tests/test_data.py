@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -288,6 +289,21 @@ def test_augmentation_equals_padding_cropping_and_flipping_one_by_one():
         crop = F.pad(image, [4] * 4)[:, down : down + 12, right : right + 10]
         expected.append(crop.flip(-1) if flip else crop)
     assert torch.equal(data.augment(images, draws), torch.stack(expected))
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("n_steps", [1, 3, 4, 9, 50])
+def test_fewer_steps_are_the_first_ones_and_draw_no_more_than_they_need(augmented, n_steps, monkeypatch):
+    splits = data.load_dataset("DIGITS", ".", 0)
+    made = []
+    for limit in (None, n_steps):
+        choices = data.client_choices(splits, torch.arange(25), 8, 5, generator(0, "x"), augmented, limit)
+        made.append([t.tolist() for pair in islice(choices, n_steps) for t in pair if t is not None])
+    assert made[0] == made[1]
+    stack, kept = torch.stack, []
+    monkeypatch.setattr(torch, "stack", lambda orders: kept.append(len(orders)) or stack(orders))
+    next(data.client_choices(splits, torch.arange(25), 8, 10**6, generator(0, "x"), n_steps=n_steps))
+    assert kept == [-(-n_steps // 3)]  # the last sample left over joins the third batch
 
 
 def test_augmented_batches_draw_for_each_sample_and_epoch():

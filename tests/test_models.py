@@ -103,6 +103,16 @@ def test_a_head_is_kept_for_the_same_classes_only(tmp_path, saved_for, wanted, k
     assert torch.equal(other[-1].bias, saved[-1].bias) == kept
 
 
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(1, 1), (3, 1), (6, 1), (16, 4), (32, 8), (64, 16), (100, 25), (240, 30), (97, 1)],
+)
+def test_group_norm_takes_any_number_of_channels(channels, groups):
+    layer = models._norm_layer("group")(channels)
+    assert layer.num_groups == groups
+    assert layer(torch.randn(2, channels, 2, 2)).shape == (2, channels, 2, 2)
+
+
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_the_layout_knows_what_belongs_to_norm_layers(norm):
     model = models.FlatModel(build("cnn", channels=3, norm=norm))

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import options
 import utils
+from data import DATASETS
 
 BAD = {
-    "--sparsity 0": "--sparsity: '0' is not a share in (0, 1]",
+    "--sparsity 0": "--sparsity/--keep: '0' is not a share in (0, 1]",
     "--sparsity 2": "--sparsity",
     "--participation 0": "--participation",
     "--participation 1.5": "--participation: '1.5' is not a share in (0, 1]",
@@ -31,7 +32,12 @@ BAD = {
     "--algorithm fedsgd": "--algorithm",
     "--dataset MNIST": "--dataset",
     "--learning_rate 0.1": "--learning_rate",
-    "--rounds 5": "did you mean --n_epochs?",
+    "--round 5": "did you mean --rounds?",
+    "--mu 5": "did you mean --prox_mu?",
+    "--dataset cifar10": "did you mean CIFAR10?",
+    "--algorithm FedAvg": "did you mean fedavg?",
+    "--model_name resnet": "did you mean resnet",
+    "--pretrained --model_name cnn --dataset DIGITS": "there are no published weights of the cnn here",
     "--batchsize 5": "did you mean --batch_size?",
     "--spars 0.1": "--spars",
     "extra": "extra",
@@ -91,6 +97,24 @@ def test_help_names_every_option_and_algorithm(capsys):
     text = capsys.readouterr().out
     for name in [*options.all_options(), *options.algorithm_specs()]:
         assert name in text
+
+
+def test_the_words_of_the_field_are_the_same_flags():
+    words = "--algorithm las --rounds 7 --keep 0.1"
+    args = utils.parse_args(words.split())
+    assert (args.n_epochs, args.sparsity) == (7, 0.1)
+    assert args == utils.parse_args(["--algorithm", "las", "--n_epochs", "7", "--sparsity", "0.1"])
+    assert utils.parse_args(["--algorithm", "fedprox", "--prox_mu", "0.5"]).prox_momentum == 0.5
+    for name in options.ALIASES.values():
+        assert name in options.all_options()
+
+
+def test_only_what_is_said_to_be_augmented_is_augmented_by_default(tmp_path):
+    """Flips make another image of a digit, a letter, a left shoe; whoever adds a dataset gets none unless asked for."""
+    (tmp_path / "letters").mkdir()
+    args = [utils.resolve({"dataset": name, "data_root": str(tmp_path)}) for name in [*DATASETS, "letters"]]
+    assert {a.dataset for a in args if a.augment == "standard"} == {"CIFAR10", "CIFAR10T", "CIFAR100", "TinyImageNet"}
+    assert utils.resolve({"dataset": "FashionMNIST", "augment": "standard"}).augment == "standard"
 
 
 def test_the_published_command_line_and_its_defaults():
