@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from files import InputError
 from options import (
     KINDS,
     OPTIONS,
@@ -24,11 +25,6 @@ from options import (
     local_options,
     local_specs,
 )
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line that says what to change."""
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Parsing
