@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+import files
 import partitions
 import payload
 import records
@@ -108,7 +109,7 @@ class _Hashed:
 
 def _read(path, device):
     """Return the state in the file; raises ValueError and others if it is not whole."""
-    with open(path, "rb") as file:
+    with files.open_regular(path, files.CHECKPOINT) as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise ValueError("not a checkpoint of this version")
         if file.read(32) != hashlib.file_digest(file, "sha256").digest():

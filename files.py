@@ -81,8 +81,8 @@ def check_writable(*paths):
     """
     for path in paths:
         if os.path.lexists(path) and not is_regular(path):
-            kind = "a symbolic link" if Path(path).is_symlink() else "not a regular file"
-            raise InputError(f"{path}: is {kind}, and is neither followed nor replaced: move it away")
+            kind = "a symbolic link" if os.path.islink(path) else "a folder or a device"
+            raise InputError(f"{path}: is not a file that can be written, but {kind}: move it away")
 
 
 def create(path):

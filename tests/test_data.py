@@ -198,6 +198,8 @@ BAD_IDX = {
     "of ints": gzip.compress(bytes([0, 0, 12, 1, 0, 0, 0, 0])),
     "fewer images": idx(np.zeros((39, 28, 28), "u1")),
     "flat images": idx(np.zeros((40, 784), "u1")),
+    "images of 3 pixels": idx(np.zeros((40, 3, 3), "u1")),
+    "images of 513 pixels": idx(np.zeros((40, 513, 513), "u1")),
 }
 
 
