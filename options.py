@@ -58,6 +58,12 @@ class Stateful(Configurable):
         """Return {kind: {client: tensor}}, the dicts themselves: what clients keep."""
         return {}
 
+    def kept_length(self, name, layout):
+        """Return how many numbers each tensor has that is kept as `name`, of `own` or `held`; None: any shape will do.
+
+        A checkpoint with others is taken for damaged. layout: the model's models.Layout.
+        """
+
     def forget(self, number):
         """Drop what client `number` keeps: its last update was not finite, and was not merged."""
         for of_client in self.held().values():
