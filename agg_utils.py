@@ -117,6 +117,9 @@ class FedACG(FedAvg):
             start[: self.layout.n_trainable] += self.acg_momentum * self.server_momentum
         return start
 
+    def kept_length(self, name, layout):
+        return layout.n_trainable
+
     def pull(self, w, start):
         return self.acg_beta * (w - start)
 
@@ -209,6 +212,9 @@ class LaSFL(FedAvg):
     def held(self):
         return self.memory.held() if self.memory else {}
 
+    def kept_length(self, name, layout):
+        return layout.n_trainable
+
     def merge(self, theta, arrived):
         step, n = self.stitcher(arrived.mean["update"], arrived.mean.get("mask")), self.layout.n_trainable
         if self.server_momentum:
@@ -292,6 +298,9 @@ class FedBN(FedAvg):
 
     def held(self):
         return {"norms": self.norms}
+
+    def kept_length(self, name, layout):
+        return len(self.places)
 
     def deployed(self, theta):
         if not self.norms:

@@ -7,7 +7,6 @@ plain values. Randomness is keyed, so that no generator's state belongs into it.
 import contextlib
 import hashlib
 import os
-import pickle
 import signal
 import sys
 import time
@@ -15,11 +14,14 @@ from pathlib import Path
 
 import torch
 
+import checkpoint_state
+import files
 import partitions
 import payload
 import provenance
 import records
 import rounds
+import tensors
 import utils
 from utils import InputError
 
@@ -73,7 +75,7 @@ class Checkpoints:
                 yield path, _read(path, device)
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            except (OSError, ValueError) as error:
                 print(f"warning: {path} is damaged ({utils.reason(error)})", file=sys.stderr)
 
 
@@ -97,14 +99,14 @@ class _Hashed:
 
 
 def _read(path, device):
-    """Return the state in the file; raises ValueError and others if it is not whole."""
-    with open(path, "rb") as file:
+    """Return the state in the file; raises ValueError, or OSError, if it is not whole."""
+    with files.open_regular(path, files.CHECKPOINT) as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise ValueError("not a checkpoint of this version")
         if file.read(32) != hashlib.file_digest(file, "sha256").digest():
             raise ValueError("its checksum is wrong")
         file.seek(len(MAGIC) + 32)
-        state = torch.load(file, map_location=device, weights_only=True)
+        state = tensors.load_open(file, device)
     if not isinstance(state, dict):
         raise ValueError("it holds no state")
     return state
@@ -139,12 +141,13 @@ def resume(exp, checkpoints):
     """
     for path, state in checkpoints.load(exp.device):
         try:
+            checkpoint_state.check_origin(state)
             settings, split, version = state["settings"], state["split"], state["payload_version"]
             samples = state["data"]
             differing = utils.differing_settings(exp.args, settings)
             differing += [name for name in ("wire", "metrics_dir") if _at(name, settings) != _at(name, vars(exp.args))]
-        except (KeyError, TypeError, AttributeError) as error:
-            print(f"warning: {path} is damaged ({error!r})", file=sys.stderr)
+        except (KeyError, TypeError, ValueError) as error:
+            print(f"warning: {path} is damaged ({utils.reason(error)})", file=sys.stderr)
             continue
         for name in differing:
             mine, other = getattr(exp.args, name), settings.get(name)
@@ -159,8 +162,8 @@ def resume(exp, checkpoints):
             raise InputError(f"{path} is of a version that counted bytes otherwise: --fresh")
         try:
             _restore(exp, state)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            print(f"warning: {path} is damaged ({error!r})", file=sys.stderr)
+        except ValueError as error:
+            print(f"warning: {path} is damaged ({utils.reason(error)})", file=sys.stderr)
             continue
         if state.get("code") != provenance.code_hash():
             print(f"warning: {path} was left by another version of the code; --fresh starts over", file=sys.stderr)
@@ -176,14 +179,14 @@ def _at(name, settings):
 
 
 def _restore(exp, state):
-    if state["theta"].shape != exp.theta.shape or state["theta"].dtype != exp.theta.dtype:
-        raise ValueError("of a model of another size")
+    """Put the state into `exp`, all of it, or raise ValueError and nothing of it."""
+    checkpoint_state.check(exp, state)
+    exp.downlink.load(state["downlink"])
     exp.theta = state["theta"]
     exp.algorithm.load(state["algorithm"])
     exp.trainer.local.load(state["local"])
-    exp.downlink.load(state["downlink"])
     exp.rows = [dict(row) for row in state["rows"]]
-    exp.traffic = {int(client): list(counts) for client, counts in state["traffic"].items()}
+    exp.traffic = {client: list(counts) for client, counts in state["traffic"].items()}
     rounds.resume_round(exp, state["cohort"])
 
 

@@ -2,25 +2,28 @@
 
 `encode` and `decode` are for small whole numbers, such as the gaps between the ones of a mask. A number x is split by
 its block's divisor into x // divisor, in unary, and x % divisor, in a fixed width (Golomb 1966). Gaps in a random mask
-are geometric, and for those no code of whole symbols is shorter. Divisors are 2^j and 3 * 2^j: the powers of two alone
-(Rice's code) cost up to 4 % more than the entropy at densities around 0.2, these at most 2 %. As every block has its
-own, a mask whose layers differ in density costs less than the entropy of its mean density. 256 blocks are written at a
-time, then the numbers that fill no block, so that all passes over them stay in the cache:
+are geometric, and for those no code of whole symbols is shorter. Divisors are 2^j (j up to 28) and 3 * 2^j (up to 27),
+numbered by their size: the powers of two alone (Rice's code) cost up to 4 % more than the entropy at densities around
+0.2, these at most 2 %. As every block has its own, a mask whose layers differ in density costs less than the entropy of
+its mean density. 256 blocks are written at a time, then the numbers that fill no block, so that all passes over them
+stay in the cache:
 
-    u8[]       a block: 0 if all its numbers are 0 (which then take nothing more), else the divisor's place + 1
+    u8[]       a block: 0 if all its numbers are 0 (which then take nothing more), else the divisor's number, from 1
     and for each divisor among them, in order,
     u32        bits of the unary part
     bits       x // divisor zeros, then a one, for every number of its blocks
-    u8[]       if the divisor is 3 * 2^j: (x >> j) % 3, five a byte, a fifth of the numbers apart
-    bits       the lowest j bits
+    u8[]       if the divisor is 3 * 2^j: (x >> j) % 3, five a byte, a fifth of the numbers apart, the first fifth's as
+               the ones, the next one's as the threes, and so on; the last fifth may be shorter
+    bits       the lowest j bits as `pack_fields` writes them: of all numbers the lowest byte, the next byte, ..., then
+               for each bit that is left, from the lowest on, a bit a number
 
 `encode_floats` and `decode_floats` lose nothing either. The largest changes of a layer differ by few powers of two, so
 that most of their eight bits of exponent say the same; 256 blocks at a time:
 
     u8[]       a block: its smallest exponent
     u8[]       a block: the bits in which its exponents are written, less that smallest one
-    bits       for each of these widths, in order: the exponents of its blocks
-    u16[] u8[] mantissa and sign
+    bits       for each of these widths, in order: the exponents of its blocks, less the smallest one, as above
+    u16[] u8[] of all numbers the 24 bits that are left, the lowest 16 first: the mantissa, and below it the sign
 """
 
 import functools

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import files
 import readers
-from utils import InputError, generator, reason
+import tensors
+from utils import InputError, generator
 
 CROP_PADDING = 4  # pixels on each side
 
@@ -295,21 +297,21 @@ def load_tiny_imagenet(root, seed):
 
 
 def _read_cache(path, root):
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"no {path}: unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in {root} and run "
             f"'python import_TIN.py --data_root {root}', or use --dataset DIGITS, which needs no download"
         )
-    try:
-        cache = torch.load(path, map_location="cpu", weights_only=True)
-        images, labels, wnids = cache["images"], cache["labels"], cache["wnids"]
-        good = images.dtype == torch.uint8 and labels.dtype == torch.int64 and images.shape[1:] == (3, 64, 64)
-        if not good or len(images) != len(labels) or not isinstance(wnids, list):
-            raise ValueError(
-                f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
-            )
-    except Exception as error:  # torch.load raises a different kind for each way a file can be bad
-        raise InputError(f"{path}: not a cache of import_TIN.py ({reason(error)})") from None
+    cache = tensors.load(path, files.CACHE, "a cache of import_TIN.py")
+    images, labels, wnids = (
+        cache.get(key) if isinstance(cache, dict) else None for key in ("images", "labels", "wnids")
+    )
+    if not tensors.is_plain(images) or not tensors.is_plain(labels) or not isinstance(wnids, list):
+        raise InputError(f"{path}: not a cache of import_TIN.py (it lacks images, labels or classes)")
+    good = images.dtype == torch.uint8 and labels.dtype == torch.int64 and images.shape[1:] == (3, 64, 64)
+    if not good or labels.shape != images.shape[:1] or not all(isinstance(wnid, str) for wnid in wnids):
+        found = f"images {images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
+        raise InputError(f"{path}: not a cache of import_TIN.py ({found})")
     return cache
 
 

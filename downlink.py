@@ -106,13 +106,15 @@ class Downlink:
         }
 
     def load(self, state):
-        """Take back what `state()` returned."""
+        """Take back what `state()` returned. Raises payload.PayloadError, and takes nothing, if a message is none."""
+        n_buffers, device = len(self.model) - self.n, self.model.device
+        messages = {
+            version: payload.decode(data.cpu().numpy().tobytes(), self.n, n_buffers, device)
+            for version, data in state["messages"].items()
+        }
         self.model, self.version, self.changed_at = state["model"], state["version"], state["changed_at"]
         self.seen, self.copies = list(state["seen"]), dict(state["copies"])
-        self.broadcasts = [(size, None) for size in state["sizes"]]
-        for version, data in state["messages"].items():
-            message = payload.decode(data.cpu().numpy().tobytes(), self.n, len(self.model) - self.n, self.model.device)
-            self.broadcasts[version] = (self.broadcasts[version][0], message)
+        self.broadcasts = [(size, messages.get(version)) for version, size in enumerate(state["sizes"])]
         self.ways, self.exact_ways = {}, {}
 
     def _way(self, since):

@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+import files
 import records
 import utils
 from utils import InputError
@@ -22,9 +23,9 @@ def lines_of(path):
     Raises InputError if it cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # as the shell sees lines, and nothing else
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        lines = files.read_text(path, files.LIST).split("\n")  # as the shell sees lines, and nothing else
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
     split = (re.split("[ \t]+", re.sub("#.*", "", line.removesuffix("\r")).strip(" \t")) for line in lines)
     return [words for words in split if words != [""]]
 
@@ -65,8 +66,8 @@ def state_of(words):
 def rounds_of(path):
     """Return how many rounds the CSV of a run has."""
     try:
-        return max(0, Path(path).read_bytes().count(b"\n") - 1)
-    except OSError:
+        return max(0, files.read_bytes(path, files.CSV).count(b"\n") - 1)
+    except (OSError, InputError):
         return 0
 
 

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # answer --help, and refuse a bad command line, befo
     ARGS = parse_args()
 
 import contextlib
+import glob
 import io
 import os
 import signal
@@ -20,8 +21,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import capacity
 import data
 import evaluation
+import files
 import models
 import partitions
 import personal
@@ -35,6 +38,7 @@ from checkpoints import NOT_FINISHED, Checkpoints, Interrupted, Keeper, resume
 from downlink import Downlink
 from local_methods import LOCAL_METHODS
 from local_training import LocalSettings, Trainer
+from options import OPTIONS
 from ranks import Ranks, lead, serve
 from utils import InputError
 from workers import Workers, how_many
@@ -88,9 +92,11 @@ def prepare(args, ranks=None):
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):  # one warns of the data
         splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
         exp = assemble(args, splits, split_into_clients(args, splits.train, may_write=first), device)
+    if first:
+        capacity.check_room(exp)
     if ranks:
         cohort = rounds.cohort_size(args.n_clients, args.participation)
-        check_memory(args, -(-cohort // ranks.size), exp.model.layout.dim, f"each of {ranks.size} processes")
+        capacity.check_cohort(args, -(-cohort // ranks.size), exp.model.layout.dim, f"each of {ranks.size} processes")
         exp.ranks, exp.collect = ranks, lead
         if first:
             ranks.tell({"begin": True})  # all is well so far
@@ -100,7 +106,7 @@ def prepare(args, ranks=None):
 
 def assemble(args, splits, parts, device):
     """Return the Experiment on data.Splits divided into `parts`, with a fresh model and algorithm on `device`."""
-    model = models.FlatModel(build_module(args, splits), device)
+    model = models.FlatModel(build_module(args, splits, device), device)
     splits = splits.to(device)
     settings = LocalSettings(
         seed=args.seed,
@@ -138,20 +144,10 @@ def assemble(args, splits, parts, device):
     )
     cohort = rounds.cohort_size(args.n_clients, args.participation)
     if not algorithm.means:
-        check_memory(args, cohort, model.layout.dim, f"--algorithm {args.algorithm}")
+        capacity.check_cohort(args, cohort, model.layout.dim, f"--algorithm {args.algorithm}")
     workers = Workers(trainer, 1 if trainer.draws else how_many(args.parallel_clients, device, cohort))
     name = utils.run_name(args)
     return Experiment(args, name, device, splits, parts, model, algorithm, trainer, theta, downlink, workers)
-
-
-def check_memory(args, n, dim, who):
-    """Raise InputError if n updates [dim], which `who` needs at once, take more than --max_cohort_memory."""
-    size = n * dim * 4 / 2**30
-    if size > args.max_cohort_memory:
-        raise InputError(
-            f"{who} needs {n} updates of a round at once, {size:.2f} GiB: raise --max_cohort_memory "
-            f"{args.max_cohort_memory:g}, or lower --participation"
-        )
 
 
 def pick_device(wanted, deterministic=False):
@@ -185,11 +181,11 @@ def split_into_clients(args, train, may_write=True):
     return parts
 
 
-def build_module(args, splits):
-    """Return the network of --model_name with its starting weights."""
+def build_module(args, splits, device="cpu"):
+    """Return the network of --model_name with its starting weights, on the CPU; the `device` is to hold it."""
     channels, size = splits.train.images.shape[1:3]
     seed = utils.key_seed(args.seed, "init")
-    module = models.build_model(args.model_name, channels, size, splits.n_classes, args.norm, seed)
+    module = models.build_model(args.model_name, channels, size, splits.n_classes, args.norm, seed, device)
     if args.pretrained:
         models.load_pretrained(module, args.model_name)
     if args.init_weights:
@@ -210,6 +206,8 @@ def run_rounds(exp, write, keeper=None):
     bar = tqdm(left, desc=exp.name, unit="round", initial=done, total=total, disable=not on_terminal)
     for round in bar:
         row = rounds.train_round(exp, round, keeper)
+        if round == done + 1:
+            capacity.check_what_is_held(exp)
         if round % args.eval_every == 0 or round == args.n_epochs:
             evaluation.evaluate_round(exp, row)
         write(row)
@@ -277,6 +275,7 @@ def prepare_judge(given):
     """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
     args, _ = personal.load(given.evaluate_clients)
     args.pretrained = False  # the shared model comes from the folder
+    vars(args).update({option.name: getattr(given, option.name) for option in OPTIONS["machine"]})
     device = pick_device(given.device, given.deterministic)
     return assemble(
         args, data.load_dataset(args.dataset, given.data_root, args.seed, args.image_size, args.shift), [], device
@@ -313,9 +312,11 @@ def judge_clients(exp, folder):
 def main(args, ranks=None):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
     if args.evaluate_clients:
+        personal.check_links(args.evaluate_clients)
         return judge_clients(prepare_judge(args), args.evaluate_clients)
     name, metrics = utils.run_name(args), Path(args.metrics_dir)
     kept = Checkpoints(args.checkpoint_dir, name)
+    check_links(args, name, kept)
     finished = f"{name}: already finished, see {metrics / name}_metrics.csv (run again with --overwrite)"
     fresh = args.fresh and not int(os.environ.get("SLURM_RESTART_COUNT", 0))  # once, not whenever a job is requeued
 
@@ -348,6 +349,15 @@ def main(args, ranks=None):
             except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
                 records.note_failure(metrics / f"{name}.json", error)
                 raise
+
+
+def check_links(args, name, kept):
+    """Raise InputError if a file that the run will write is a link, or no file."""
+    metrics, figures = Path(args.metrics_dir), Path(args.plots_dir).glob(f"{glob.escape(name)}_*.png")
+    records_of_run = (metrics / f"{name}.json", metrics / f"{name}_metrics.csv", metrics / f".{name}.lock")
+    files.check_writable(*records_of_run, *figures, kept.newest, kept.previous, kept.lock, f"{args.results_file}.lock")
+    if args.save_clients:
+        personal.check_links(args.save_clients)
 
 
 def check_outputs(args, earlier=None):

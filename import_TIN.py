@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
+import files
 from records import write_atomic
 from utils import InputError, reason
 
@@ -28,10 +29,10 @@ class FolderSource:
 
     def __init__(self, path):
         self.path = path
-        self.names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        self.names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
 
     def read(self, name):
-        return (self.path / name).read_bytes()
+        return files.read_bytes(self.path / name, MAX_BYTES)
 
 
 class ZipSource:
@@ -39,8 +40,10 @@ class ZipSource:
 
     def __init__(self, path):
         try:
-            self.archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+            self.archive = zipfile.ZipFile(files.open_regular(path, files.ARCHIVE))
+        except InputError:
+            raise
+        except Exception as error:  # each way its directory can be broken has its own exception
             raise InputError(f"{path}: not a zip archive ({reason(error)})") from None
         self.path = path
         self.names = sorted(n.removeprefix(ROOT) for n in self.archive.namelist() if not n.endswith("/"))
@@ -58,7 +61,7 @@ def open_source(path):
     if path.is_dir():
         return FolderSource(path)
     for candidate in (path, path.with_name(path.name + ".zip")):
-        if candidate.is_file():
+        if candidate.exists():
             return ZipSource(candidate)
     raise InputError(
         f"no {path}: get http://cs231n.stanford.edu/tiny-imagenet-200.zip into {path.parent}, or name it with --source"
@@ -93,6 +96,8 @@ def _text(source, name):
         raise InputError(f"{source.path}: holds no {name}, so it is not Tiny-ImageNet-200")
     try:
         return source.read(name).decode()
+    except InputError:
+        raise
     except Exception as error:  # each way a zip member can be broken has its own exception
         raise InputError(f"{source.path}: {name} cannot be read ({reason(error)})") from None
 
@@ -111,6 +116,8 @@ def read_images(source, entries, title):
                 images[i] = pil_to_tensor(image.convert("RGB"))  # some are greyscale
         except FileNotFoundError:
             raise InputError(f"{source.path}: image {name} is missing") from None
+        except InputError:
+            raise
         except Exception as error:  # each way a JPEG or a zip member can be broken has its own exception
             wrong = "is missing" if isinstance(error, KeyError) else f"cannot be read ({error})"
             raise InputError(f"{source.path}: image {name} {wrong}") from None
@@ -119,17 +126,17 @@ def read_images(source, entries, title):
 
 def write_caches(source_path, data_root):
     """Write both caches under `data_root`; return their paths. Nothing is written unless every image is good."""
+    caches = {part: Path(data_root) / f"tinyimagenet_{part}_cache.pt" for part in ("train", "val")}
+    files.check_writable(*caches.values())
     source = open_source(source_path)
     train, val, wnids = list_images(source)
     parts = {"train": read_images(source, train, "training"), "val": read_images(source, val, "validation")}
-    paths = []
     for part, (images, labels) in parts.items():
         file = io.BytesIO()
         torch.save({"images": images, "labels": labels, "wnids": wnids}, file)
-        paths.append(Path(data_root) / f"tinyimagenet_{part}_cache.pt")
-        write_atomic(paths[-1], file.getvalue())
-        print(f"{paths[-1]}: {len(labels)} images of {len(wnids)} classes")
-    return paths
+        write_atomic(caches[part], file.getvalue())
+        print(f"{caches[part]}: {len(labels)} images of {len(wnids)} classes")
+    return list(caches.values())
 
 
 def main():

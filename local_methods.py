@@ -309,3 +309,6 @@ class MOON(LocalMethod):
 
     def held(self):
         return {"last": self.last}
+
+    def kept_length(self, name, layout):
+        return layout.dim

@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import memory
+import tensors
 from records import write_atomic
-from utils import PRETRAINED, InputError, reason
+from utils import PRETRAINED, InputError
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 CPU = torch.device("cpu")
@@ -166,10 +168,34 @@ MODELS = {
 }
 
 
-def build_model(name, channels, image_size, n_classes, norm, seed):
-    """Return the freshly initialised module; the same `seed` gives the same weights whatever was drawn before."""
+LARGEST = 2**31  # weights: positions are int32, and so are counts of a message
+COPIES = 5  # of the vector that a run has at least: a client's, its gradient, the server's, an update, their sum
+
+
+def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu"):
+    """Return the freshly initialised module; the same `seed` gives the same weights whatever was drawn before.
+
+    Raises InputError, before anything is allocated, for one that the memory of the torch.device does not hold.
+    """
+    with torch.device("meta"):
+        shapes = MODELS[name](channels, image_size, n_classes, norm)
+    check_size(name, sum(p.numel() for p in shapes.parameters()), device)
     with keyed_draws(seed):
         return MODELS[name](channels, image_size, n_classes, norm)
+
+
+def check_size(name, n_weights, device):
+    """Raise InputError if a run with so many weights cannot be."""
+    there = memory.free(torch.device(device))
+    said = f"--model_name {name} has {n_weights:,} weights for images of this size"
+    advice = "a smaller --image_size, or another network"
+    if n_weights >= LARGEST:
+        raise InputError(f"{said}, more than 2^31: {advice}")
+    if COPIES * 4 * n_weights > there:
+        raise InputError(
+            f"{said}, of which a run holds {COPIES} copies, {COPIES * 4 * n_weights / 2**30:.1f} GiB, and "
+            f"{there / 2**30:.1f} GiB are free: {advice}"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -259,18 +285,14 @@ def load_weights(module, path, labels=None):
 
     Raises InputError if the file is not of this program or not of this kind of model.
     """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a different kind for each way a file can be bad
-        raise InputError(f"{path}: not a file of --save_weights ({reason(error)})") from None
-    if (
-        not isinstance(saved, dict)
-        or saved.get("format") != "fedalg-weights-1"
-        or not isinstance(saved.get("state"), dict)
-    ):
+    own = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    saved = tensors.load(path, 2 * own + 2**26, "a file of --save_weights")  # twice, for another head or type
+    form, state = (saved.get("format"), saved.get("state")) if isinstance(saved, dict) else (None, None)
+    if not isinstance(form, str) or form != "fedalg-weights-1" or not isinstance(state, dict):
         raise InputError(f"{path}: not a file of --save_weights")
-    same = labels is None or saved.get("labels") in (None, labels)
-    _load_all_but_head(module, saved["state"], path, keep_head=same)
+    of = saved.get("labels")
+    same = labels is None or of is None or (isinstance(of, str) and of == labels)
+    _load_all_but_head(module, state, path, keep_head=same)
 
 
 def _load_all_but_head(module, weights, source, keep_head=True):
@@ -282,7 +304,7 @@ def _load_all_but_head(module, weights, source, keep_head=True):
     given = {n: t for n, t in weights.items() if isinstance(n, str) and torch.is_tensor(t) and t.is_floating_point()}
     head = list(own)[-2:]  # weight and bias of the last linear layer
     wrong = set(own) ^ set(given)
-    wrong |= {name for name in set(own) - wrong if given[name].layout != torch.strided}
+    wrong |= {name for name in set(own) - wrong if not tensors.is_plain(given[name])}
     wrong |= {name for name in set(own) - wrong - set(head) if own[name].shape != given[name].shape}
     if wrong:
         raise InputError(f"{source}: is for another model ({len(wrong)} tensors do not fit, one is {min(wrong)})")

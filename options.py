@@ -56,11 +56,17 @@ class Stateful(Configurable):
     Only `merge` and `broadcast` change what the server keeps; clients may read it as they train, in any process.
     """
 
-    own = ()  # names of attributes: tensors, plain values or None
+    own = ()  # names of attributes: tensors, numbers or None
 
     def held(self):
         """Return {kind: {client: tensor}}, the dicts themselves: what clients keep."""
         return {}
+
+    def kept_length(self, name, layout):
+        """Return how many numbers each tensor has that is kept as `name`, of `own` or `held`; None: any shape will do.
+
+        A checkpoint with others is taken for damaged. layout: the model's models.Layout.
+        """
 
     def forget(self, number):
         """Drop what client `number` keeps: its last update was not finite, and was not merged."""
@@ -331,6 +337,13 @@ OPTIONS = {
             "positive",
             "GiB that updates may take which wait to be merged: median, trimmed_mean and krum need all of a round, and "
             "each of several processes those that it makes",
+            named=False,
+        ),
+        Option(
+            "max_state_memory",
+            None,
+            "positive",
+            "GiB that may be taken by what clients keep between rounds, such as residuals (default: what is free)",
             named=False,
         ),
         Option(

@@ -4,18 +4,27 @@
 merges is what the Message unpacks to, whether or not its bytes are ever made: `payload_bytes` says how many `encode`
 would make, and is computed on the update's device. `decode` takes nothing on trust. All numbers are little-endian:
 
-    header     3 bytes "FSU", version, bits of a value, how positions and values are written, 0,
-               u32 weights, buffers, weights kept, round; i32 client (-1: the server); u32 CRC-32 of all the rest
-    positions  nothing if every weight is kept; else a bitmap, or the gaps between the weights kept (or, where these are
-               more than half, between those dropped) in Golomb's code, whichever is shortest
-    values     of the weights kept; then of all buffers (BatchNorm statistics), in 32 bits
+    header     3 bytes "FSU"; u8 version (2), bits of a value, kind of positions, kind of values, 0;
+               u32 weights, buffers, weights kept, round; i32 client (-1: the server);
+               u32 CRC-32 of the 28 bytes before it and of all behind it
+    positions  0: nothing, every weight is kept; 1: a bitmap, a bit a weight; 2: the gaps between the weights kept in
+               Golomb's code (codes.py); 3: those between the weights dropped, where more than half are kept. A gap is
+               how many weights lie between one and the one before, or the beginning. The shortest of these is written
+    values     of the weights kept, in their order; then of all buffers (BatchNorm statistics), plain, in 32 bits
 
-Values of 32 bits are float32, in a sparse message with their exponents packed (codes.py). Of 16: float16 under one
-power of two, which brings the largest below 2^15, so that tiny values keep their precision. Of 8 and 4: a sign, and
-one of 2^(bits - 1) levels, evenly spaced between the smallest and the largest magnitude of a block of 1,024 values,
-rounded at random so that the mean is kept (as QSGD does, Alistarh et al. 2017, with levels from 0); the levels in
-Golomb's code if that is shorter. Of 1: a sign, and the mean magnitude of a block (as STC has it for the whole vector,
-Sattler et al. 2019).
+Of the values, by their bits (kind 0, unless it says 1):
+
+    32         f32[]; kind 1, of a sparse message: with their exponents packed (`encode_floats` of codes.py)
+    16         i32 exponent e, f16[]: each is 2^(e - 15) times its float16. 2^e is the least power of two above all, so
+               that tiny values keep their precision; e is -100 at least
+    8, 4       f32 smallest, f32 largest magnitude of each block of 1,024 values, block by block; a sign bit a value, 1
+               for less than 0; the levels, as `pack_fields` writes them in bits - 1 bits, or, kind 1, in Golomb's code.
+               Level k stands for smallest + k * (largest - smallest) / (2^(bits - 1) - 1). They are rounded at random
+               so that the mean is kept (as QSGD does, Alistarh et al. 2017, with levels from 0)
+    1          f32 mean magnitude of each block; a sign bit a value (as STC has it for the whole vector, Sattler et al.
+               2019)
+
+Bits fill bytes from the highest one on; in the last byte the rest is 0. The last block may be shorter.
 """
 
 import functools

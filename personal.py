@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import files
 import payload
 import records
 import utils
@@ -28,6 +29,13 @@ def check_folder(folder):
     """Raise InputError if --save_clients would write over something."""
     if Path(folder).is_dir() and any(Path(folder).iterdir()):
         raise InputError(f"--save_clients {folder}: is not empty; another folder, or --overwrite")
+
+
+def check_links(folder):
+    """Raise InputError if a file that is written into `folder` is there as a link, or as no file."""
+    written = (INDEX, SHARED, "client_*.payload", "accuracy.*")
+    found = Path(folder).iterdir() if Path(folder).is_dir() else ()
+    files.check_writable(*(path for path in found if any(map(path.match, written))))
 
 
 def own_accuracy(predictions, labels, histogram):
@@ -114,8 +122,8 @@ def evaluate(folder, entries, layout, labels, n_classes, predict, device="cpu"):
 
 def _read(path, layout, device):
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = files.read_bytes(path, 2 * payload.dense_bytes(layout.dim))
+    except FileNotFoundError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     try:
         return payload.decode(data, layout.n_trainable, layout.dim - layout.n_trainable, device)

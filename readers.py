@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import pickle
 import sys
 import tarfile
 import zlib
@@ -13,18 +12,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import cifar_pickle
+import files
 from utils import InputError, reason
 
-MAX_BYTES = 2**28  # of one file; the largest published one, CIFAR-100's training set, has 155 MB
+MAX_BYTES = files.DATA  # of one file, unpacked
+MAX_UNPACKED = 2**29  # of all that is in an archive; CIFAR's have 190 MB
+SIDES = (4, 512)  # pixels of an image, as networks take them
 
 
 def warn(message):
     print(f"warning: {message}", file=sys.stderr)
 
 
-def check_sums(source, files):
+def check_sums(source, blobs):
     """Say so if the files [(bytes, published MD5)] of `source` are not the published ones."""
-    if any(hashlib.md5(blob).hexdigest() != md5 for blob, md5 in files):
+    if any(hashlib.md5(blob).hexdigest() != md5 for blob, md5 in blobs):
         warn(f"{source} does not hold the published files (their MD5 differs); using it all the same")
 
 
@@ -51,17 +54,6 @@ CIFAR_ARCHIVES = {
 CIFAR_LABELS = {"CIFAR10": b"labels", "CIFAR100": b"fine_labels"}
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads pickles of NumPy arrays, lists, dicts, bytes and numbers; refuses every other global by name."""
-
-    def find_class(self, module, name):
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
-
-
 def read_cifar(root, name):
     """Return {"train": (uint8 [N, 3, 32, 32], int64 [N]), "test": ...} of the python version of CIFAR10 or CIFAR100.
 
@@ -75,16 +67,16 @@ def read_cifar(root, name):
         root, name, published.base_folder, {file for part in lists.values() for file, _ in part}
     )
     parts, sums = {}, []
-    for part, files in lists.items():
-        found = {file: blobs[file] for file, _ in files if file in blobs}
+    for part, listed in lists.items():
+        found = {file: blobs[file] for file, _ in listed if file in blobs}
         if not found:
-            raise InputError(f"{source}: holds no {part} batch ({', '.join(file for file, _ in files)})")
+            raise InputError(f"{source}: holds no {part} batch ({', '.join(file for file, _ in listed)})")
         batches = [_cifar_batch(blob, f"{source}/{file}", CIFAR_LABELS[name]) for file, blob in found.items()]
         parts[part] = tuple(map(torch.cat, zip(*batches, strict=True)))
-        if len(found) < len(files):
-            absent = ", ".join(file for file, _ in files if file not in found)
+        if len(found) < len(listed):
+            absent = ", ".join(file for file, _ in listed if file not in found)
             warn(f"{source} holds a part of {name} only: {absent} missing")
-        sums += [(found[file], md5) for file, md5 in files if file in found]
+        sums += [(found[file], md5) for file, md5 in listed if file in found]
     check_sums(source, sums)
     return parts
 
@@ -92,11 +84,11 @@ def read_cifar(root, name):
 def _cifar_files(root, name, folder, wanted):
     """Return where the dataset lies and {file name: bytes} of its files."""
     for place in (root / folder, root / name.lower() / folder):
-        files = [path for path in sorted(place.glob("*")) if path.name in wanted and path.is_file()]
-        if files:
-            return place, {path.name: path.read_bytes() for path in files}
+        found = [path for path in sorted(place.glob("*")) if path.name in wanted]
+        if found:
+            return place, {path.name: files.read_bytes(path, files.DATA) for path in found}
     for archive in (root / place for place in CIFAR_ARCHIVES[name]):
-        if archive.is_file():
+        if archive.exists():
             return archive, _read_tar(archive, wanted)
     raise missing(name, root)
 
@@ -104,23 +96,52 @@ def _cifar_files(root, name, folder, wanted):
 def _read_tar(archive, wanted):
     """Return {file name: bytes} of the files in the archive that have a `wanted` name; nothing is written to disk."""
     try:
-        with tarfile.open(archive) as tar:
-            files = [m for m in tar if m.isfile() and Path(m.name).name in wanted and m.size < MAX_BYTES]
-            return {Path(m.name).name: tar.extractfile(m).read() for m in files}
+        with (
+            files.open_regular(archive, files.ARCHIVE) as packed,
+            gzip.open(packed) as unpacked,
+            tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as tar,
+        ):
+            return {Path(m.name).name: tar.extractfile(m).read() for m in tar if _is_wanted(m, wanted)}
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{archive}: not a whole tar.gz archive ({reason(error)})") from None
+
+
+def _is_wanted(member, wanted):
+    return member.isfile() and Path(member.name).name in wanted and member.size < MAX_BYTES
+
+
+class _Bounded:
+    """Reads a stream that may unpack to anything: MAX_UNPACKED bytes of it, then it is an error."""
+
+    def __init__(self, stream):
+        self.stream, self.left = stream, MAX_UNPACKED
+
+    def read(self, size):
+        data = self.stream.read(min(size, self.left + 1))
+        self.left -= len(data)
+        if self.left < 0:
+            raise tarfile.ReadError(f"unpacks to more than {MAX_UNPACKED} bytes")
+        return data
 
 
 def _cifar_batch(blob, source, key):
     """Return (images, labels) in the bytes of one batch file. Raises InputError naming `source` if they are not one."""
     try:
-        batch = _ArrayUnpickler(io.BytesIO(blob), encoding="bytes").load()
-        pixels, labels = batch[b"data"], torch.tensor(batch[key], dtype=torch.int64)
-        if pixels.dtype != np.uint8 or labels.dim() != 1 or pixels.shape != (len(labels), 3072):
-            raise ValueError(f"data is {pixels.dtype} {pixels.shape}, labels are {tuple(labels.shape)}")
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise InputError(f"{source}: not a CIFAR batch ({type(error).__name__}: {reason(error)})") from None
-    return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), labels
+        batch = {_as_bytes(name): value for name, value in cifar_pickle.loads(blob).items()}
+        pixels, labels = batch.get(b"data"), batch.get(key)
+        if not isinstance(pixels, np.ndarray) or not isinstance(labels, list):
+            raise ValueError(f"it has no data and {key.decode()}")
+        if not all(type(label) is int and 0 <= label < 2**31 for label in labels):
+            raise ValueError("a label is no class")
+        if pixels.shape != (len(labels), 3072):
+            raise ValueError(f"data is {pixels.shape}, but there are {len(labels)} labels")
+    except ValueError as error:
+        raise InputError(f"{source}: not a CIFAR batch ({reason(error)})") from None
+    return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy()), torch.tensor(labels, dtype=torch.int64)
+
+
+def _as_bytes(text):
+    return text.encode() if isinstance(text, str) else text
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -137,17 +158,21 @@ def read_idx(root, name):
 
     published = dict(getattr(torchvision.datasets, name).resources)
     places = (root / name / "raw", root / name, root)
-    folder = next((p for p in places if all((p / file).is_file() for file in published)), None)
+    folder = next((p for p in places if all((p / file).exists() for file in published)), None)
     if folder is None:
         raise missing(name, root)
-    blobs = {file: (folder / file).read_bytes() for file in published}
+    blobs = {file: files.read_bytes(folder / file, files.DATA) for file in published}
     check_sums(folder, [(blobs[file], md5) for file, md5 in published.items()])
     parts = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
-        files = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
-        images, labels = (_idx(blobs[file], folder / file) for file in files)
+        names = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
+        images, labels = (_idx(blobs[name], folder / name) for name in names)
         if images.dim() != 3 or images.shape[1] != images.shape[2] or labels.shape != images.shape[:1]:
-            raise InputError(f"{folder / files[0]}: {tuple(images.shape)} images, but labels {tuple(labels.shape)}")
+            raise InputError(f"{folder / names[0]}: {tuple(images.shape)} images, but labels {tuple(labels.shape)}")
+        if not SIDES[0] <= images.shape[1] <= SIDES[1]:
+            raise InputError(
+                f"{folder / names[0]}: images of {images.shape[1]} pixels a side; {SIDES[0]} to {SIDES[1]} can be used"
+            )
         parts[part] = images[:, None], labels.long()
     return parts
 
@@ -180,26 +205,28 @@ def read_folder(folder, size):
     That is images uint8 [N, 3, size, size], labels int64 [N], domains int64 [N], the names of the classes and those of
     the domains, both sorted. Raises InputError if there are none, or one cannot be read.
     """
-    files = sorted(p for p in folder.glob("*/*/*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not files:
+    found = sorted(p for p in folder.glob("*/*/*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
+    if not found:
         raise InputError(f"no images in {folder}: they must lie in {folder}/<domain>/<class>/ as .png or .jpg")
-    domains = sorted({path.parts[-3] for path in files})
-    classes = sorted({path.parts[-2] for path in files})
-    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    for image, path in zip(images, files, strict=True):
+    domains = sorted({path.parts[-3] for path in found})
+    classes = sorted({path.parts[-2] for path in found})
+    images = torch.empty(len(found), 3, size, size, dtype=torch.uint8)
+    for image, path in zip(images, found, strict=True):
         image.copy_(_read_image(path, size))
-    labels = torch.tensor([classes.index(path.parts[-2]) for path in files])
-    return images, labels, torch.tensor([domains.index(path.parts[-3]) for path in files]), classes, tuple(domains)
+    labels = torch.tensor([classes.index(path.parts[-2]) for path in found])
+    return images, labels, torch.tensor([domains.index(path.parts[-3]) for path in found]), classes, tuple(domains)
 
 
 def _read_image(path, size):
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as file:
+        with files.open_regular(path, files.IMAGE) as raw, Image.open(raw, formats=("PNG", "JPEG")) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"{file.width} x {file.height} pixels are too many")
             colours = file.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    except InputError:
+        raise
     except Exception as error:  # a damaged image can raise nearly anything
         raise InputError(f"{path}: not an image ({type(error).__name__}: {reason(error)})") from None
     return torch.from_numpy(np.array(colours)).permute(2, 0, 1)

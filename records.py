@@ -12,6 +12,7 @@ import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import files
 from utils import InputError
 
 
@@ -19,13 +20,14 @@ from utils import InputError
 def replacing(path, previous=None):
     """Open a file for bytes that becomes `path` when the body is through: old or new is there, whole, at any moment.
 
-    previous: where the old one goes.
+    previous: where the old one goes. Raises InputError where a link or anything else but a file would be replaced.
     """
-    path = Path(os.path.realpath(path))  # a symbolic link stays one
+    path = Path(path)
+    files.check_writable(path, *([previous] if previous is not None else []))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb") as file:
+        with files.create(beside) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -79,10 +81,12 @@ def note_failure(path, error):
 def read_json(path):
     """Return the parsed file, or None if there is none. Raises InputError if it is not JSON of an object."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = files.read_text(path, files.JSON)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: is not a JSON object")
@@ -91,12 +95,13 @@ def read_json(path):
 
 @contextmanager
 def exclusively(path):
-    """Hold the lock file `path` while the body runs. Raises InputError if another process holds it.
+    """Hold the lock file `path` while the body runs. Raises InputError if another process holds it, or it is a link.
 
     The lock is the system's (flock): it ends with its process, however that ends. A file is left, which means nothing.
     """
     from filelock import FileLock, Timeout
 
+    files.check_writable(path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -113,7 +118,7 @@ def is_held(path):
     """Tell whether a process holds the lock file `path`."""
     from filelock import FileLock, Timeout
 
-    if not Path(path).exists():
+    if not files.is_regular(path):
         return False
     lock = FileLock(path)
     try:
@@ -143,12 +148,12 @@ class MetricsCSV:
     def __init__(self, path, columns, rows=()):
         self.path, self.columns = Path(path), columns
         write_atomic(self.path, csv_text(columns, rows))
-        self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
     def write(self, row):
         """Append a row."""
         line, before = csv_text(self.columns, [row], header=False).encode(), os.fstat(self.file).st_size
-        if not self.path.exists() or not os.path.samestat(os.stat(self.path), os.fstat(self.file)):
+        if not self.path.exists() or not os.path.samestat(os.lstat(self.path), os.fstat(self.file)):
             raise OSError(f"{self.path} was removed while the run wrote to it")
         try:
             written = os.write(self.file, line)
@@ -168,12 +173,12 @@ class MetricsCSV:
 def read_results(path):
     """Return the rows of the CSV of all runs, [] if there is none. Raises InputError for a file that is another's."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or ["run"]
+        reader = csv.DictReader(io.StringIO(files.read_text(path, files.CSV), newline=""))
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, csv.Error) as error:
+    try:
+        rows, columns = list(reader), reader.fieldnames or ["run"]
+    except csv.Error as error:
         raise InputError(f"{path}: cannot be read as the CSV of results ({error})") from None
     if "run" not in columns or any(None in row for row in rows):
         raise InputError(f"{path}: is not a CSV of results: it has no column 'run', or rows longer than its header")
@@ -206,6 +211,7 @@ def add_results(path, rows):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = {row["run"] for row in rows}
+    files.check_writable(path, f"{path}.lock")
     with FileLock(f"{path}.lock"):
         remove_leftovers(path)
         earlier = [row for row in read_results(path) if row["run"] not in names]

@@ -31,7 +31,7 @@ class ErrorFeedback:
 
     def held(self):
         """Return {kind: {client: vector}}."""
-        return {"left": self.left, "update_velocity": self.velocity}
+        return {"left": self.left} | ({"update_velocity": self.velocity} if self.momentum else {})
 
 
 class Localiser:

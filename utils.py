@@ -14,6 +14,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import files
+from files import InputError
 from options import (
     ALIASES,
     KINDS,
@@ -28,11 +30,6 @@ from options import (
 )
 
 PRETRAINED = ("resnet18", "resnet50")  # networks of which models.py knows where published weights are
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong; the message is one line that says what to change."""
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Parsing
@@ -138,9 +135,13 @@ def parse_args(argv=None):
 
 def _read_config(parser, path):
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = files.read_text(path, files.CONFIG).splitlines()
         lines = [shlex.split(line, comments=True) for line in lines]
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        parser.error(f"--config {path}: there is no such file")
+    except InputError as error:
+        parser.error(f"--config {error}")
+    except ValueError as error:  # an open quote
         parser.error(f"--config {path}: {error}")
     for number, words in enumerate(lines, start=1):
         if words and not words[0].startswith("--"):
@@ -252,6 +253,8 @@ def _check_paths(args):
     for name, option in all_options().items():
         if option.kind == "path" and getattr(args, name) == "":
             raise InputError(f"--{name}: the path is empty")
+        if option.kind == "path" and "\0" in (getattr(args, name) or ""):
+            raise InputError(f"--{name} {getattr(args, name)!r}: is no path, it has a NUL in it")
     if args.partition_file and not Path(args.partition_file).suffix == ".json":
         raise InputError(f"--partition_file {args.partition_file}: the file's name must end in .json")
     if args.init_weights and not Path(args.init_weights).is_file():
@@ -262,9 +265,16 @@ def _check_paths(args):
     for name in ("results_file", "save_weights", "partition_file"):
         if getattr(args, name) is not None:
             path = Path(getattr(args, name))
-            if path.is_dir() or (path.exists() and not path.is_file()):
-                raise InputError(f"--{name} {path}: is not a file that can be written")
+            if name != "partition_file" or not path.exists():  # one that is there is read
+                _check_file(name, path)
             _check_folder(name, path.parent)
+
+
+def _check_file(name, path):
+    try:
+        files.check_writable(path)
+    except InputError as error:
+        raise InputError(f"--{name} {error}") from None
 
 
 def _check_folder(name, folder):
@@ -329,11 +339,13 @@ def drawn_split(args):
 def _is_another_split(args):
     """Tell whether --partition_file holds a split made by hand. Raises InputError if other settings drew it."""
     try:
-        drawn_by = json.loads(Path(args.partition_file).read_text(encoding="utf-8")).get("drawn_by", {})
+        drawn_by = json.loads(files.read_text(args.partition_file, files.JSON)).get("drawn_by", {})
         differs = [f"--{k} {v}" for k, v in drawn_split(args).items() if drawn_by and drawn_by.get(k, "label") != v]
     except FileNotFoundError:
         return False  # it will hold what the run draws
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except InputError as error:
+        raise InputError(f"--partition_file {error}") from None
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"--partition_file {args.partition_file}: not a partition file ({error})") from None
     if differs:
         raise InputError(f"--partition_file {args.partition_file}: was not drawn with {', '.join(differs)}")
@@ -348,7 +360,8 @@ def _label(name, value):
 
 def _with_hash(path):
     """Return the file's stem and a hash of its content: the same path may hold something else tomorrow."""
-    return f"{_plain(Path(path).stem)}-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]}"
+    with files.open_regular(path, files.WEIGHTS) as file:
+        return f"{_plain(Path(path).stem)}-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
 
 
 def _plain(text):
@@ -364,16 +377,18 @@ def settings_of(args):
 def checked_settings(settings, path):
     """Return the Namespace of {name: value} that a file at `path` holds, checked as if they had been typed.
 
-    Raises InputError. What only the machine that wrote them has, files and folders, is left at its default.
+    Raises InputError. What belongs to the machine that wrote them, as files and threads do, is left at its default.
     """
-    words = []
+    words, of_machine = [], {option.name for group in ("machine", "files") for option in OPTIONS[group]}
     for name, value in settings.items():
         option = all_options().get(name)
         if option is None:
             raise InputError(f"{path}: there is no setting {name}")
+        if name in of_machine or option.kind == "path":
+            continue
         if option.kind == "flag":
             words.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None and option.kind != "path":
+        elif value is not None:
             words.append(f"--{name}={value}")
     parser = build_parser()
 

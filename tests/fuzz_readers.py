@@ -1,9 +1,11 @@
 """Hostile files for the readers, found by coverage (pip install atheris):
 
     python tests/fuzz_readers.py -max_total_time=600 -len_control=0 -max_len=400
+    python tests/fuzz_readers.py cifar pickles -max_total_time=600 -max_len=4000
 
-The first byte of an input says which reader gets the rest, the second whether that is taken as it comes or as changes
-to a whole file. Each must read it, or raise an InputError of one line.
+The last byte of an input says which reader gets the rest, the one before whether that is taken as it comes or as
+changes to a whole file. Each must read it, or raise an InputError of one line. With the name of a reader, that one
+alone is tried. What the reader of CIFAR's batches reads, an unpickler must read as the same.
 """
 
 import contextlib
@@ -15,17 +17,29 @@ from collections import Counter
 from pathlib import Path
 
 import atheris
+import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-with atheris.instrument_imports(include=["readers", "partitions", "records", "experiments", "checkpoints"]):
+INSTRUMENTED = [
+    "readers",
+    "cifar_pickle",
+    "files",
+    "pickletools",
+    "partitions",
+    "records",
+    "experiments",
+    "checkpoints",
+]
+with atheris.instrument_imports(include=INSTRUMENTED):
     import checkpoints
+    import cifar_pickle
     import experiments
     import partitions
     import readers
     import records
 import torch  # noqa: E402
-from test_fuzz import BATCH, IDX, archive  # noqa: E402
+from test_fuzz import BATCH, CONTENT, IDX, archive  # noqa: E402
 
 from utils import InputError  # noqa: E402
 
@@ -41,8 +55,38 @@ def written(name, content):
     return path
 
 
+class Unpickler(pickle.Unpickler):
+    """What unpickles a batch; only for what cifar_pickle has read before."""
+
+    def find_class(self, module, name):
+        cifar_pickle.NAMES[f"{module} {name}"]
+        return super().find_class(module, name)
+
+
 def cifar(content):
+    read = None
+    with contextlib.suppress(ValueError):
+        read = cifar_pickle.loads(content)
+    if read is not None:
+        _compare(read, content)
     readers._cifar_batch(content, "batch", b"labels")
+
+
+def _compare(read, content):
+    try:
+        expected = Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except (ValueError, pickle.UnpicklingError):  # frames and protocols that are not so
+        return
+    assert read.keys() == expected.keys()
+    for name, value in read.items():
+        if value is None:
+            assert expected[name].size == 0
+        elif isinstance(value, np.ndarray):
+            assert value.dtype == expected[name].dtype == np.uint8
+            assert np.array_equal(value, expected[name])
+        else:
+            assert value == expected[name]
+    cases["cifar", "same"] += 1
 
 
 def idx(content):
@@ -92,6 +136,7 @@ def whole_checkpoint():
 
 READERS = [
     (cifar, BATCH),
+    (cifar, pickle.dumps(CONTENT, protocol=5)),
     (idx, IDX),
     (tar, archive([("a/test_batch", BATCH)])),
     (split, b'{"clients": [[0, 1], [2, 3]]}'),
@@ -104,7 +149,7 @@ READERS = [
 
 def check(data):
     given = atheris.FuzzedDataProvider(data)
-    read, whole = READERS[given.ConsumeIntInRange(0, len(READERS) - 1)]
+    read, whole = chosen[given.ConsumeIntInRange(0, len(chosen) - 1)]
     if given.ConsumeBool():
         content = bytearray(whole)
         for _ in range(given.ConsumeIntInRange(0, 6)):
@@ -127,5 +172,9 @@ def check(data):
 
 
 if __name__ == "__main__":
+    chosen = [reader for reader in READERS if reader[0].__name__ in sys.argv[1:2]]
+    if chosen:
+        del sys.argv[1]
+    chosen = chosen or READERS
     atheris.Setup(sys.argv, check)
     atheris.Fuzz()

@@ -1,5 +1,6 @@
 """Runs that are killed, asked to end or left with damaged files go on, and end as if nothing had been."""
 
+import copy
 import csv
 import json
 import os
@@ -17,6 +18,8 @@ import torch
 from conftest import QUICK, ROOT
 from processes import FEW, TIMES, flags, n_rows, outcome
 
+import agg_utils
+import checkpoint_state
 import checkpoints
 import evaluation
 import experiments
@@ -209,24 +212,157 @@ def test_a_checkpoint_runs_no_code(tmp_path, experiment, monkeypatch, capsys):
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"theta": torch.zeros(3)},
-        {"rows": 3},
-        {"downlink": {}},
-        {"settings": None},
-        {"cohort": {"done": []}},
-        {"traffic": {"a": 1}},
-        {"algorithm": None},
-    ],
-    ids=str,
-)
-def test_a_checkpoint_of_the_wrong_shape_is_damaged(tmp_path, experiment, capsys, change):
-    kept, exp = keep(tmp_path)
-    kept.save({**checkpoints.state_of(exp), **change})
-    assert checkpoints.resume(experiment(), kept)
-    assert "is damaged" in capsys.readouterr().err
+def put(*path):
+    """A function of a state that puts the last of `path` where the others lead, or what it makes of what is there."""
+    *way, last, value = path
+
+    def change(state):
+        for name in way:
+            state = state[name]
+        state[last] = value(state[last]) if callable(value) else value
+
+    return change
+
+
+def in_rows(**columns):
+    return lambda state: [row.update(columns) for row in state["rows"]]
+
+
+def in_cohort(**changes):
+    """The state of a round under way of which no client has sent, changed."""
+    fresh = {"sums": {}, "deltas": None, "masks": None, "down": {}, "done": [], "seconds": 0.0}
+    return lambda state: state.update(cohort=fresh | changes)
+
+
+ONE = torch.zeros(())
+SENT = {"number": 0, "n_samples": 1, "bytes": 1, "seen": 1, "loss": ONE, "hits": ONE, "total": ONE, "kept": 1}
+SENT["masked"] = True
+ODD = {
+    "theta of another size": put("theta", torch.zeros(3)),
+    "theta of numbers that are none": put("theta", lambda t: t * torch.nan),
+    "a sparse theta": put("theta", lambda t: t.to_sparse()),
+    "an expanded theta": put("theta", lambda t: t[:1].expand(t.shape)),
+    "theta of float64": put("theta", lambda t: t.double()),
+    "no theta": lambda state: state.pop("theta"),
+    "more than there is": put("evil", 1),
+    "rows that are none": put("rows", 3),
+    "rows without bytes": lambda state: [row.pop("bytes_up") for row in state["rows"]],
+    "rows of text": put("rows", [{"epoch": "x"}] * 2),
+    "rows twice": put("rows", lambda rows: rows * 2),
+    "rows in another order": put("rows", lambda rows: rows[::-1]),
+    "more rows than rounds": put("rows", lambda rows: [row | {"epoch": i} for i, row in enumerate(rows * 3, 1)]),
+    "a foreign column": in_rows(evil="=cmd()"),
+    "an accuracy of text": in_rows(val_accs="9"),
+    "an accuracy that is none": in_rows(val_accs=float("nan")),
+    "an accuracy above 1": in_rows(test_accs=1.5),
+    "endless seconds": in_rows(train_seconds=float("inf")),
+    "a count of 5,000 digits": in_rows(bytes_up=10**5000),
+    "bytes below 0": in_rows(bytes_down=-1),
+    "totals that do not add up": in_rows(bytes_up_total=7),
+    "half an evaluation": lambda state: [row.pop("test_accs") for row in state["rows"]],
+    "residuals of another size": lambda state: state["algorithm"]["left"].update({0: torch.zeros(3)}),
+    "residuals that are numbers": lambda state: state["algorithm"]["left"].update({0: 5}),
+    "residuals of nobody": lambda state: state["algorithm"]["left"].update({"x": torch.zeros(3)}),
+    "residuals of a client that there is not": put("algorithm", "left", lambda d: d | {99: next(iter(d.values()))}),
+    "no residuals": lambda state: state["algorithm"].pop("left"),
+    "no algorithm": put("algorithm", None),
+    "a local method's of another": put("local", {"x": 1}),
+    "an empty downlink": put("downlink", {}),
+    "seen by one": put("downlink", "seen", [0]),
+    "seen in words": put("downlink", "seen", lambda seen: ["a"] * len(seen)),
+    "seen in the future": put("downlink", "seen", lambda seen: [10**6] * len(seen)),
+    "seen before the start": put("downlink", "seen", lambda seen: [-5] * len(seen)),
+    "a version beyond int32": put("downlink", "version", 2**31),
+    "another version": put("downlink", "version", 1),
+    "sizes below 0": put("downlink", "sizes", lambda sizes: [-(10**9)] * len(sizes)),
+    "sizes of text": put("downlink", "sizes", lambda sizes: ["a"] * len(sizes)),
+    "no sizes": put("downlink", "sizes", []),
+    "a model of another size": put("downlink", "model", torch.zeros(5)),
+    "changes of another size": put("downlink", "changed_at", torch.zeros(5)),
+    "changes in the future": put("downlink", "changed_at", lambda t: t + 9),
+    "messages that are none": put("downlink", "messages", {1: torch.zeros(9, dtype=torch.uint8)}),
+    "traffic of text": put("traffic", {0: ["a", "b", "c"]}),
+    "traffic of one number": put("traffic", {0: [1]}),
+    "traffic of nobody": put("traffic", {"a": 1}),
+    "no traffic": put("traffic", {}),
+    "a cohort without anything": put("cohort", {}),
+    "a cohort of one list": put("cohort", {"done": []}),
+    "sums of another size": in_cohort(sums={"update": torch.zeros(2)}),
+    "sums of another merge": in_cohort(sums={"sign": torch.zeros(2)}),
+    "another client": in_cohort(done=[SENT] * 5, down={0: 1}),
+    "deltas beside sums": in_cohort(deltas=torch.zeros(0, 3)),
+    "seconds that are none": in_cohort(seconds=float("nan")),
+    "downloads of others": in_cohort(down={19: -1}),
+    "no settings": put("settings", None),
+    "settings in a list": put("settings", []),
+    "a folder that is a number": put("settings", "metrics_dir", 5),
+    "a tensor among the settings": put("settings", "lr", torch.zeros(3)),
+    "a version in words": put("payload_version", "2"),
+    "a split that is a number": put("split", 3),
+    "a code that is a number": put("code", 3),
+}
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory):
+    """Settings, Checkpoints and their last state, of a run that has every kind of state; it is not written to."""
+    settings = {"algorithm": "las", "preset": "compact", "n_epochs": 4, "n_clients": 6, "participation": 0.5}
+    kept, exp = keep(tmp_path_factory.mktemp("compact"), **settings)
+    return settings, kept, checkpoints.state_of(exp)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_checkpoint_of_odd_content_falls_back_and_leaves_nothing(tmp_path, compact, capsys, kind):
+    settings, before, state = compact
+    shutil.copytree(before.newest.parent, tmp_path / "c")
+    kept, state = Checkpoints(tmp_path / "c", before.newest.stem), copy.deepcopy(state)
+    ODD[kind](state)
+    kept.save(state)
+    exp = fedalg.prepare(utils.resolve({**QUICK, "device": "cpu", **settings, "metrics_dir": state_dir(before)}))
+    untouched = checkpoints.state_of(exp)
+    assert checkpoints.resume(exp, kept)
+    assert len(exp.rows) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {kept.newest} is damaged (")
+    kept.save(state)
+    shutil.copy(kept.newest, kept.previous)
+    exp = fedalg.prepare(exp.args)
+    with pytest.raises(utils.InputError, match="no checkpoint of this run is whole"):
+        checkpoints.resume(exp, kept)
+    assert same(checkpoints.state_of(exp), untouched)
+
+
+def state_dir(kept):
+    return str(kept.newest.parent.parent / "metrics")
+
+
+def same(a, b):
+    """Whether two states are equal."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return a == b
+
+
+def test_every_column_has_a_kind():
+    known = checkpoint_state.ALWAYS | checkpoint_state.TRAINED | checkpoint_state.EVALUATED
+    assert sorted(known) == sorted(fedalg.COLUMNS)
+
+
+POOLS = ("lss", "soups", "diwa")
+KEPT = [name for name in agg_utils.ALGORITHMS if name != "centralised"]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_every_algorithm_says_how_long_its_vectors_are(name, experiment):
+    pool = {"local": "moon"} if name == "fedavg" else {"n_verts": 1, "soup_epochs": 1} if name in POOLS else {}
+    exp = experiment(algorithm=name, n_clients=4, participation=1, local_steps=1, **pool)
+    exp.rows.append(rounds.train_round(exp, 1))
+    for keeps in (exp.algorithm, exp.trainer.local):
+        for kept, value in keeps.state().items():
+            for vector in value.values() if isinstance(value, dict) else [value]:
+                assert len(vector) == keeps.kept_length(kept, exp.model.layout)
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_their_name(tmp_path, experiment):

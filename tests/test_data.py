@@ -86,6 +86,16 @@ def test_cifar_is_read_from_its_archive_in_every_place(cifar, tmp_path, place):
         data.load_cifar10(tmp_path / "other", seed=0)
 
 
+def test_an_archive_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_UNPACKED", 2**20)
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 2**24  # which tarfile reads into memory at once
+    content = header.tobuf() + bytes(2**24)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(InputError, match=r"not a whole tar\.gz archive \(unpacks to more than 1048576 bytes"):
+        data.load_cifar10(tmp_path, seed=0)
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch evil",)
@@ -199,6 +209,8 @@ BAD_IDX = {
     "of ints": gzip.compress(bytes([0, 0, 12, 1, 0, 0, 0, 0])),
     "fewer images": idx(np.zeros((39, 28, 28), "u1")),
     "flat images": idx(np.zeros((40, 784), "u1")),
+    "images of 3 pixels": idx(np.zeros((40, 3, 3), "u1")),
+    "images of 513 pixels": idx(np.zeros((40, 513, 513), "u1")),
 }
 
 

@@ -31,7 +31,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=12,
 )
-BATCH = pickle.dumps({b"data": np.zeros((3, 3072), np.uint8), b"labels": [1, 2, 3]}, protocol=3)
+CONTENT = {b"data": np.zeros((3, 3072), np.uint8), b"labels": [1, 2, 3]}
+BATCH = pickle.dumps(CONTENT, protocol=3)
 IDX = struct.pack(">BBBBII", 0, 0, 8, 2, 2, 3) + bytes(6)
 
 

@@ -128,6 +128,25 @@ def test_a_member_that_unpacks_to_much_is_refused(tiny, monkeypatch):
         import_TIN.write_caches(zipped(tiny), tiny)
 
 
+def test_a_zip_with_any_flipped_byte_in_its_directory_is_refused_in_one_line(tiny):
+    path = zipped(tiny)
+    content = path.read_bytes()
+    begin = content.index(b"PK\x01\x02")
+    for place in [*range(begin, begin + 46), *range(len(content) - 22, len(content))]:
+        for bit in (0x01, 0x80):
+            path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+            assert "\n" not in refusal(path)
+
+
+def refusal(path):
+    """Why the zip is refused, "" if it is not."""
+    try:
+        import_TIN.list_images(import_TIN.open_source(path))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def test_no_source_and_no_zip_are_said(tmp_path, program):
     done = program("--data_root", tmp_path, script="import_TIN.py")
     assert done.returncode != 0

@@ -155,7 +155,7 @@ def test_weights_of_another_model_or_nobody_knows_what_are_refused(tmp_path, mon
     with pytest.raises(InputError, match="another model"):
         models.load_weights(build("cnn", channels=1, norm="batch"), "cnn.pt")
     state = build("cnn", channels=3, norm="batch").state_dict()
-    for odd in ({3: torch.zeros(1)}, {"0.weight": state["0.weight"].to_sparse()}, {"0.weight": "text"}):
+    for odd in ({3: torch.zeros(1)}, {"0.weight": "text"}):
         torch.save({"format": "fedalg-weights-1", "state": {**state, **odd}}, "odd.pt")
         if 3 in odd:
             models.load_weights(build("cnn", channels=3, norm="batch"), "odd.pt")  # ignored

@@ -80,12 +80,51 @@ def test_every_row_of_the_metrics_is_on_disk_when_it_is_written(tmp_path):
             metrics.write({"epoch": 3})
 
 
-def test_write_atomic_follows_a_symbolic_link(tmp_path):
+KINDS = {
+    "link": lambda path: path.symlink_to(path.parent / "real"),
+    "dangling link": lambda path: path.symlink_to(path.parent / "nothing"),
+    "FIFO": os.mkfifo,
+    "folder": os.mkdir,
+}
+WRITES = {
+    "a file": lambda path: records.write_atomic(path, "new"),
+    "the earlier of two": lambda path: records.replacing(path.with_name("other"), path).__enter__(),
+    "metrics": lambda path: records.MetricsCSV(path, ["epoch"]),
+    "a lock": lambda path: records.exclusively(path).__enter__(),
+    "results": lambda path: records.add_results(path, [{"run": "x"}]),
+    "the lock of results": lambda path: records.add_results(path.with_suffix(""), [{"run": "x"}]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", WRITES)
+def test_links_and_devices_are_neither_followed_nor_replaced(tmp_path, kind, what):
+    path = tmp_path / "x.csv.lock"
+    (tmp_path / "real").write_text("run\n")
+    KINDS[kind](path)
+    before = os.lstat(path)
+    with pytest.raises(utils.InputError, match=r"x\.csv\.lock: is not a"):
+        WRITES[what](path)
+    assert os.path.samestat(os.lstat(path), before)
+    assert (tmp_path / "real").read_text() == "run\n"
+    assert sorted(os.listdir(tmp_path)) == ["real", "x.csv.lock"]
+
+
+def test_a_link_where_the_new_file_is_made_is_not_followed(tmp_path):
     (tmp_path / "real").write_text("old")
-    (tmp_path / "link").symlink_to("real")
-    records.write_atomic(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real").read_text() == "new"
+    (tmp_path / f".x.{os.getpid()}.tmp").symlink_to(tmp_path / "real")
+    records.write_atomic(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "new"
+    assert (tmp_path / "real").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["real", "x"]
+
+
+def test_metrics_that_became_a_link_are_not_followed(tmp_path):
+    with records.MetricsCSV(tmp_path / "m.csv", ["epoch"]) as metrics:
+        (tmp_path / "m.csv").rename(tmp_path / "real")
+        (tmp_path / "m.csv").symlink_to(tmp_path / "real")
+        with pytest.raises(OSError, match="was removed while the run wrote to it"):
+            metrics.write({"epoch": 1})
 
 
 def test_a_result_replaces_that_of_the_same_run_and_keeps_foreign_columns(tmp_path):

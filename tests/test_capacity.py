@@ -1,0 +1,91 @@
+"""Room for what clients keep is found, or missed, before the work and not in its third round."""
+
+import pytest
+import torch
+
+import capacity
+import fedalg
+import memory
+import rounds
+import utils
+from agg_utils import ALGORITHMS, FedAvg
+from local_methods import LOCAL_METHODS
+
+KEEPS = {"algorithm": "las", "preset": "compact", "n_clients": 10, "participation": 0.2}
+CASES = [
+    *({"algorithm": name} for name in sorted(ALGORITHMS)),
+    *({"local": name} for name in sorted(LOCAL_METHODS)),
+    {**KEEPS, "residual_momentum": 0.5},
+    {"downlink": "individual"},
+]
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_what_clients_will_keep_is_known_beforehand(experiment, settings):
+    pools = {"n_verts": 2, "soup_epochs": 1} if {"lss", "soups", "diwa"} & set(settings.values()) else {}
+    exp = experiment(**settings, **pools, local_steps=1, norm="batch", min_client_samples=2)
+    expected = capacity.numbers_kept(exp)
+    rounds.train_round(exp, 1)
+    held = capacity.numbers_held(exp)
+    if settings.get("downlink") == "individual":
+        held["copy of the model"] = exp.downlink.copies[next(iter(exp.traffic))].numel()
+    assert held == expected
+
+
+def test_more_than_is_allowed_is_refused_in_one_line(program, tmp_path):
+    """10 clients at most in 3 rounds of 2; each with a residual of the cnn's 188,810 weights, 0.72 MiB."""
+    flags = [word for name, value in KEEPS.items() for word in (f"--{name}", value)]
+    done = program(*flags, "--n_epochs", 3, "--max_state_memory", 0.004)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "each client that takes part keeps 737.5 KiB between rounds (left), 6 of them 4.3 MiB" in done.stderr
+    assert "4.1 MiB are allowed by --max_state_memory" in done.stderr
+    assert not (tmp_path / "metrics").exists()
+    assert program(*flags, "--n_epochs", 3, "--max_state_memory", 0.0043).returncode == 0  # 6 * 755,240 bytes
+
+
+def test_by_default_what_is_free_is_the_limit_in_memory_and_on_disk(experiment, monkeypatch, capsys):
+    exp = experiment(**KEEPS, n_epochs=100)
+    need = 10 * 4 * exp.model.layout.n_trainable
+    capacity.check_room(exp)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(capacity, "WORTH_SAYING", need - 1)
+    capacity.check_room(exp)
+    assert "10 of them 7.2 MiB; up to 21.6 MiB on disk" in capsys.readouterr().err
+    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda folder: shutil_usage(3 * need - 1))
+    with pytest.raises(utils.InputError, match=r"another --checkpoint_dir"):
+        capacity.check_room(exp)
+    monkeypatch.setattr(memory, "free", lambda device: need - 1)
+    with pytest.raises(utils.InputError, match="MiB are free: fewer --n_clients"):
+        capacity.check_room(exp)
+
+
+class shutil_usage:
+    def __init__(self, free):
+        self.free = free
+
+
+class Remembering(FedAvg):
+    """Somebody's algorithm, which does not say how much its clients keep."""
+
+    def __init__(self, layout, **options):
+        super().__init__(layout, **options)
+        self.seen = {}
+
+    def held(self):
+        return {"seen": self.seen}
+
+    def local_update(self, start, client):
+        self.seen[client.number] = torch.zeros(1000)
+        return super().local_update(start, client)
+
+
+def test_what_nobody_said_is_measured_after_the_first_round(experiment):
+    exp = experiment(n_clients=10, n_epochs=10, max_state_memory=39_999 / 2**30, quiet=True)
+    exp.algorithm = Remembering(exp.model.layout)
+    capacity.check_room(exp)
+    with pytest.raises(
+        utils.InputError, match=r"keeps 3.9 KiB between rounds \(seen\), 10 of them 39.1 KiB, and 39.1 KiB are allowed"
+    ):
+        fedalg.run_rounds(exp, lambda row: None)
+    assert len(exp.rows) == 0
