@@ -28,8 +28,9 @@ def number(low=-math.inf, high=math.inf, finite=True):
     """A number from low to high; if not `finite`, infinite ones and what is none will do."""
 
     def check(value):
-        fits = type(value) in (int, float) and (low <= value <= high or not finite)
-        refuse_unless(fits and (not finite or math.isfinite(value)), f"is not a number from {low} to {high}")
+        known = type(value) is float or (type(value) is int and abs(value) <= MANY)
+        fits = known and (not finite or (math.isfinite(value) and low <= value <= high))
+        refuse_unless(fits, f"is not a number from {low} to {high}")
 
     return check
 

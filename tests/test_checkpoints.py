@@ -257,6 +257,7 @@ ODD = {
     "an accuracy above 1": in_rows(test_accs=1.5),
     "endless seconds": in_rows(train_seconds=float("inf")),
     "a count of 5,000 digits": in_rows(bytes_up=10**5000),
+    "a loss of 5,000 digits": in_rows(val_losses=10**5000),
     "bytes below 0": in_rows(bytes_down=-1),
     "totals that do not add up": in_rows(bytes_up_total=7),
     "half an evaluation": lambda state: [row.pop("test_accs") for row in state["rows"]],

@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 import zlib
 
+import plain_decoder
 import pytest
 import torch
 from hypothesis import given
@@ -58,6 +59,21 @@ def test_a_small_message_by_hand():
     header = b"FSU" + bytes([2, 32, 1, 0, 0]) + struct.pack("<IIIIi", 4, 1, 2, 9, 3)
     body = bytes([0b01010000]) + struct.pack("<fff", 1.5, -2.0, 7.0)
     assert data == header + struct.pack("<I", zlib.crc32(header + body)) + body
+
+
+@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+@pytest.mark.parametrize(
+    ("share", "n"), [(None, 3000), (0.003, 3000), (0.2, 3000), (0.7, 3000), (0.99, 3000), (0.97, 270_000)]
+)
+def test_what_the_docstrings_say_suffices_to_decode(bits, share, n):
+    update = draw(bits, n=n, share=share)
+    message = payload.pack(update, n, bits, generator(0, "x"), round=7, client=2)
+    vector, round, client = plain_decoder.decode(payload.encode(message))
+    assert (round, client) == (7, 2)
+    expected = unpacked(message, n + BUFFERS)
+    assert torch.allclose(torch.tensor(vector), expected, rtol=1e-6, atol=0)
+    if bits == 32:
+        assert torch.tensor(vector).equal(expected)
 
 
 def test_dense_float32_is_four_bytes_a_number_and_shares_the_memory():
