@@ -262,7 +262,7 @@ class Reference:
 
 def pick_reference(found, wanted=None):
     """Return the Reference among the Series: those of the label `wanted`, or at each level the plain FedAvg with the
-    best mean validation accuracy (each run's best round).
+    best mean validation accuracy (each run's best round), one of which all runs ended if there is any.
 
     Raises InputError if none has that label.
     """
@@ -276,9 +276,13 @@ def pick_reference(found, wanted=None):
     for series in filter(is_plain_fedavg, drawn):
         other = best.setdefault(series.level, series)
         chosen |= other is not series
-        if series.scores("val_accuracy_best").mean() > other.scores("val_accuracy_best").mean():
-            best[series.level] = series
+        best[series.level] = max(other, series, key=_promise)
     return Reference(best, chosen)
+
+
+def _promise(series):
+    """Return what sorts Series: those with all their runs last, of these the best validation accuracy last."""
+    return not series.missing, series.scores("val_accuracy_best").mean()
 
 
 def is_plain_fedavg(series):

@@ -15,6 +15,7 @@ from scores import LAST
 
 MB = 1e6  # bytes
 TARGET = 0.99  # of the reference's accuracy
+UNTIL = ["rounds", "MB up", "MB down", "MB both"]
 ABOUT = (
     "± is the standard deviation over the seeds.",
     f"The last {LAST} rounds: the mean of the evaluations in them. Round of best val.: where a run's validation "
@@ -214,7 +215,10 @@ def target_rows(dataset, found, reference):
     has as much. Of a series of which some runs never do, the means are over those that do.
     """
     target = TARGET * reference.scores("accuracy").mean()
-    reached = {series.label: pd.DataFrame([_until(run.rounds, target) for run in series.runs]) for series in found}
+    reached = {
+        series.label: pd.DataFrame([_until(run.rounds, target) for run in series.runs], columns=UNTIL)
+        for series in found
+    }
     means, rows = {label: frame.mean() for label, frame in reached.items()}, []
     for series in found:
         frame = reached[series.label].dropna()
@@ -226,7 +230,7 @@ def target_rows(dataset, found, reference):
             "seeds there": f"{there} of {len(series.members)}",
             "rounds": spread(frame["rounds"]) if there else "",
         }
-        for column in ("MB up", "MB down", "MB both"):
+        for column in UNTIL[1:]:
             row[column] = _three_digits_spread(frame[column]) if there else ""
         for name, column in (("less up", "MB up"), ("less in all", "MB both")):
             sent = means[series.label][column] if there else 0
@@ -242,9 +246,9 @@ def _three_digits_spread(values):
 def _until(rounds, target):
     """Return {column: number} of a run's rounds and megabytes until its test accuracy is `target`, else NaN."""
     up, down = rounds["bytes_up"].cumsum() / MB, rounds["bytes_down"].cumsum() / MB
-    frame = pd.DataFrame({"rounds": rounds["epoch"], "MB up": up, "MB down": down, "MB both": up + down})
+    frame = pd.DataFrame(dict(zip(UNTIL, (rounds["epoch"], up, down, up + down), strict=True)))
     reached = frame[rounds["test_accs"] >= target]
-    return dict(reached.iloc[0]) if len(reached) else dict.fromkeys(frame, float("nan"))
+    return dict(reached.iloc[0]) if len(reached) else dict.fromkeys(UNTIL, float("nan"))
 
 
 def tables_of(dataset, found, bounds, reference, at, notes):
@@ -261,7 +265,7 @@ def tables_of(dataset, found, bounds, reference, at, notes):
     tables = {"summary": Table(f"{dataset}, summary", rows, [*ABOUT, *[compared] * bool(words), *notes])}
     rows = []
     for level, of in reference.of.items():
-        rows += target_rows(dataset, [series for series in found if series.level == level and series.runs], of)
+        rows += target_rows(dataset, [series for series in found if series.level == level], of)
     if rows:
         title = f"{dataset}, until {100 * TARGET:.0f} % of the test accuracy of the reference in its last round"
         tables["to_target"] = Table(f"{title}; reference: {words}", rows, [ABOUT[0], *notes])

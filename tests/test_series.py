@@ -118,6 +118,10 @@ def test_the_reference_is_the_plain_fedavg_that_validation_prefers(tmp_path):
     reference = grouping.pick_reference(found)
     assert [series.settings["lr"] for series in reference.of.values()] == ["0.05"]
     assert reference.words().endswith("lr=0.05 (of plain FedAvg, the one with the best validation accuracy)")
+    write_run(tmp_path, [0.7], validation=[0.9], lr=0.5)
+    change(tmp_path, write_run(tmp_path, [0.7], seed=1, lr=0.5), finished=False)  # what survived is no reference
+    found = grouping.group_series(loaded(tmp_path))
+    assert grouping.pick_reference(found).words().split(" (")[0] == reference.words().split(" (")[0]
     given = grouping.pick_reference(found, "LaS-FL")
     assert given.words() == "LaS-FL"
     with pytest.raises(InputError, match=r"--reference 'las': there is no such series; there are 'FedAvg', "):

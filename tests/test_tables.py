@@ -130,6 +130,8 @@ def test_runs_that_did_not_finish_have_rows(tmp_path):
     rows = compared(tmp_path, tmp_path / "out")[0]["summary"]
     assert [row["seeds"] for row in rows] == ["1 of 2, 1 diverged", "0 of 1, 1 diverged"]
     assert [row["test acc. %, last round"] for row in rows] == ["60.00", ""]
+    rows = compared(tmp_path, tmp_path / "out")[0]["to_target"]
+    assert [row["seeds there"] for row in rows] == ["1 of 2", "0 of 1"]
     rows = compared(tmp_path, tmp_path / "out", "--unfinished")[0]["summary"]
     assert [row["test acc. %, last round"] for row in rows] == ["60.00", "10.00", "40.00"]
     assert [row["rounds"] for row in rows] == ["2", "2", "1 of 2"]
