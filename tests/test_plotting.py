@@ -121,7 +121,7 @@ def test_different_names_give_different_files():
 
 def test_labels_with_formulas_are_drawn_as_they_are(metrics, tmp_path):
     flags = ["--csv_dir", str(metrics), "--output_dir", str(tmp_path / "out"), "--panels", "round"]
-    assert plotting.program([*flags, "--label", r"FedAvg=$\frac{ _x", "--width", "4", "--font", "8"]) == 0
+    assert plotting.program([*flags, "--label", r"FedAvg=$\frac$ _x", "--width", "4", "--font", "8"]) == 0
 
 
 def test_a_reader_that_leaves_ends_it_quietly(metrics, tmp_path):
