@@ -409,6 +409,7 @@ REGISTRIES = {
 }
 
 
+@functools.cache
 def algorithm_options():
     """Return {option name: (Option, [algorithms that have it])} over all registered algorithms."""
     return _own_options(algorithm_specs())

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import files
+import utils
 from utils import InputError
 
 
@@ -186,7 +187,8 @@ def read_results(path):
 
 
 def result_row(record):
-    """Return the row of results.csv of a finished run's record: the columns of the published system first, then ours.
+    """Return the row of results.csv of a finished run's record: the columns of the published system first, then ours,
+    then `settings.<name>` for every setting that has an effect on the result.
 
     Raises KeyError, TypeError or AttributeError if that is no record of a finished run.
     """
@@ -198,7 +200,12 @@ def result_row(record):
         "rounds": settings["n_epochs"],
     }
     figures = {name: value for name, value in final.items() if name != "train_seconds"}
-    return {**first, **figures, "seed": settings["seed"], "run": record["run"]}
+    told = {"algorithm", "dataset", "dirichlet", "n_epochs", "seed"}
+    acting = utils.acting(settings)
+    named = [name for name, option in utils.all_options().items() if option.named and name in acting]
+    columns = {f"settings.{name}": acting[name] for name in named if name not in told}
+    split = record.get("partition", {}).get("name", settings["dirichlet"])
+    return {**first, **figures, "seed": settings["seed"], "run": record["run"], "split": split, **columns}
 
 
 def add_results(path, rows):

@@ -11,6 +11,7 @@ import payload
 import personal
 import provenance
 import records
+import scores
 import utils
 from utils import InputError
 
@@ -18,28 +19,25 @@ from utils import InputError
 def final_figures(exp):
     """Return {name: figure} of a finished run; accuracy, F1, precision and recall (macro) are on the test set."""
     evaluated = [row for row in exp.rows if "test_accs" in row]
-    best = max(evaluated, key=lambda row: row["val_accs"])
-    last_ten = [row["test_accs"] for row in evaluated if row["epoch"] > len(exp.rows) - 10]
+    reached = scores.accuracies(evaluated)
     predicted, judged = exp.judged
     truth, predicted = judged.labels.cpu(), predicted.cpu()
-    scores = {"average": "macro", "zero_division": 0}
+    macro = {"average": "macro", "zero_division": 0}
     up, down = (sum(row[key] for row in exp.rows) for key in ("bytes_up", "bytes_down"))
     of_client = [up + down for _, up, down in exp.traffic.values()]
     seconds = sum(row["train_seconds"] for row in exp.rows)
     return {
-        "accuracy": evaluated[-1]["test_accs"],
-        "f1": float(f1_score(truth, predicted, **scores)),
-        "precision": float(precision_score(truth, predicted, **scores)),
-        "recall": float(recall_score(truth, predicted, **scores)),
+        "accuracy": reached.pop("accuracy"),
+        "f1": float(f1_score(truth, predicted, **macro)),
+        "precision": float(precision_score(truth, predicted, **macro)),
+        "recall": float(recall_score(truth, predicted, **macro)),
         "communication": (up + down) / len(exp.rows),
         "train_time": seconds / len(exp.rows),
         "bytes_up": up,
         "bytes_down": down,
         "bytes_per_client": sum(of_client) / len(of_client),
         "bytes_of_busiest_client": max(of_client),
-        "accuracy_last10": sum(last_ten) / len(last_ten),
-        "accuracy_best_val": best["test_accs"],
-        "best_val_round": best["epoch"],
+        **reached,
         "train_seconds": seconds,
         "eval_seconds": sum(row.get("eval_seconds", 0) for row in exp.rows),
     }

@@ -58,6 +58,7 @@ def test_each_algorithm_leaves_all_its_outputs(program, tmp_path, algorithm):
     assert (tmp_path / "results.csv").read_text().startswith(published + ",")
     assert result["run"] == name
     assert result["accuracy"] == pytest.approx(rows["test_accs"].iloc[-1])
+    assert result["val_accuracy"] == pytest.approx(rows["val_accs"].iloc[-1])
     assert result["communication"] == pytest.approx((rows["bytes_up"] + rows["bytes_down"]).mean())
     assert "round 2/2: test acc" in done.stdout  # not on a terminal: a line a round
 

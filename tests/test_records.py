@@ -139,6 +139,21 @@ def test_a_result_replaces_that_of_the_same_run_and_keeps_foreign_columns(tmp_pa
     ]
 
 
+def test_the_row_of_a_run_tells_validation_and_test_apart_and_every_setting_that_acts():
+    args = utils.resolve({"algorithm": "las", "lr": 0.05, "precision": "bf16", "dirichlet": 0.5, "seed": 3})
+    final = {"accuracy": 0.9, "precision": 0.8, "val_accuracy": 0.7, "train_seconds": 1.0}
+    record = {"run": "x", "settings": utils.settings_of(args), "final": final, "partition": {"name": "0.5"}}
+    row = records.result_row(record)
+    assert list(row)[:6] == ["method", "dataset", "Dirichlet", "rounds", "accuracy", "precision"]
+    assert (row["precision"], row["settings.precision"], row["val_accuracy"]) == (0.8, "bf16", 0.7)
+    assert (row["settings.lr"], row["settings.sparsity"], row["split"]) == (0.05, 0.2, "0.5")
+    assert not {"settings.seed", "settings.metrics_dir", "settings.down_bits", "settings.soup_epochs"} & set(row)
+    del record["partition"]["name"]  # as older records are
+    assert records.result_row(record)["split"] == 0.5
+    by_hand = record | {"settings": record["settings"] | {"dirichlet": None}, "partition": {"name": "patho"}}
+    assert (records.result_row(by_hand)["split"], records.result_row(by_hand)["Dirichlet"]) == ("patho", None)
+
+
 def test_results_are_rebuilt_from_the_runs(tmp_path, program):
     few = ("--n_epochs", "1", "--n_client_epochs", "1", "--quiet")
     for seed in ("0", "1"):
