@@ -91,10 +91,11 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
     image_size: pixels to which the images are resized, if they have another size. shift: "feature" for a dataset of
     several domains. Raises InputError if the files are not there or not what they should be.
     """
+    root = Path(root).absolute()  # so that messages tell where it looked
     if name in DATASETS:
-        train, test, n_classes, *domains = DATASETS[name](Path(root), seed)
+        train, test, n_classes, *domains = DATASETS[name](root, seed)
     else:
-        train, test, n_classes, *domains = load_folder(Path(root) / name, image_size or FOLDER_SIZE)
+        train, test, n_classes, *domains = load_folder(root / name, image_size or FOLDER_SIZE)
     domains = domains[0] if domains else ()
     for part, images in (("training", train), ("test", test)):
         if not len(images):

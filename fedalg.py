@@ -39,6 +39,7 @@ from ranks import Ranks, lead, serve
 from utils import InputError
 from workers import Workers, how_many
 
+ELSEWHERE = 73  # exit status of a run that another process is at already
 METRICS = ["train_losses", "train_accs", "val_losses", "val_accs", "test_losses", "test_accs"]
 COLUMNS = ["epoch", *METRICS, *rounds.BYTES, "train_seconds", "eval_seconds", "kept_share", "clients"]
 
@@ -330,7 +331,7 @@ def main(args, ranks=None):
     keeper = Keeper(kept, args.checkpoint_every)
     with keeper.listening():
         exp = prepare(args, ranks)
-        with records.exclusively(metrics / f".{name}.lock"), records.exclusively(kept.lock):
+        with alone(metrics / f".{name}.lock", kept.lock):
             if not goes_on() and results.already_finished(args, name):  # by another process, meanwhile
                 return print(finished)
             if fresh:
@@ -346,6 +347,22 @@ def main(args, ranks=None):
             except (FloatingPointError, OSError) as error:
                 records.note_failure(metrics / f"{name}.json", error)
                 raise
+
+
+class Elsewhere(InputError):
+    """This very run is going on in another process."""
+
+
+@contextlib.contextmanager
+def alone(*locks):
+    """Hold the lock files, some of which may be one and the same. Raises Elsewhere if another process holds one."""
+    with contextlib.ExitStack() as held:
+        for lock in dict.fromkeys(map(os.path.realpath, locks)):
+            try:
+                held.enter_context(records.exclusively(lock))
+            except InputError as error:
+                raise Elsewhere(str(error)) from None
+        yield
 
 
 def check_outputs(args, earlier=None):
@@ -419,7 +436,7 @@ def program(args):
             status = 0
     except InputError as error:
         print(f"{here}: error: {error}", file=sys.stderr)
-        status = 2
+        status = ELSEWHERE if isinstance(error, Elsewhere) else 2
     except (FloatingPointError, OSError) as error:
         print(f"{here}: stopped: {error}", file=sys.stderr)
         status = 1

@@ -424,8 +424,9 @@ def compare(csv_dir, output_dir, dataset, at=()):
 
 def main():
     parser = argparse.ArgumentParser(description="Compare the finished runs of a dataset: figures and tables.")
-    parser.add_argument("--csv_dir", default="metrics", help="folder of <run>_metrics.csv and <run>.json [metrics]")
-    parser.add_argument("--output_dir", default="final_plots", help="folder for figures and tables [final_plots]")
+    parser.add_argument("--out", default="", metavar="DIR", help="fedalg.py's --out: the folder of the next two")
+    parser.add_argument("--csv_dir", help="folder of <run>_metrics.csv and <run>.json [metrics]")
+    parser.add_argument("--output_dir", help="folder for figures and tables [final_plots]")
     parser.add_argument("--dataset", help="default: every dataset that has a finished run")
     parser.add_argument(
         "--at",
@@ -443,6 +444,8 @@ def main():
         help="draw nothing; put the rows of all finished runs into this CSV [results.csv] again",
     )
     args = parser.parse_args()
+    args.csv_dir = args.csv_dir or str(Path(args.out, "metrics"))
+    args.output_dir = args.output_dir or str(Path(args.out, "final_plots"))
     if args.rebuild_results:
         try:
             n = records.rebuild_results(args.csv_dir, args.rebuild_results)

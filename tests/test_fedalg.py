@@ -1,10 +1,13 @@
 """The program as a user runs it, and the round loop."""
 
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 import data
 import evaluation
@@ -138,9 +141,31 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(program, tmp_path):
     name = utils.run_name(utils.parse_args(QUICK))
     with records.exclusively(tmp_path / "metrics" / f".{name}.lock"):
         done = program(*QUICK)
-    assert done.returncode == 2
+    assert done.returncode == fedalg.ELSEWHERE
     assert "going on in another process" in done.stderr
     assert program(*QUICK).returncode == 0
+
+
+def test_everything_may_lie_in_one_folder(program, tmp_path):
+    """By three spellings of it."""
+    (tmp_path / "link").symlink_to(tmp_path / "same")
+    where = {"metrics_dir": "same", "checkpoint_dir": "same/../same", "plots_dir": "link", "results_file": "same/r.csv"}
+    (tmp_path / "same").mkdir()
+    done = program(*QUICK, *(word for name, place in where.items() for word in (f"--{name}", place)))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "same" / "r.csv").unlink()
+    done = program(*QUICK, "--overwrite", "--metrics_dir", "same", "--checkpoint_dir", "link")
+    assert done.returncode == 0, done.stderr
+
+
+def test_out_is_the_folder_of_all_that_a_run_leaves(tmp_path):
+    def leave(*flags, script="fedalg.py"):
+        done = subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return sorted({str(p.relative_to(tmp_path)).split("/")[1] for p in tmp_path.rglob("*") if p.is_file()})
+
+    assert leave(*QUICK, "--out", "my runs") == ["checkpoints", "metrics", "plots", "results.csv", "results.csv.lock"]
+    assert "final_plots" in leave("--out", "my runs", script="plotting.py")
 
 
 def test_finished_means_that_everything_asked_for_is_there(program, tmp_path):
