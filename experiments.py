@@ -149,3 +149,5 @@ if __name__ == "__main__":
     except InputError as error:
         print(f"experiments.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -89,13 +89,13 @@ words_of() { # words_of WHAT: what it answers in words, in the array $words; bas
 resumable=75 elsewhere=73 # fedalg.py's statuses when a signal ended it, and when another process is at this very run
 
 signal=
-leaf=
 children=()
+torchrun=
+[ -z "${GPUS_PER_RUN:-}" ] || [ -n "$batch" ] || torchrun=yes
 hear() { # hear NAME: of a signal; it is told in $signal, and passed on to $children
-  local to=${1/HUP/TERM}
+  local to=TERM # what bash starts in the background does not hear INT, Python not before it listens
   signal=$1
-  # torchrun knows no USR1; and shells that bash starts in the background do not hear INT.
-  if [ -n "$leaf" ]; then [ "$leaf" != torchrun ] || to=${to/USR1/TERM}; else to=${to/INT/TERM}; fi
+  [ "$1" != USR1 ] || [ -n "$torchrun" ] || to=USR1 # which torchrun does not know
   [ ${#children[@]} -eq 0 ] || kill "-$to" "${children[@]}" 2>/dev/null || true
 }
 listen() {
@@ -126,10 +126,10 @@ run() { # run N: the Nth experiment, from 1
   fi
   local words status=0
   words_of --line "$1"
+  [ -z "$signal" ] || return "$resumable"
   [ ${#words[@]} -gt 0 ] || return 2 # experiments.py said why
   echo "experiment $1:$(printf ' %q' "${words[@]}")"
   local command=("$python" "$here/fedalg.py")
-  leaf=fedalg
   if [ -n "${GPUS_PER_RUN:-}" ] && [ -n "$batch" ]; then
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
@@ -137,9 +137,8 @@ run() { # run N: the Nth experiment, from 1
     # shellcheck disable=SC2016
     command=(srun --input=none --kill-on-bad-exit=0 --wait=0 bash -c
       'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"' rank "${command[@]}")
-  elif [ -n "${GPUS_PER_RUN:-}" ]; then
+  elif [ -n "$torchrun" ]; then
     command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$GPUS_PER_RUN" "$here/fedalg.py")
-    leaf=torchrun
   fi
   listen
   [ -z "$signal" ] || return "$resumable"
@@ -147,7 +146,7 @@ run() { # run N: the Nth experiment, from 1
   children=("$!")
   [ -z "$signal" ] || hear "$signal" # it came just now
   finish "$!" || status=$?
-  children=() leaf=
+  children=()
   return "$status"
 }
 
@@ -287,7 +286,7 @@ side_by_side() { # side_by_side N: at most N at a time
   for ((n = 1; n <= count; n++)); do
     wait_for "$1"
     [ -z "$signal" ] || break
-    (children=() && run "$n") > >(numbered "$n") 2>&1 &
+    setsid "${BASH_SOURCE[0]}" "$n" > >(numbered "$n") 2>&1 & # as in run: no signal comes twice
     children[n]=$!
   done
   wait_for 1

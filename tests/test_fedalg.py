@@ -13,6 +13,7 @@ import data
 import evaluation
 import fedalg
 import payload
+import plotting
 import records
 import results
 import rounds
@@ -156,6 +157,46 @@ def test_everything_may_lie_in_one_folder(program, tmp_path):
     (tmp_path / "same" / "r.csv").unlink()
     done = program(*QUICK, "--overwrite", "--metrics_dir", "same", "--checkpoint_dir", "link")
     assert done.returncode == 0, done.stderr
+
+
+SITE = """import tempfile
+def mkdtemp(*given, **more):
+    raise OSError(28, "No space left on device")
+tempfile.mkdtemp = mkdtemp
+"""
+
+
+@pytest.mark.parametrize("what", ["name", "lock", "fonts"])
+def test_what_the_last_step_needs_is_tried_before_the_first(program, tmp_path, monkeypatch, what):
+    """A name too long for the file system; a lock that cannot be had; no place for what matplotlib knows of fonts."""
+    file = tmp_path / ("r" * 245 + ".csv" if what == "name" else "r.csv")
+    if what == "lock":
+        (tmp_path / "r.csv.lock").mkdir()
+    if what == "fonts":
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+        monkeypatch.setenv("MPLCONFIGDIR", "/dev/null/x")
+    done = program(*QUICK, "--results_file", file)
+    said = {"name": "cannot be written", "lock": "lock cannot be had", "fonts": "figures cannot be drawn"}[what]
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout, said in last, "Traceback" in done.stderr) == (2, "", True, False), done.stderr
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list((tmp_path / "metrics").glob("*.csv"))
+
+
+def test_a_run_whose_figures_fail_is_finished(tmp_path, monkeypatch, capsys):
+    def fail(*given):
+        raise RuntimeError("no fonts\nand more")
+
+    monkeypatch.setattr(plotting, "plot_run", fail)
+    args = utils.parse_args([*QUICK, "--out", str(tmp_path)])
+    fedalg.main(args)
+    said = capsys.readouterr()
+    assert said.err == f"warning: {utils.run_name(args)}: its figures could not be drawn (no fonts)\n"
+    assert said.out.endswith("_metrics.csv, no figures\n")
+    assert len(records.read_results(tmp_path / "results.csv")) == 1
+    assert results.already_finished(args, utils.run_name(args))
 
 
 def test_out_is_the_folder_of_all_that_a_run_leaves(tmp_path):

@@ -322,8 +322,9 @@ case "$1" in */experiments.py) exec "{sys.executable}" "$@";; esac
 exec "{sys.executable}" -c '
 import signal, sys, time
 def hear(number, frame):
-    time.sleep(0.3)
-    print("saved", signal.Signals(number).name, flush=True)
+    print("heard", flush=True)
+    time.sleep(0.5)
+    print("saved", flush=True)
     sys.exit(75)
 for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
     signal.signal(getattr(signal, name), hear)
@@ -344,7 +345,7 @@ time.sleep(60)'
     os.killpg(process.pid, getattr(signal, name))
     more, _ = process.communicate(timeout=30)
     assert process.returncode == 75
-    assert more.count("saved") == int(jobs)
+    assert more.count("heard") == more.count("saved") == int(jobs)
     assert "runs" not in more
     assert f"stopped, go on when called again: {'1 2' if jobs == '2' else '1'}\n" in more
 
