@@ -6,6 +6,7 @@ plain values. Randomness is keyed, so that no generator's state belongs into it.
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import sys
@@ -23,13 +24,12 @@ import records
 import rounds
 import tensors
 import utils
+from startup import SIGNALS, afterwards
 from utils import InputError
 
 MAGIC = b"fedalg checkpoint 3\n"
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 LONGEST = 600  # seconds without a checkpoint, as far as clients end in them
-NOT_FINISHED = 75  # exit status of a run that a signal ended: the same command goes on (EX_TEMPFAIL of sysexits.h)
 SHARE = 0.007  # of the time, for checkpoints; they grow with what clients keep, and shall not pass 0.01
 
 
@@ -202,6 +202,8 @@ class Keeper:
         self.checkpoints, self.every, self.asked = checkpoints, every, None
         self.begun = self.last = time.monotonic()
         self.cost, self.spent = 0.1, 0.0  # seconds: of the last one, at first a guess, and of all
+        self.longest = 0.0  # seconds that a client took
+        self.ending = False  # whether all is saved that will be
 
     def due(self):
         """Tell whether a signal came, or the last checkpoint is ten minutes old."""
@@ -216,6 +218,7 @@ class Keeper:
     def heed(self, exp):
         """Raise Interrupted if a signal came."""
         if self.asked is not None:
+            self.ending = True
             place = f"round {len(exp.rows) + 1}, {exp.cohort.progress()}" if exp.cohort else f"round {len(exp.rows)}"
             raise Interrupted(f"stopped by {signal.Signals(self.asked).name} after {place}; the same command goes on")
 
@@ -245,14 +248,14 @@ class Keeper:
         """
 
         def hear(number, frame):
-            if number == self.asked == signal.SIGTERM and time.monotonic() - since[0] < 1:
+            if self.ending or (number == self.asked == signal.SIGTERM and time.monotonic() - since[0] < 1):
                 return  # the same one once more: a job's shell and the scheduler both pass it on
             if self.asked is not None:
                 os._exit(128 + number)
             self.asked, since[0] = number, time.monotonic()
-            print(
-                f"{signal.Signals(number).name}: ends and saves after the client at hand", file=sys.stderr, flush=True
-            )
+            most = f", up to about {math.ceil(self.longest)} s" if self.longest else ""
+            name = signal.Signals(number).name
+            _say_at_once(f"{name}: ends and saves after the client at hand{most}; again ends at once")
 
         since = [0.0]
         before = {number: signal.signal(number, hear) for number in SIGNALS}
@@ -260,4 +263,13 @@ class Keeper:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, afterwards(handler))
+
+
+def _say_at_once(line):
+    """Print on standard error, though a signal may have come while something else was printed there."""
+    line = "\n" * sys.stderr.isatty() + line  # a bar may be there
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except RuntimeError:  # it did, and Python does not begin twice
+        os.write(2, f"{line}\n".encode())

@@ -117,10 +117,11 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
 
 def _read(name, root, seed, image_size):
     """Return (training Images, test Images, number of classes, names of the domains) as the files have them."""
+    root = Path(root).absolute()  # so that messages tell where it looked
     if name in DATASETS:
-        train, test, n_classes, *domains = DATASETS[name](Path(root), seed)
+        train, test, n_classes, *domains = DATASETS[name](root, seed)
     else:
-        train, test, n_classes, *domains = load_folder(Path(root) / name, image_size or FOLDER_SIZE)
+        train, test, n_classes, *domains = load_folder(root / name, image_size or FOLDER_SIZE)
     return train, test, n_classes, domains[0] if domains else ()
 
 

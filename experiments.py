@@ -1,12 +1,13 @@
-"""What has become of the lines of experiments.txt: `python experiments.py FILE [--missing] [-- EXTRA FLAGS]`.
+"""What has become of the lines of experiments.txt: `python experiments.py FILE [--extra="--quiet"]`.
 
-Prints a table: line, state, run. With --missing, the numbers of those that are neither finished nor under way, as
-`sbatch --array` has them, or nothing. Needs no torch.
+Prints a table: line, state, run. run_experiments.sh asks here, too, for everything that it knows of the list, so that
+both see the same lines and words. Needs no torch.
 """
 
 import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,29 +19,27 @@ from utils import InputError
 
 
 def lines_of(path):
-    """Return the flags, a list of str, of each experiment of the file: comments and empty lines dropped, no quoting.
+    """Return the flags, a list of str, of each experiment of the file. Raises InputError; see utils.read_flags."""
+    return [words for _, words in utils.read_flags(path)]
 
-    Raises InputError if it cannot be read.
-    """
+
+def parsed(words):
+    """Return the settings of a run with these flags. Raises InputError, also where fedalg.py would exit."""
+    said = io.StringIO()
     try:
-        lines = files.read_text(path, files.LIST).split("\n")  # as the shell sees lines, and nothing else
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    split = (re.split("[ \t]+", re.sub("#.*", "", line.removesuffix("\r")).strip(" \t")) for line in lines)
-    return [words for words in split if words != [""]]
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            return utils.parse_args(words)
+    except SystemExit:
+        last = said.getvalue().strip().splitlines()[-1:]
+        raise InputError(last[0] if last else "not the flags of a run") from None
 
 
 def state_of(words):
     """Return (state, run's name) of the experiment with these flags, in words that begin with done, running, stopped,
     failed or not started."""
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            args = utils.parse_args(words)
-            name = utils.run_name(args)
-    except SystemExit:
-        last = said.getvalue().strip().splitlines()[-1:]
-        return f"failed: {last[0] if last else 'not the flags of a run'}", " ".join(words)
+        args = parsed(words)
+        name = utils.run_name(args)
     except InputError as error:
         return f"failed: {error}", " ".join(words)
     folder = Path(args.metrics_dir)
@@ -82,16 +81,28 @@ def ranges(numbers):
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def main(argv):
-    own, extra = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("file", help="a list such as experiments.txt")
-    parser.add_argument("--missing", action="store_true", help="print the numbers of the lines that are to be run")
-    args = parser.parse_args(own)
-    states = [state_of([*words, *extra]) for words in lines_of(args.file)]
-    if args.missing:
-        print(ranges([n for n, (state, _) in enumerate(states, 1) if not state.startswith(("done", "running"))]))
-        return
+def figures_of(experiments):
+    """Return the flags with which plotting.py draws these experiments, lists of flags; [] if there is no one folder.
+
+    What are not the flags of a run do not count.
+    """
+    folders = set()
+    for words in experiments:
+        with contextlib.suppress(InputError):
+            args = parsed(words)
+            inside = args.out is not None and args.metrics_dir == os.path.join(args.out, utils.OUTPUTS["metrics_dir"])
+            folders.add(("--out", args.out) if inside else ("--csv_dir", args.metrics_dir))
+    return list(folders.pop()) if len(folders) == 1 else []
+
+
+def write_words(words):
+    """Print words, each with a NUL behind it: no word has one, and a shell reads them as they are."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+
+
+def print_table(states):
+    """Print a line for each (state, name), and how many there are of each kind."""
     width = max((len(state) for state, _ in states), default=0)
     for number, (state, name) in enumerate(states, 1):
         print(f"{number:>4}  {state:<{min(width, 60)}}  {name}")
@@ -100,9 +111,44 @@ def main(argv):
     print(", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "no experiments")
 
 
+def build_parser():
+    """Return the parser of `experiments.py`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("file", help="a list such as experiments.txt")
+    parser.add_argument("--extra", default="", metavar="FLAGS", help="added to every line, quoted as there")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--missing", action="store_true", help="print the numbers of the lines to be run")
+    what.add_argument("--count", action="store_true", help="print how many lines there are")
+    what.add_argument("--line", type=int, metavar="N", help="print the flags of the Nth line, each ended by a NUL")
+    what.add_argument("--figures", action="store_true", help="print the flags of plotting.py for them, as --line does")
+    return parser
+
+
+def main(argv):
+    args = build_parser().parse_args(argv)
+    extra = utils.split_words(args.extra, "EXTRA")
+    experiments = [[*words, *extra] for words in lines_of(args.file)]
+    if args.count:
+        print(len(experiments))
+    elif args.line is not None:
+        if not 1 <= args.line <= len(experiments):
+            raise InputError(f"there is no experiment {args.line}; {args.file} has 1 to {len(experiments)}")
+        write_words(experiments[args.line - 1])
+    elif args.figures:
+        write_words(figures_of(experiments))
+    elif args.missing:
+        states = [state_of(words)[0] for words in experiments]
+        print(ranges([n for n, state in enumerate(states, 1) if not state.startswith(("done", "running"))]))
+    else:
+        print_table([state_of(words) for words in experiments])
+
+
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
     except InputError as error:
         print(f"experiments.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

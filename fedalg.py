@@ -5,41 +5,46 @@ A round is one row of metrics/<run>_metrics.csv; a finished run is one row of re
 """
 
 if __name__ == "__main__":  # answer --help, and refuse a bad command line, before torch's seconds of importing
+    import startup
+
+    startup.mend_streams()
+    startup.end_at_signals()
+
     from utils import parse_args
 
     ARGS = parse_args()
 
 import contextlib
-import glob
 import io
 import os
-import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import capacity
 import data
 import evaluation
-import files
 import models
 import partitions
 import personal
 import records
 import results
 import rounds
+import startup
 import utils
 from agg_utils import ALGORITHMS, LaSFL
 from attacks import Attack
-from checkpoints import NOT_FINISHED, Checkpoints, Interrupted, Keeper, resume
+from checkpoints import Checkpoints, Interrupted, Keeper, resume
 from downlink import Downlink
 from local_methods import LOCAL_METHODS
 from local_training import LocalSettings, Trainer
 from options import OPTIONS
+from outputs import ELSEWHERE, Elsewhere, alone, check_last_step, check_links, check_outputs
+from progress import Progress
 from ranks import Ranks, lead, serve
+from startup import NOT_FINISHED
 from utils import InputError
 from workers import Workers, how_many
 
@@ -69,6 +74,7 @@ class Experiment:
     traffic: dict = field(default_factory=dict)  # client -> [rounds, bytes up, bytes down]
     collect: object = rounds.collect  # (exp, cohort, round, keeper): lets the clients train, here or in more processes
     ranks: Ranks = None  # these processes
+    progress: Progress = None  # shows how far the rounds are
     judged: tuple = ()  # of the last evaluation: predictions int64 [N], and the test Images that they are of
 
 
@@ -200,29 +206,19 @@ def build_module(args, splits, device="cpu"):
 def run_rounds(exp, write, keeper=None):
     """Train all rounds that are left; `write` gets the row of each, the Keeper, if given, saves now and then."""
     args = exp.args
-    on_terminal = sys.stderr.isatty() and not args.quiet
-    done, total = len(exp.rows), args.n_epochs
-    left = range(done + 1, total + 1)
-    bar = tqdm(left, desc=exp.name, unit="round", initial=done, total=total, disable=not on_terminal)
-    for round in bar:
-        row = rounds.train_round(exp, round, keeper)
-        if round == done + 1:
-            capacity.check_what_is_held(exp)
-        if round % args.eval_every == 0 or round == args.n_epochs:
-            evaluation.evaluate_round(exp, row)
-        write(row)
-        exp.rows.append(row)
-        sent = row["bytes_up_total"] + row["bytes_down_total"]
-        status = {"test acc": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
-        if "train_losses" in row:
-            status["train loss"] = f"{row['train_losses']:.4f}"
-        status |= {"MB so far": f"{sent / 1e6:.1f}"}
-        bar.set_postfix(status, refresh=False)
-        if not on_terminal and not args.quiet:
-            words = ", ".join(f"{key} {value}" for key, value in status.items())
-            print(f"round {round}/{args.n_epochs}: {words}, {row['train_seconds']:.2f} s", flush=True)
-        if keeper:
-            keeper.after_round(exp)
+    with Progress(exp, keeper) as exp.progress:
+        done = len(exp.rows)
+        for round in range(done + 1, args.n_epochs + 1):
+            row = rounds.train_round(exp, round, keeper)
+            if round == done + 1:
+                capacity.check_what_is_held(exp)
+            if round % args.eval_every == 0 or round == args.n_epochs:
+                evaluation.evaluate_round(exp, row)
+            write(row)
+            exp.rows.append(row)
+            exp.progress.after_round(row)
+            if keeper:
+                keeper.after_round(exp)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -331,7 +327,7 @@ def main(args, ranks=None):
     keeper = Keeper(kept, args.checkpoint_every)
     with keeper.listening():
         exp = prepare(args, ranks)
-        with records.exclusively(metrics / f".{name}.lock"), records.exclusively(kept.lock):
+        with alone(metrics / f".{name}.lock", kept.lock):
             if not goes_on() and results.already_finished(args, name):  # by another process, meanwhile
                 return print(finished)
             if fresh:
@@ -339,6 +335,8 @@ def main(args, ranks=None):
             settings = resume(exp, kept)
             if settings is not None:
                 check_outputs(args, settings)
+            check_last_step(args, name)
+            if settings is not None:
                 print(f"{name}: goes on after round {len(exp.rows)} of {args.n_epochs}", file=sys.stderr)
             for path in (kept.newest, metrics / f"{name}.json", metrics / f"{name}_metrics.csv"):
                 records.remove_leftovers(path)
@@ -349,27 +347,6 @@ def main(args, ranks=None):
             except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
                 records.note_failure(metrics / f"{name}.json", error)
                 raise
-
-
-def check_links(args, name, kept):
-    """Raise InputError if a file that the run will write is a link, or no file."""
-    metrics, figures = Path(args.metrics_dir), Path(args.plots_dir).glob(f"{glob.escape(name)}_*.png")
-    records_of_run = (metrics / f"{name}.json", metrics / f"{name}_metrics.csv", metrics / f".{name}.lock")
-    files.check_writable(*records_of_run, *figures, kept.newest, kept.previous, kept.lock, f"{args.results_file}.lock")
-    if args.save_clients:
-        personal.check_links(args.save_clients)
-
-
-def check_outputs(args, earlier=None):
-    """Raise InputError if the run would write over what is not its own; earlier: settings of the run that goes on."""
-    earlier = earlier or {}
-    weights, clients = args.save_weights, args.save_clients
-    if args.overwrite:
-        return
-    if weights and weights != earlier.get("save_weights") and Path(weights).exists():
-        raise InputError(f"--save_weights {weights}: is there already; another name, or --overwrite")
-    if clients and clients != earlier.get("save_clients"):
-        personal.check_folder(clients)
 
 
 def run(exp, metrics, keeper):
@@ -397,11 +374,13 @@ def run(exp, metrics, keeper):
             raise
     leave_results(exp, metrics, final)
     keeper.checkpoints.remove()
-    print(
+    said = (
         f"{name}: test accuracy {final['accuracy']:.4f}, F1 {final['f1']:.4f}, "
         f"{final['bytes_up'] / 1e6:.2f} MB up, {final['bytes_down'] / 1e6:.2f} MB down, "
         f"{final['train_seconds']:.1f} s of training; {metrics / name}_metrics.csv, {figures}"
     )
+    with contextlib.suppress(OSError):  # all is there, whether or not somebody reads of it
+        print(said, flush=True)
 
 
 def leave_results(exp, metrics, final):
@@ -412,10 +391,14 @@ def leave_results(exp, metrics, final):
 
 
 def draw(args, name):
-    """Draw the run's own figures; return where they are."""
+    """Draw the run's own figures; return where they are. A run is none the worse if that fails."""
     import plotting
 
-    return plotting.plot_run(Path(args.metrics_dir), name, Path(args.plots_dir))
+    try:
+        return plotting.plot_run(Path(args.metrics_dir), name, Path(args.plots_dir))
+    except Exception as error:  # of whatever kind: there are years of others' code in it
+        print(f"warning: {name}: its figures could not be drawn ({utils.reason(error)})", file=sys.stderr)
+        return "no figures"
 
 
 def program(args):
@@ -431,7 +414,7 @@ def program(args):
             status = 0
     except InputError as error:
         print(f"{here}: error: {error}", file=sys.stderr)
-        status = 2
+        status = ELSEWHERE if isinstance(error, Elsewhere) else 2
     except (FloatingPointError, OSError) as error:
         print(f"{here}: stopped: {error}", file=sys.stderr)
         status = 1
@@ -447,6 +430,4 @@ def program(args):
 
 
 if __name__ == "__main__":
-    STATUS = program(ARGS)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler's warning no longer matters while the interpreter ends
-    sys.exit(STATUS)
+    startup.leave(program(ARGS))

@@ -358,6 +358,13 @@ OPTIONS = {
     ],
     "files": [
         Option("data_root", "./data", "path", "folder of the datasets", named=False),
+        Option(
+            "out",
+            None,
+            "path",
+            "folder of metrics, plots, checkpoints and results.csv, where the next four flags do not say otherwise",
+            named=False,
+        ),
         Option("metrics_dir", "metrics", "path", "folder for <run>_metrics.csv and <run>.json", named=False),
         Option("plots_dir", "plots", "path", "folder for the figures of each run", named=False),
         Option("results_file", "results.csv", "path", "one row per finished run", named=False),

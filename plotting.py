@@ -34,8 +34,9 @@ def build_parser():
         description="Compare the runs of a dataset: figures and tables.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--csv_dir", default="metrics", help="folder of <run>_metrics.csv and <run>.json [metrics]")
-    add("--output_dir", default="final_plots", help="folder for figures and tables [final_plots]")
+    add("--out", default="", metavar="DIR", help="fedalg.py's --out: the folder of the next two")
+    add("--csv_dir", help="folder of <run>_metrics.csv and <run>.json [metrics]")
+    add("--output_dir", help="folder for figures and tables [final_plots]")
     add("--dataset", help="default: every dataset that has a finished run")
     add("--at", type=int, nargs="+", default=[], metavar="R", help="rounds after which the summary tells the accuracy")
     add("--unfinished", action="store_true", help="draw runs that did not end, too, as series of their own")
@@ -59,7 +60,7 @@ def build_parser():
     add(
         "--rebuild_results",
         nargs="?",
-        const="results.csv",
+        const="",
         metavar="FILE",
         help="draw nothing; put the rows of all finished runs into this CSV [results.csv] again",
     )
@@ -168,10 +169,13 @@ def _check(args):
 def main(argv=None):
     """Draw what the command line says, and print the tables; return the exit status."""
     args = build_parser().parse_args(argv)
+    args.csv_dir = args.csv_dir or str(Path(args.out, "metrics"))
+    args.output_dir = args.output_dir or str(Path(args.out, "final_plots"))
     _check(args)
-    if args.rebuild_results:
-        n = records.rebuild_results(args.csv_dir, args.rebuild_results)
-        print(f"{args.rebuild_results}: {n} finished runs of {args.csv_dir}")
+    if args.rebuild_results is not None:
+        file = args.rebuild_results or str(Path(args.out, "results.csv"))
+        n = records.rebuild_results(args.csv_dir, file)
+        print(f"{file}: {n} finished runs of {args.csv_dir}")
         return 0
     if args.font:
         curves.plt.rcParams["font.size"] = args.font

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Draws the comparison figures and tables of all finished runs: sbatch plotting.sh, or ./plotting.sh here.
-# Arguments go to plotting.py; without any: --csv_dir metrics --output_dir final_plots.
-# Environment: PYTHON=interpreter (default: .venv/bin/python if it is there, else python3).
+# Arguments go to plotting.py; paths are the caller's. Without any: --csv_dir metrics --output_dir final_plots.
+# Environment: PYTHON=interpreter (default: .venv/bin/python beside this script, else python3).
 #
 #SBATCH --job-name=plotting
 #SBATCH --output=logs/%x_%j.out
@@ -9,7 +9,11 @@
 #SBATCH --mem-per-cpu=4G
 #SBATCH --time=00:30:00
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")}"
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-[ $# -gt 0 ] || set -- --csv_dir metrics --output_dir final_plots
-exec "$python" plotting.py "$@"
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+if [ "${ENVIRONMENT:-}" = BATCH ] && [ -n "${SLURM_JOB_ID:-}" ]; then # SLURM runs a copy of this script
+  cd "$SLURM_SUBMIT_DIR"
+  here=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's|^ *Command=\(/.*\)/plotting\.sh.*|\1|p') || true
+  [ -f "$here/plotting.py" ] || here=$PWD
+fi
+python=${PYTHON:-$([ -x "$here/.venv/bin/python" ] && echo "$here/.venv/bin/python" || echo python3)}
+exec "$python" "$here/plotting.py" "$@"

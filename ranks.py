@@ -21,7 +21,8 @@ import torch.distributed as dist
 import merging
 import rounds
 from agg_utils import Update
-from checkpoints import NOT_FINISHED, SIGNALS, Interrupted, state_of
+from checkpoints import Interrupted, state_of
+from startup import NOT_FINISHED, SIGNALS, killed_by_signals
 from utils import InputError
 
 PIECE = 2**20  # numbers that travel together, so that the ranks of a sum work at once
@@ -70,7 +71,7 @@ class Ranks:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.vectors = None  # the group that carries vectors; None = the default one
         self.resting = True  # whether the others wait for an order
-        with talking():
+        with talking(), killed_by_signals():  # it may wait for the others for ever
             dist.init_process_group("gloo", rank=rank, world_size=size, timeout=FOR_EVER)
 
     @classmethod

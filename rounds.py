@@ -231,11 +231,15 @@ def train_clients(exp, cohort, numbers, round, start_of, pause=None):
                 row = exp.spare_rows.pop() if exp.spare_rows else torch.empty_like(exp.theta)
             yield partial(train_client, exp, number, round, start_of(number), row)
 
+    if exp.progress:
+        exp.progress.begin(cohort, numbers)
     for client, update in exp.workers.run(turns(), rows_at_once(exp), pause):
         used_here(update.mask, *vars(client).values())
         cohort.take(client, update, weight_of(exp.args, client))
         if cohort.deltas is None:
             exp.spare_rows.append(update.delta)
+        if exp.progress:
+            exp.progress.after_client(cohort)
         yield client
 
 

@@ -128,29 +128,52 @@ def parse_args(argv=None):
     given = parser.parse_args(sys.argv[1:] if argv is None else argv)
     config = _read_config(parser, given.config) if "config" in given else argparse.Namespace()
     try:
-        return resolve({**vars(config), **vars(given)}, explicit=set(vars(given)))
+        return resolve({**_spread(vars(config)), **_spread(vars(given))}, explicit=set(vars(given)))
     except InputError as error:
         parser.error(str(error))
 
 
 def _read_config(parser, path):
     try:
-        lines = files.read_text(path, files.CONFIG).splitlines()
-        lines = [shlex.split(line, comments=True) for line in lines]
-    except FileNotFoundError:
-        parser.error(f"--config {path}: there is no such file")
+        lines = read_flags(path)
     except InputError as error:
         parser.error(f"--config {error}")
-    except ValueError as error:  # an open quote
-        parser.error(f"--config {path}: {error}")
-    for number, words in enumerate(lines, start=1):
-        if words and not words[0].startswith("--"):
+    for number, words in lines:
+        if not words[0].startswith("--"):
             parser.error(f"--config {path}: line {number}: not a flag, such as --lr 0.01: {' '.join(words)!r}")
-    tokens = [word for words in lines for word in words]
+    tokens = [word for _, words in lines for word in words]
     config = build_parser(f"fedalg.py: --config {path}").parse_args(tokens)
     if "config" in config:
         parser.error(f"--config {path}: a config file cannot name another one")
     return config
+
+
+def read_flags(path):
+    """Return [(line number, words)] of a file of flags, for the lines that have any: see `split_words`.
+
+    Raises InputError that names the file, and the line.
+    """
+    where = os.path.abspath(path)
+    try:
+        text = files.read_text(where, files.LIST).removeprefix("\ufeff")
+    except FileNotFoundError:
+        raise InputError(f"{where}: there is no such file") from None
+    lines = re.split("\r\n|\r|\n", text)  # any of them ends a line
+    split = [(number, split_words(line, f"{path}: line {number}")) for number, line in enumerate(lines, 1)]
+    return [(number, words) for number, words in split if words]
+
+
+def split_words(text, where):
+    """Return the words of `text`, a list of str, quoted as in a shell; a # begins a comment, nothing is replaced.
+
+    Raises InputError, which says `where`.
+    """
+    if "\0" in text:
+        raise InputError(f"{where}: holds a NUL character")
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise InputError(f"{where}: {str(error).lower()}: {text.strip()!r}") from None
 
 
 def resolve(given, explicit=()):
@@ -164,12 +187,27 @@ def resolve(given, explicit=()):
         others = sorted(changing & set(explicit))
         if others:
             raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
-    args = _with_defaults(given)
+    args = _with_defaults(_spread(given))
     _check_needs(args, explicit)
     _check_dataset(args)
     _check_combinations(args)
     _check_paths(args)
     return args
+
+
+OUTPUTS = {
+    "metrics_dir": "metrics",
+    "plots_dir": "plots",
+    "checkpoint_dir": "checkpoints",
+    "results_file": "results.csv",
+}
+
+
+def _spread(given):
+    """Return `given` {name: value} with the outputs that --out sets, as far as they are not in it."""
+    if given.get("out") is None:
+        return given
+    return {name: os.path.join(given["out"], place) for name, place in OUTPUTS.items()} | given
 
 
 def _with_defaults(given):
@@ -244,8 +282,8 @@ def _check_dataset(args):
     is_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", args.dataset)
     if args.dataset not in known and not (is_name and (Path(args.data_root) / args.dataset).is_dir()):
         raise InputError(
-            f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images in {args.data_root}"
-            + did_you_mean(args.dataset, known)
+            f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images in "
+            f"{os.path.abspath(args.data_root)}{did_you_mean(args.dataset, known)}"
         )
 
 
@@ -258,7 +296,7 @@ def _check_paths(args):
     if args.partition_file and not Path(args.partition_file).suffix == ".json":
         raise InputError(f"--partition_file {args.partition_file}: the file's name must end in .json")
     if args.init_weights and not Path(args.init_weights).is_file():
-        raise InputError(f"--init_weights {args.init_weights}: no such file")
+        raise InputError(f"--init_weights {os.path.abspath(args.init_weights)}: no such file")
     for name in ("metrics_dir", "plots_dir", "checkpoint_dir", "save_clients"):
         if getattr(args, name) is not None:
             _check_folder(name, Path(getattr(args, name)))

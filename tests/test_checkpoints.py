@@ -117,11 +117,12 @@ def test_a_signal_ends_a_run_that_can_go_on(tmp_path, started, name):
     assert re.search(r"goes on after round [1-9]\d* of 400", said)
 
 
-def test_a_warning_of_the_time_limit_to_a_run_that_is_finished_is_no_failure(started):
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
+def test_a_signal_to_a_run_that_is_finished_is_no_failure(started, name):
     process = started("--n_epochs", "1", "--n_clients", "2", "--participation", "1", "--n_client_epochs", "1")
     assert "test accuracy" in process.stdout.readline()
     while process.poll() is None:  # as the interpreter ends
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(getattr(signal, name))
         time.sleep(0.005)
     assert process.returncode == 0
 
@@ -130,7 +131,7 @@ def test_a_warning_of_the_time_limit_to_a_run_that_is_finished_is_no_failure(sta
 def test_a_second_signal_ends_a_run_at_once(started, name, wait):
     process = started("--n_clients", "1", "--participation", "1", "--n_client_epochs", "1000", first=True)
     process.send_signal(getattr(signal, name))
-    while "ends and saves" not in process.stderr.readline():
+    while "ends and saves after the client at hand; again ends at once\n" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(wait)  # a SIGTERM at once is taken for the first one
     process.send_signal(getattr(signal, name))

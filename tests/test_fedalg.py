@@ -1,15 +1,19 @@
 """The program as a user runs it, and the round loop."""
 
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 import data
 import evaluation
 import fedalg
 import payload
+import plotting
 import records
 import results
 import rounds
@@ -139,9 +143,71 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(program, tmp_path):
     name = utils.run_name(utils.parse_args(QUICK))
     with records.exclusively(tmp_path / "metrics" / f".{name}.lock"):
         done = program(*QUICK)
-    assert done.returncode == 2
+    assert done.returncode == fedalg.ELSEWHERE
     assert "going on in another process" in done.stderr
     assert program(*QUICK).returncode == 0
+
+
+def test_everything_may_lie_in_one_folder(program, tmp_path):
+    """By three spellings of it."""
+    (tmp_path / "link").symlink_to(tmp_path / "same")
+    where = {"metrics_dir": "same", "checkpoint_dir": "same/../same", "plots_dir": "link", "results_file": "same/r.csv"}
+    (tmp_path / "same").mkdir()
+    done = program(*QUICK, *(word for name, place in where.items() for word in (f"--{name}", place)))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "same" / "r.csv").unlink()
+    done = program(*QUICK, "--overwrite", "--metrics_dir", "same", "--checkpoint_dir", "link")
+    assert done.returncode == 0, done.stderr
+
+
+SITE = """import tempfile
+def mkdtemp(*given, **more):
+    raise OSError(28, "No space left on device")
+tempfile.mkdtemp = mkdtemp
+"""
+
+
+@pytest.mark.parametrize("what", ["name", "lock", "fonts"])
+def test_what_the_last_step_needs_is_tried_before_the_first(program, tmp_path, monkeypatch, what):
+    """A name too long for the file system; a lock that cannot be had; no place for what matplotlib knows of fonts."""
+    file = tmp_path / ("r" * 245 + ".csv" if what == "name" else "r.csv")
+    if what == "lock":
+        (tmp_path / "r.csv.lock").mkdir()
+    if what == "fonts":
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+        monkeypatch.setenv("MPLCONFIGDIR", "/dev/null/x")
+    done = program(*QUICK, "--results_file", file)
+    said = {"name": "cannot be written", "lock": "lock cannot be had", "fonts": "figures cannot be drawn"}[what]
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout, said in last, "Traceback" in done.stderr) == (2, "", True, False), done.stderr
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list((tmp_path / "metrics").glob("*.csv"))
+
+
+def test_a_run_whose_figures_fail_is_finished(tmp_path, monkeypatch, capsys):
+    def fail(*given):
+        raise RuntimeError("no fonts\nand more")
+
+    monkeypatch.setattr(plotting, "plot_run", fail)
+    args = utils.parse_args([*QUICK, "--out", str(tmp_path)])
+    fedalg.main(args)
+    said = capsys.readouterr()
+    assert said.err == f"warning: {utils.run_name(args)}: its figures could not be drawn (no fonts)\n"
+    assert said.out.endswith("_metrics.csv, no figures\n")
+    assert len(records.read_results(tmp_path / "results.csv")) == 1
+    assert results.already_finished(args, utils.run_name(args))
+
+
+def test_out_is_the_folder_of_all_that_a_run_leaves(tmp_path):
+    def leave(*flags, script="fedalg.py"):
+        done = subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return sorted({str(p.relative_to(tmp_path)).split("/")[1] for p in tmp_path.rglob("*") if p.is_file()})
+
+    assert leave(*QUICK, "--out", "my runs") == ["checkpoints", "metrics", "plots", "results.csv", "results.csv.lock"]
+    assert "final_plots" in leave("--out", "my runs", script="plotting.py")
 
 
 def test_finished_means_that_everything_asked_for_is_there(program, tmp_path):

@@ -165,8 +165,13 @@ def test_any_record_of_a_run(tmp_path, content):
 def test_any_list_of_experiments(tmp_path, lines):
     path = tmp_path / "list"
     path.write_text("\n".join(lines), encoding="utf-8")
-    for words in experiments.lines_of(path):
-        assert not any(set(word) & {" ", "\t", "\n", "#"} for word in words)
+    try:
+        found = experiments.lines_of(path)
+    except InputError:  # a quote that is not closed, a NUL
+        return
+    for words in found:
+        assert words
+        assert not any(set(word) & {"\n", "\0"} for word in words)
         experiments.state_of([*words, "--metrics_dir", str(tmp_path / "m")])
 
 

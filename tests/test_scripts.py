@@ -4,8 +4,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,21 +19,27 @@ import utils
 
 BATCH = {"ENVIRONMENT": "BATCH", "SLURM_SUBMIT_DIR": str(ROOT)}  # what a batch job has
 
+STAND_IN = f"""#!/bin/sh
+case "$1" in */experiments.py) exec "{sys.executable}" "$@";; esac
+for a in "$@"; do printf "<%s>" "$a" | sed "s|<.*/fedalg.py>|<fedalg.py>|"; done
+echo
+case "$*" in *fail*) exit 1;; *elsewhere*) exit 73;; *slow*) sleep 1; echo "threads $OMP_NUM_THREADS";; esac
+"""
+
 
 @pytest.fixture
 def launch(tmp_path):
-    """A function of arguments -> finished run_experiments.sh, with a stand-in for Python that prints its arguments."""
+    """A function of arguments -> finished run_experiments.sh, with a stand-in for Python that runs experiments.py, and
+    else prints its arguments."""
     python = tmp_path / "python"
-    python.write_text(
-        '#!/bin/sh\nfor a in "$@"; do printf "<%s>" "$a"; done; echo\ncase "$*" in *fail*) exit 1;; esac\n'
-    )
+    python.write_text(STAND_IN)
     python.chmod(0o755)
     (tmp_path / "experiments.txt").write_text("# title\n\n--a 1 # why\n  --b $(touch evil) `x` *\n   # more\n--c fail")
 
-    def run(*arguments, **environment):
+    def run(*arguments, script=ROOT / "run_experiments.sh", cwd=ROOT, **environment):
         variables = {"PYTHON": str(python), "EXPERIMENTS": str(tmp_path / "experiments.txt"), **environment}
-        env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | variables
-        return subprocess.run([ROOT / "run_experiments.sh", *arguments], env=env, capture_output=True, text=True)
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMP_"))} | variables
+        return subprocess.run([script, *arguments], env=env, cwd=cwd, capture_output=True, text=True)
 
     return run
 
@@ -67,8 +75,8 @@ def slurm_commands(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
     answers = {
-        "sbatch": 'echo "sbatch $*" >&2; for last; do :; done; echo "$((41 + last));cluster"',
-        "scontrol": 'echo "MaxArraySize            = ${MAX:-1001}"',
+        "sbatch": 'echo "sbatch $*" >&2; for n; do :; done; case $n in [0-9]*) echo "$((41 + n));cluster";; esac',
+        "scontrol": 'echo "MaxArraySize            = ${MAX:-1001}"; [ -z "$COMMAND" ] || echo "   Command=$COMMAND"',
         "squeue": 'case "$*" in *%l) echo 3-00:00:00;; *%b) echo "${GRES:-gres:gpu:a100:2}";; *) echo ${Q:-N/A};; esac',
     }
     for name, answer in answers.items():
@@ -87,12 +95,12 @@ def digits(tmp_path):
     return {"PYTHON": sys.executable, "EXPERIMENTS": str(tmp_path / "digits.txt"), "EXTRA": where}
 
 
-def test_what_is_not_finished_is_submitted_and_told(launch, slurm_commands, digits):
+def test_what_is_not_finished_is_submitted_and_told(launch, slurm_commands, digits, tmp_path):
     assert "sbatch --parsable --array=1-4 " in launch("--submit", **slurm_commands, **digits).stderr
     assert launch("2", **digits).returncode == 0
     done = launch("--submit", **slurm_commands, **digits)
     assert "--array=1-1,3-4 " in done.stderr
-    assert "sbatch --dependency=afterany:41 plotting.sh" in done.stdout
+    assert f"sbatch --dependency=afterany:41 {ROOT}/plotting.sh --csv_dir {tmp_path}/m\n" in done.stdout
     table = launch("--status", **digits).stdout.splitlines()
     assert [row.split()[1] for row in table[:4]] == ["not", "done", "not", "not"]
     assert table[-1] == "1 done, 3 not started"
@@ -115,17 +123,17 @@ def test_a_job_submits_an_array_like_itself(launch, slurm_commands, digits):
     done = launch(**slurm_commands, **digits, **job, GRES="N/A", Q="fast", PLOT="1")
     assert " --qos=fast --constraint=fast " in done.stderr
     assert " --gres=none " in done.stderr
-    assert "sbatch --dependency=afterany:41 --partition=long --qos=fast plotting.sh" in done.stderr
+    assert f"sbatch --dependency=afterany:41 --partition=long --qos=fast {ROOT}/plotting.sh --csv_dir " in done.stderr
     interactive = launch(**slurm_commands, **{**job, "ENVIRONMENT": ""})
     assert interactive.stderr == "run_experiments.sh: failed: 3\n"  # runs them here
 
 
 def test_more_lines_than_an_array_may_have_are_several_arrays(launch, slurm_commands, digits):
     done = launch("--submit", **slurm_commands, **digits, MAX="3")
-    assert re.findall(r"--array=(\S+) .* --task-after (\d)", done.stderr) == [("1-2", "0"), ("1-2", "2")]
+    assert re.findall(rf"--array=(\S+) .* --task {ROOT} (\d)", done.stderr) == [("1-2", "0"), ("1-2", "2")]
     assert "afterany:41:43" in done.stdout
     job = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "8", **BATCH}
-    task = launch("--task-after", "2", **job)
+    task = launch("--task", str(ROOT), "2", **job)
     assert "<--c>" in task.stdout
 
 
@@ -134,13 +142,13 @@ def test_an_environment_is_set_up_before_python_is_looked_for(launch, tmp_path, 
     """With stand-ins for `module` and `conda` that do what these do: put another folder into the PATH, carelessly."""
     folder = tmp_path / "environment"
     folder.mkdir()
-    (folder / "python3").write_text('#!/bin/sh\necho "of the environment: $*"\n')
+    (folder / "python3").write_text(STAND_IN.replace("for a in", 'echo "of the environment: $*"; for a in'))
     (folder / "python3").chmod(0o755)
     (tmp_path / "setup.sh").write_text(
         f'module() {{ export PATH="{folder}:$PATH$NOT_SET"; }}\nconda() {{ module; }}\n{setup}\n'
     )
     done = launch("1", SETUP=str(tmp_path / "setup.sh"), PYTHON="python3")
-    assert "of the environment: fedalg.py --a 1" in done.stdout
+    assert f"of the environment: {ROOT}/fedalg.py --a 1" in done.stdout
 
 
 def test_the_state_of_each_line(tmp_path):
@@ -178,15 +186,176 @@ def test_the_state_of_each_line(tmp_path):
     assert experiments.ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
 
 
-def test_the_launcher_and_the_status_see_the_same_lines(launch, tmp_path):
-    text = "--a\u00a01\r\n\u00a0\n--b\x0c 2\t#\x0c--c\n \t \r\n--d\u2028--e  \x1c3\n#--f\n\x0b\n--g"
-    (tmp_path / "odd.txt").write_text(text, encoding="utf-8", newline="")
+ODD = (
+    "--a\u00a01\r\n\u00a0\n--b\x0c 2\t#\x0c--c\n \t \r\n--d\u2028--e  \x1c3\n#--f\n\x0b\n--g\r"
+    "--h '# no comment' \"\" x# one\r"
+    "'# ' \"$(touch evil)\" \\* \\# 'it'\"'\"'s' é\\ è"
+)
+
+
+def test_the_launcher_and_the_status_see_the_same_lines_and_words(launch, tmp_path):
+    (tmp_path / "odd.txt").write_text(ODD, encoding="utf-8", newline="")
     lines = experiments.lines_of(tmp_path / "odd.txt")
-    odd = {"EXPERIMENTS": str(tmp_path / "odd.txt")}
-    assert int(launch("--count", **odd).stdout) == len(lines) == 6
+    assert lines[-2:] == [["--h", "# no comment", "", "x"], ["# ", "$(touch evil)", "*", "#", "it's", "é è"]]
+    odd = {"EXPERIMENTS": str(tmp_path / "odd.txt"), "EXTRA": "--metrics_dir 'a b' # not this"}
+    assert int(launch("--count", **odd).stdout) == len(lines) == 8
     for number, words in enumerate(lines, 1):
         said = launch(str(number), **odd).stdout
-        assert "<fedalg.py>" + "".join(f"<{word}>" for word in words) + "\n" in said
+        assert "<fedalg.py>" + "".join(f"<{word}>" for word in [*words, "--metrics_dir", "a b"]) + "\n" in said
+
+
+@pytest.mark.parametrize("argument", [(), ("--submit",), ("1",), ("--status",), ("--count",)])
+@pytest.mark.parametrize("where", ["line 3", "EXTRA"])
+def test_an_open_quote_is_refused_before_anything_runs(launch, slurm_commands, tmp_path, argument, where):
+    (tmp_path / "bad.txt").write_text("--a 1\n\n--b 'x\n" if where != "EXTRA" else "--a 1\n")
+    bad = {"EXPERIMENTS": str(tmp_path / "bad.txt"), "EXTRA": '"--c' if where == "EXTRA" else ""}
+    done = launch(*argument, **slurm_commands, **bad)
+    place = f"{tmp_path}/bad.txt: line 3" if where != "EXTRA" else "EXTRA"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"experiments.py: error: {place}: no closing quotation")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("argument", ["--help", "-h"])
+def test_help_is_help(launch, argument):
+    done = launch(argument, EXPERIMENTS="nowhere")
+    assert done.returncode == 0
+    assert "./run_experiments.sh --status   a table" in done.stdout
+    assert "EXTRA=" in done.stdout
+    assert "SBATCH" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--stats"], ["1", "2"]])
+def test_unknown_arguments_are_one_line(launch, arguments):
+    done = launch(*arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert arguments[-1] in done.stderr
+
+
+def test_paths_are_the_callers(launch, tmp_path):
+    """The list, SETUP and PYTHON by names relative to the folder that the launcher is called from."""
+    (tmp_path / "setup.sh").write_text("echo set up\n")
+    mine = {"cwd": tmp_path, "PYTHON": "./python", "SETUP": "setup.sh"}
+    for experiments_txt in ("experiments.txt", ""):  # the second time by default
+        done = launch("1", **mine, EXPERIMENTS=experiments_txt)
+        assert "set up" in done.stdout
+        assert "<fedalg.py><--a><1>\n" in done.stdout
+    (tmp_path / "experiments.txt").unlink()
+    assert launch("--count", **mine, EXPERIMENTS="").stdout == "set up\n96\n"  # of the repository
+    done = launch("--count", **mine)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"experiments.py: error: {tmp_path}/experiments.txt: cannot be read (No such file or directory)\n"
+    )
+    done = launch("--count", cwd=tmp_path, SETUP="nowhere.sh")
+    assert (done.returncode, f"cannot read {tmp_path}/nowhere.sh" in done.stderr) == (2, True)
+
+
+def test_a_job_finds_the_program_where_the_script_was_submitted_from(launch, slurm_commands, tmp_path):
+    """SLURM runs a copy, in the folder of the caller, and knows where the script was."""
+    copy, here = tmp_path / "slurm_script", tmp_path / "caller's folder"
+    shutil.copy(ROOT / "run_experiments.sh", copy)
+    here.mkdir()
+    (here / "mine.txt").write_text("--n_epochs 1 --metrics_dir m")
+    job = {**BATCH, "SLURM_SUBMIT_DIR": str(here), "SLURM_JOB_ID": "7", "SLURM_JOB_PARTITION": "main"}
+    called = {"COMMAND": f"{ROOT}/run_experiments.sh", "EXPERIMENTS": "mine.txt", "cwd": "/", "script": copy}
+    done = launch(**slurm_commands, **job, **called)
+    assert f" {ROOT}/run_experiments.sh --task {ROOT} 0\n" in done.stderr, done
+    assert (here / "logs").is_dir()
+    array = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "7"}
+    done = launch("--task", str(ROOT), "0", **job, **array, **called)  # where scontrol answers nobody
+    assert "<fedalg.py><--n_epochs><1>" in done.stdout
+
+
+def test_figures_are_of_the_folder_that_the_runs_go_to(launch, slurm_commands, tmp_path):
+    def drawn(**environment):
+        done = launch("--submit", **slurm_commands, EXPERIMENTS=str(tmp_path / "list"), cwd=tmp_path, **environment)
+        return done.stdout.splitlines()[-1].partition("plotting.sh ")[2]
+
+    (tmp_path / "list").write_text("--seed 1\n--seed 2\n")
+    assert drawn() == "--csv_dir metrics"
+    assert drawn(EXTRA="--out 'my runs'") == r"--out my\ runs"
+    (tmp_path / "list").write_text("--seed 1 --metrics_dir a\n--seed 2\n--lr wrong\n")
+    assert drawn() == "--csv_dir FOLDER, for each folder of metrics that the list names"
+    assert drawn(EXTRA="--metrics_dir b") == "--csv_dir b"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Side by side
+
+
+def test_jobs_run_side_by_side_and_share_the_cores(launch, tmp_path):
+    (tmp_path / "slow.txt").write_text("--a slow\n--b slow\n--c slow\n--d slow\n--e elsewhere\n--f fail")
+    started = time.monotonic()
+    done = launch(JOBS="4", EXPERIMENTS=str(tmp_path / "slow.txt"))
+    assert time.monotonic() - started < 3.5
+    assert done.returncode == 1
+    assert done.stderr == "run_experiments.sh: failed: 6\n"
+    assert "go on in other processes: 5\n" in done.stdout
+    threads = max(1, len(os.sched_getaffinity(0)) // 4)
+    assert f"[1] threads {threads}\n" in done.stdout
+    assert "[2] <fedalg.py><--b><slow>\n" in done.stdout
+    done = launch(JOBS="2", EXPERIMENTS=str(tmp_path / "slow.txt"), OMP_NUM_THREADS="7")
+    assert "[4] threads 7\n" in done.stdout
+    done = launch(JOBS="two")
+    assert (done.returncode, "JOBS=two" in done.stderr) == (2, True)
+
+
+def test_a_run_that_goes_on_elsewhere_is_no_failure(launch, tmp_path):
+    (tmp_path / "list").write_text("--a elsewhere\n--b 2\n")
+    done = launch(EXPERIMENTS=str(tmp_path / "list"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("go on in other processes: 1\n")
+    job = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "7", "SLURM_JOB_ID": "8", **BATCH}
+    assert launch(EXPERIMENTS=str(tmp_path / "list"), **job).returncode == 0
+    assert launch("1", EXPERIMENTS=str(tmp_path / "list")).returncode == 73
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_signal_reaches_all_that_run(tmp_path, jobs, name):
+    """As typed at a terminal: it goes to the launcher's whole process group, yet each run hears it once."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+case "$1" in */experiments.py) exec "{sys.executable}" "$@";; esac
+exec "{sys.executable}" -c '
+import signal, sys, time
+def hear(number, frame):
+    print("heard", flush=True)
+    time.sleep(0.5)
+    print("saved", flush=True)
+    sys.exit(75)
+for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    signal.signal(getattr(signal, name), hear)
+print("runs", flush=True)
+time.sleep(60)'
+"""
+    )
+    python.chmod(0o755)
+    (tmp_path / "list").write_text("--a\n--b\n--c\n")
+    env = {**os.environ, "PYTHON": str(python), "EXPERIMENTS": str(tmp_path / "list"), "JOBS": jobs}
+    process = subprocess.Popen(
+        [ROOT / "run_experiments.sh"], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    said = ""
+    while said.count("runs") < int(jobs):
+        said += process.stdout.readline()
+    os.killpg(process.pid, getattr(signal, name))
+    more, _ = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert more.count("heard") == more.count("saved") == int(jobs)
+    assert "runs" not in more
+    assert f"stopped, go on when called again: {'1 2' if jobs == '2' else '1'}\n" in more
+
+
+def test_two_launchers_share_a_list(digits, tmp_path):
+    (tmp_path / "digits.txt").write_text("".join((tmp_path / "digits.txt").read_text().splitlines(keepends=True)[:2]))
+    env = {**os.environ, **digits, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([ROOT / "run_experiments.sh"], env=env, stderr=subprocess.PIPE) for _ in range(2)]
+    assert [process.wait(timeout=200) for process in both] == [0, 0], [p.stderr.read() for p in both]
+    assert len(list((tmp_path / "m").glob("*_metrics.csv"))) == 2
 
 
 def write(path, lines):

@@ -56,7 +56,8 @@ BAD = {
     "--weight_decay 1e-300": "--weight_decay",
     "--n_client_epochs 99999999999999": "--n_client_epochs",
     "--norm batch --batch_size 1": "too small for BatchNorm",
-    "--config nowhere.txt": "nowhere.txt",
+    "--config nowhere.txt": "/nowhere.txt: cannot be read (No such file or directory)",
+    "--out=": "--out: the path is empty",
     "--algorithm fedavg --sparsity 0.1": "no effect with --algorithm fedavg (only: las, topk, stc)",
     "--algorithm las --prox_momentum 0.5": "no effect with --algorithm las (only: fedprox)",
     "--algorithm las --graft_epochs 3": "no effect without --localiser learned",
@@ -153,6 +154,20 @@ def test_a_config_file_holds_flags_and_the_command_line_wins(tmp_path, capsys):
             utils.parse_args(["--config", str(file)])
         assert caught.value.code == 2
         assert "flags.txt" in capsys.readouterr().err
+
+
+def test_out_sets_the_outputs_that_are_not_given(tmp_path):
+    args = utils.parse_args(["--out", "there", "--plots_dir", "p"])
+    found = args.metrics_dir, args.plots_dir, args.checkpoint_dir, args.results_file
+    assert found == ("there/metrics", "p", "there/checkpoints", "there/results.csv")
+    file = tmp_path / "flags.txt"
+    file.write_text("--metrics_dir m --out theirs  # a folder by its own flag, and all others\n")
+    args = utils.parse_args(["--config", str(file)])
+    assert (args.metrics_dir, args.results_file) == ("m", "theirs/results.csv")
+    args = utils.parse_args(["--config", str(file), "--out", "mine"])  # the command line wins
+    assert (args.metrics_dir, args.results_file) == ("mine/metrics", "mine/results.csv")
+    assert utils.run_name(args) == utils.run_name(utils.parse_args([]))
+    assert utils.resolve({"out": "o"}).metrics_dir == "o/metrics"
 
 
 # --------------------------------------------------------------------------------------------------------------------
