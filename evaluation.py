@@ -35,16 +35,18 @@ def common(exp):
 
 
 @torch.no_grad()
-def predict(exp, vector, images):
-    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images."""
-    exp.model.load(vector)
-    exp.model.module.eval()
-    logits = []
-    size = batch_size(images)
-    for begin in range(0, len(images), size):
-        x = exp.splits.normalise(images.images[begin : begin + size])
+def predict(exp, vector, images, places=None, model=None):
+    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images.
+
+    places, int64 [N]: of those among the images that are wanted; all if not given. model: the FlatModel to do it with.
+    """
+    model, size = model or exp.model, batch_size(images)
+    model.load(vector)
+    model.module.eval()
+    pixels, logits = images.images, []
+    for batch in pixels.split(size) if places is None else (pixels[chosen] for chosen in places.split(size)):
         with torch.autocast(exp.device.type, torch.bfloat16, enabled=exp.args.precision == "bf16"):
-            logits.append(exp.model.module(x))
+            logits.append(model.module(exp.splits.normalise(batch)))
     return torch.cat(logits).float()
 
 

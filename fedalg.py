@@ -23,13 +23,15 @@ from tqdm import tqdm
 import data
 import evaluation
 import models
+import outputs
 import partitions
 import personal
+import personalise
 import records
 import results
 import rounds
 import utils
-from agg_utils import ALGORITHMS, LaSFL
+from agg_utils import ALGORITHMS
 from attacks import Attack
 from checkpoints import NOT_FINISHED, Checkpoints, Interrupted, Keeper, resume
 from downlink import Downlink
@@ -197,6 +199,24 @@ def build_module(args, splits):
     return module
 
 
+def make_algorithm(args, layout):
+    """Return the algorithm of the settings `args`."""
+    cls = ALGORITHMS[args.algorithm]
+    return cls(layout, **{name: getattr(args, name) for name in cls.options})
+
+
+def prepare_judge(given):
+    """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
+    args, _ = personal.load(given.evaluate_clients)
+    args.pretrained = False  # the shared model comes from the folder
+    for name in ("data_root", "device", "deterministic", "parallel_clients", "quiet"):
+        setattr(args, name, getattr(given, name))
+    device = pick_device(args.device, args.deterministic)
+    return assemble(
+        args, data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift), [], device
+    )
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The round loop
 
@@ -231,89 +251,10 @@ def run_rounds(exp, write, keeper=None):
 # What a run leaves behind
 
 
-def make_algorithm(args, layout, **changes):
-    """Return the algorithm of the settings `args`, `changes` among its options made."""
-    cls = ALGORITHMS[args.algorithm]
-    return cls(layout, **{name: changes.get(name, getattr(args, name)) for name in cls.options})
-
-
-def part_chooser(args, layout):
-    """Return the algorithm that chooses what of a client's change goes into its part: one that holds nothing back."""
-    if args.part_sparsity is None:
-        return make_algorithm(args, layout, residual="none")
-    if "sparsity" in ALGORITHMS[args.algorithm].options:
-        return make_algorithm(args, layout, residual="none", sparsity=args.part_sparsity)
-    return LaSFL(layout, sparsity=args.part_sparsity, mask_scope="global")
-
-
-def save_clients(exp, keeper=None):
-    """Write every client's personal part to --save_clients; return what personal.summary says of them.
-
-    Raises FloatingPointError if a client diverges, and Interrupted if the Keeper heard a signal.
-    """
-    args, test = exp.args, exp.splits.test
-    histograms = partitions.histograms(exp.splits.train.labels.cpu(), exp.parts, exp.splits.n_classes).tolist()
-
-    def next_client(number):
-        if keeper:
-            keeper.heed(exp)
-        return exp.trainer.client(number, args.n_epochs + 1)
-
-    personal.save(
-        args.save_clients,
-        evaluation.served(exp),
-        map(next_client, range(args.n_clients)),
-        part_chooser(args, exp.model.layout),
-        args.part_bits or args.value_bits,
-        histograms,
-        utils.settings_of(args),
-        test.labels.cpu(),
-        lambda vector: evaluation.predict(exp, vector, test).argmax(1).cpu(),
-    )
-    return judge_clients(exp, args.save_clients)
-
-
-def prepare_judge(given):
-    """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
-    args, _ = personal.load(given.evaluate_clients)
-    args.pretrained = False  # the shared model comes from the folder
-    device = pick_device(given.device, given.deterministic)
-    return assemble(
-        args, data.load_dataset(args.dataset, given.data_root, args.seed, args.image_size, args.shift), [], device
-    )
-
-
-def judge_clients(exp, folder):
-    """Evaluate what --save_clients left in `folder`: its accuracy.csv and figure; return what personal.summary says."""
-    _, entries = personal.load(folder)
-    test = exp.splits.test
-    rows = personal.evaluate(
-        folder,
-        entries,
-        exp.model.layout,
-        test.labels.cpu(),
-        exp.splits.n_classes,
-        lambda vector: evaluation.predict(exp, vector, test).argmax(1).cpu(),
-        exp.device,
-    )
-    records.write_atomic(Path(folder) / "accuracy.csv", records.csv_text(personal.COLUMNS, rows))
-    import plotting
-
-    plotting.plot_clients(rows, Path(folder) / "accuracy")
-    found = personal.summary(rows, exp.model.layout.dim)
-    print(
-        f"{folder}: {len(rows)} clients on their own mix of labels: shared model {found['shared_accuracy']:.4f}, with "
-        f"their parts {found['personal_accuracy']:.4f}, full copies {found['full_accuracy']:.4f}; "
-        f"{found['client_bytes'] / 1e6:.3f} MB of parts, {found['times_smaller']:.1f} times less than full copies "
-        f"({found['times_smaller_with_shared']:.1f} with the shared model); {Path(folder) / 'accuracy'}.csv and .png"
-    )
-    return found
-
-
 def main(args, ranks=None):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
     if args.evaluate_clients:
-        return judge_clients(prepare_judge(args), args.evaluate_clients)
+        return personalise.judge_clients(prepare_judge(args), args.evaluate_clients)
     name, metrics = utils.run_name(args), Path(args.metrics_dir)
     kept = Checkpoints(args.checkpoint_dir, name)
     finished = f"{name}: already finished, see {metrics / name}_metrics.csv (run again with --overwrite)"
@@ -322,13 +263,11 @@ def main(args, ranks=None):
     def goes_on():
         return kept.exist() and not fresh
 
-    if not goes_on():
-        if results.already_finished(args, name):
-            return print(finished)
-        check_outputs(args)
+    if not goes_on() and results.already_finished(args, name):
+        return print(finished)
     records.read_results(args.results_file)  # so that a bad one is found before the work, not after
     keeper = Keeper(kept, args.checkpoint_every)
-    with keeper.listening():
+    with outputs.held(args, name, anew=not goes_on()), keeper.listening():
         exp = prepare(args, ranks)
         with records.exclusively(metrics / f".{name}.lock"), records.exclusively(kept.lock):
             if not goes_on() and results.already_finished(args, name):  # by another process, meanwhile
@@ -337,7 +276,7 @@ def main(args, ranks=None):
                 kept.remove()
             settings = resume(exp, kept)
             if settings is not None:
-                check_outputs(args, settings)
+                outputs.check(args, name, settings, trained=len(exp.rows) == args.n_epochs)
                 print(f"{name}: goes on after round {len(exp.rows)} of {args.n_epochs}", file=sys.stderr)
             for path in (kept.newest, metrics / f"{name}.json", metrics / f"{name}_metrics.csv"):
                 records.remove_leftovers(path)
@@ -346,18 +285,6 @@ def main(args, ranks=None):
             except (FloatingPointError, OSError) as error:
                 records.note_failure(metrics / f"{name}.json", error)
                 raise
-
-
-def check_outputs(args, earlier=None):
-    """Raise InputError if the run would write over what is not its own; earlier: settings of the run that goes on."""
-    earlier = earlier or {}
-    weights, clients = args.save_weights, args.save_clients
-    if args.overwrite:
-        return
-    if weights and weights != earlier.get("save_weights") and Path(weights).exists():
-        raise InputError(f"--save_weights {weights}: is there already; another name, or --overwrite")
-    if clients and clients != earlier.get("save_clients"):
-        personal.check_folder(clients)
 
 
 def run(exp, metrics, keeper):
@@ -378,7 +305,7 @@ def run(exp, metrics, keeper):
     figures = draw(args, name)
     if args.save_clients:
         try:
-            final |= save_clients(exp, keeper)
+            final |= personalise.save_clients(exp, keeper)
         except FloatingPointError:  # a client that diverges as it trains once more is no fault of the run
             leave_results(exp, metrics, final)
             keeper.checkpoints.remove()

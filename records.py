@@ -91,10 +91,11 @@ def read_json(path):
 
 
 @contextmanager
-def exclusively(path):
+def exclusively(path, run="", output=""):
     """Hold the lock file `path` while the body runs. Raises InputError if another process holds it.
 
     The lock is the system's (flock): it ends with its process, however that ends. A file is left, which means nothing.
+    run: the name of who holds it, which the file says. output: in words, what it is for, if not for the run itself.
     """
     from filelock import FileLock, Timeout
 
@@ -103,11 +104,22 @@ def exclusively(path):
     try:
         lock.acquire(timeout=1)  # `is_held` may have it for a moment
     except Timeout:
-        raise InputError(f"this very run is going on in another process (it holds {path})") from None
+        raise InputError(_held_by(path, run, output)) from None
     try:
+        if run:
+            Path(path).write_text(run + "\n", encoding="utf-8")
         yield
     finally:
         lock.release()
+
+
+def _held_by(path, run, output):
+    """Return in words who holds the lock file, as far as it says."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        holder = file.readline(300).strip()
+    if not output or holder == run:
+        return f"this very run is going on in another process (it holds {path})"
+    return f"{output}: {holder or 'another run'} is writing there (it holds {path})"
 
 
 def is_held(path):
