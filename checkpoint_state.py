@@ -93,15 +93,14 @@ def _kept(keeps, layout, like, clients):
 
 def _downlink(downlink, version, like, clients):
     """Return the kind of a Downlink's state() of this version."""
-    size, n_sizes = payload.dense_bytes(len(like)), version + 1 if downlink.mode in ("delta", "sparse") else 1
     return fields(
         {
             "model": tensor(like.shape, like.dtype, like),
             "version": whole(version, version),
             "seen": many(either(nothing, whole(0, version)), len(clients)),
             "changed_at": tensor((downlink.n,), torch.int32, like, 0, version),
-            "sizes": many(whole(0, 2 * size), n_sizes),
-            "messages": mapping(range(1, n_sizes), tensor(dtype=torch.uint8)),
+            "sizes": many(whole(0, payload.dense_bytes(len(like)))),
+            "messages": mapping(range(1, version + 1), tensor(dtype=torch.uint8)),
             "copies": mapping(clients, tensor(like.shape, like.dtype, like)),
         }
     )
@@ -137,8 +136,14 @@ def _check_rows(exp, rows, traffic):
 
 
 def _check_downlink(exp, state):
+    real, mode, n_sizes = exp.downlink.real, exp.downlink.mode, len(state["sizes"])
+    most = state["version"] if mode in ("delta", "sparse") else 0
+    refuse_unless(n_sizes <= most, "downlink has more broadcasts than rounds")
+    refuse_unless(sum(state["sizes"]) <= payload.dense_bytes(exp.model.layout.dim), "downlink has too large broadcasts")
+    newest = range(state["version"] - n_sizes + 1, state["version"] + 1) if real else ()
+    refuse_unless(set(state["messages"]) == set(newest), "downlink lacks broadcasts, or has too many")
     known = {number for number, version in enumerate(state["seen"]) if version is not None}
-    keeps_copies = exp.downlink.real or exp.downlink.mode == "individual"
+    keeps_copies = real or mode == "individual"
     refuse_unless(not keeps_copies or known <= set(state["copies"]), "downlink lacks copies of clients")
 
 

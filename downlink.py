@@ -4,6 +4,8 @@ After every round the server publishes a model. It knows the last round in which
 every broadcast; a client that comes back pays for what it missed.
 """
 
+import math
+
 import torch
 
 import payload
@@ -25,7 +27,8 @@ class Downlink:
     model, unless `shared_init`: then everybody can make the initial model, from the seed or a public file.
 
     With `real`, everything is made bytes and read again, and each client's own copy is compared with `model`, except in
-    the last mode, where it is all there is.
+    the last mode, where it is all there is. Copies that are the same lie in memory once, and of the broadcasts only the
+    newest are kept, as many as a client may be sent: all together, they are not larger than the whole model.
     """
 
     def __init__(
@@ -36,15 +39,21 @@ class Downlink:
         self.version = 0  # rounds published
         self.seen = [0 if shared_init else None] * n_clients  # the version each client holds
         self.changed_at = torch.zeros(self.n, dtype=torch.int32, device=start.device)  # the version, of each weight
-        self.broadcasts = [(0, None)]  # of every version: bytes, and the Message if it is `real`
+        self.sizes = []  # bytes of the newest broadcasts, the last one that of this version
+        self.messages = {}  # version -> the bytes themselves, of these broadcasts, if `real`
         self.copies = dict.fromkeys(range(n_clients), start) if shared_init and (real or mode == "individual") else {}
-        self.ways = {}  # since -> (bytes, messages, whether they add), of this version
-        self.exact_ways = {}  # number of weights changed -> (bytes, message) of their new values, of this version
+        self._new_version()
+
+    def _new_version(self):
+        self.ways = {}  # since -> (bytes, messages as bytes, whether they add), of this version
+        self.exact_ways = {}  # number of weights changed -> (bytes, message as bytes) of their new values
+        self.updated = {}  # since -> the copy [dim] of that version that has become this one
+        self.latest = None  # what all of them became, [dim]
 
     def publish(self, target):
         """Make `target [dim]`, or what of it goes into a sparse broadcast, the next version."""
         self.version += 1
-        self.ways, self.exact_ways = {}, {}
+        self._new_version()
         if self.mode in ("dense", "individual"):
             self.model = target
             return
@@ -53,13 +62,26 @@ class Downlink:
             message = self._largest(target - before, "all")
         else:
             message = self._exact(target[: self.n] != before[: self.n], target)
-        size, message = payload.carry(message, self.real)
-        self.model = receive(before, message, adds=sparse)
+        size, data = self._written(message)
+        self.model = receive(before, self._read(data) if self.real else message, adds=sparse)
         self.changed_at.masked_fill_(self.model[: self.n] != before[: self.n], self.version)
-        self.broadcasts.append((size, message if self.real else None))
+        self.sizes.append(size)
+        if self.real:
+            self.messages[self.version] = data
+        self._drop_broadcasts()
+
+    def _drop_broadcasts(self):
+        """Forget the broadcasts that nobody will be sent any more.
+
+        These are those that all clients have, and those which, with all that followed, take more bytes than the whole
+        model: a client that lacks them gets this, or what changed.
+        """
         oldest = min((version for version in self.seen if version is not None), default=self.version)
-        for version in range(oldest + 1):  # nobody needs these any more
-            self.broadcasts[version] = (self.broadcasts[version][0], None)
+        del self.sizes[: max(0, len(self.sizes) - (self.version - oldest))]
+        while sum(self.sizes) > payload.dense_bytes(len(self.model)):
+            del self.sizes[0]
+        first = self.version - len(self.sizes) + 1
+        self.messages = {version: data for version, data in self.messages.items() if version >= first}
 
     def fetch(self, number):
         """Bring client `number` up to date; return the bytes that it downloads, and the model [dim] it then holds."""
@@ -68,15 +90,23 @@ class Downlink:
             return self._bring_nearer(number, since)
         if since not in self.ways:
             self.ways[since] = self._way(since)
-        size, messages, adds = self.ways[since]
         if self.real:
-            copy = self.copies.get(number, torch.full_like(self.model, torch.nan))
-            for message in messages:
-                copy = receive(copy, message, adds)
+            self._update_copy(number, since)
+        return self.ways[since][0], self.model
+
+    def _update_copy(self, number, since):
+        """Make the client's copy anew of the bytes that it gets. Raises AssertionError if it is not `model` then."""
+        before = self.copies.get(number)
+        if since not in self.updated or self.updated[since] is not before:  # else another had and got the very same
+            _, messages, adds = self.ways[since]
+            copy = torch.full_like(self.model, torch.nan) if before is None else before
+            for data in messages:
+                copy = receive(copy, self._read(data), adds)
             if not torch.equal(copy, self.model):
                 raise AssertionError(f"client {number} does not hold the server's model")
-            self.copies[number] = copy
-        return size, self.model
+            self.updated[since] = before
+            self.latest = copy if self.latest is None else self.latest
+        self.copies[number] = self.latest
 
     def _bring_nearer(self, number, since):
         """Do what `fetch` does, in mode "individual"."""
@@ -92,30 +122,36 @@ class Downlink:
 
     def state(self):
         """Return {name: tensors and plain values}: all that is to be known of the rounds published so far."""
-        messages = {version: message for version, (_, message) in enumerate(self.broadcasts) if message is not None}
         return {
             "model": self.model,
             "version": self.version,
             "seen": list(self.seen),
             "changed_at": self.changed_at,
-            "sizes": [size for size, _ in self.broadcasts],
-            "messages": {
-                v: torch.frombuffer(bytearray(payload.encode(m)), dtype=torch.uint8) for v, m in messages.items()
-            },
+            "sizes": list(self.sizes),
+            "messages": {v: torch.frombuffer(bytearray(data), dtype=torch.uint8) for v, data in self.messages.items()},
             "copies": dict(self.copies),
         }
 
     def load(self, state):
         """Take back what `state()` returned. Raises payload.PayloadError, and takes nothing, if a message is none."""
-        n_buffers, device = len(self.model) - self.n, self.model.device
-        messages = {
-            version: payload.decode(data.cpu().numpy().tobytes(), self.n, n_buffers, device)
-            for version, data in state["messages"].items()
-        }
+        messages = {version: data.cpu().numpy().tobytes() for version, data in state["messages"].items()}
+        for data in messages.values():
+            self._read(data)
         self.model, self.version, self.changed_at = state["model"], state["version"], state["changed_at"]
         self.seen, self.copies = list(state["seen"]), dict(state["copies"])
-        self.broadcasts = [(size, messages.get(version)) for version, size in enumerate(state["sizes"])]
-        self.ways, self.exact_ways = {}, {}
+        self.sizes = list(state["sizes"])
+        self.messages = messages
+        self._new_version()
+
+    def _written(self, message):
+        """Return the bytes of a Message, and, if `real`, the Message as bytes."""
+        if not self.real:
+            return payload.payload_bytes(message), None
+        data = payload.encode(message)
+        return len(data), data
+
+    def _read(self, data):
+        return payload.decode(data, self.n, len(self.model) - self.n, self.model.device)
 
     def _way(self, since):
         """Return (bytes, messages, whether they add) of the cheapest way to this version from `since`, None if new."""
@@ -126,19 +162,21 @@ class Downlink:
         changed = self.changed_at > since
         n_changed = int(changed.sum())  # of two sets of weights changed since some version one holds the other
         if n_changed not in self.exact_ways:
-            self.exact_ways[n_changed] = payload.carry(self._exact(changed, self.model), self.real)
-        size, message = self.exact_ways[n_changed]
-        missed = sum(size for size, _ in self.broadcasts[since + 1 :])
+            self.exact_ways[n_changed] = self._written(self._exact(changed, self.model))
+        size, data = self.exact_ways[n_changed]
+        n_missed = self.version - since
+        missed = sum(self.sizes[-n_missed:]) if n_missed <= len(self.sizes) else math.inf
         if min(missed, size) > payload.dense_bytes(len(self.model)):
             return self._whole()
         if missed < size:
-            return missed, [message for _, message in self.broadcasts[since + 1 :]], self.mode == "sparse"
-        return size, [message], False
+            missing = range(since + 1, self.version + 1)
+            return missed, [self.messages[v] for v in missing] if self.real else [], self.mode == "sparse"
+        return size, [data], False
 
     def _whole(self):
         """Return the way on which the whole model is sent."""
-        size, message = payload.carry(payload.pack(Update(self.model), self.n, 32), self.real)
-        return size, [message], False
+        size, data = self._written(payload.pack(Update(self.model), self.n, 32))
+        return size, [data], False
 
     def _exact(self, changed, model):
         """Return the Message of the new values of the weights `changed`, bool [n_trainable], and of all buffers."""

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 import data
 
 PIXELS = 2**21  # of a batch on a GPU: 2,048 images of 32x32, at which a ResNet-50 takes some 8 GB
+THREAD_PIXELS = 2**16  # of one for each thread of a CPU: what a layer makes of more does not stay in its cache
 
 
 def batch_size(images):
     """Return how many of data.Images are evaluated at a time."""
+    size = math.prod(images.images.shape[-2:])
     if images.labels.device.type == "cpu":
-        return 512  # more do not stay in the cache
-    return max(1, PIXELS // math.prod(images.images.shape[-2:]))
+        return min(512, max(1, THREAD_PIXELS * torch.get_num_threads() // size))
+    return max(1, PIXELS // size)
 
 
 def served(exp):
@@ -35,16 +37,18 @@ def common(exp):
 
 
 @torch.no_grad()
-def predict(exp, vector, images):
-    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images."""
-    exp.model.load(vector)
-    exp.model.module.eval()
-    logits = []
-    size = batch_size(images)
-    for begin in range(0, len(images), size):
-        x = exp.splits.normalise(images.images[begin : begin + size])
+def predict(exp, vector, images, places=None, model=None):
+    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images.
+
+    places, int64 [N]: of those among the images that are wanted; all if not given. model: the FlatModel to do it with.
+    """
+    model, size = model or exp.model, batch_size(images)
+    model.load(vector)
+    model.module.eval()
+    pixels, logits = images.images, []
+    for batch in pixels.split(size) if places is None else (pixels[chosen] for chosen in places.split(size)):
         with torch.autocast(exp.device.type, torch.bfloat16, enabled=exp.args.precision == "bf16"):
-            logits.append(exp.model.module(x))
+            logits.append(model.module(exp.splits.normalise(batch)))
     return torch.cat(logits).float()
 
 

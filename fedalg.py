@@ -27,21 +27,22 @@ import capacity
 import data
 import evaluation
 import models
+import outputs
 import partitions
 import personal
+import personalise
 import records
 import results
 import rounds
 import startup
 import utils
-from agg_utils import ALGORITHMS, LaSFL
+from agg_utils import ALGORITHMS
 from attacks import Attack
 from checkpoints import Checkpoints, Interrupted, Keeper, resume
 from downlink import Downlink
 from local_methods import LOCAL_METHODS
 from local_training import LocalSettings, Trainer
 from options import OPTIONS
-from outputs import ELSEWHERE, Elsewhere, alone, check_last_step, check_links, check_outputs
 from progress import Progress
 from ranks import Ranks, lead, serve
 from startup import NOT_FINISHED
@@ -199,6 +200,24 @@ def build_module(args, splits, device="cpu"):
     return module
 
 
+def make_algorithm(args, layout):
+    """Return the algorithm of the settings `args`."""
+    cls = ALGORITHMS[args.algorithm]
+    return cls(layout, **{name: getattr(args, name) for name in cls.options})
+
+
+def prepare_judge(given):
+    """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
+    args, _ = personal.load(given.evaluate_clients)
+    args.pretrained = False  # the shared model comes from the folder
+    machine = [option.name for option in OPTIONS["machine"]]
+    vars(args).update({name: getattr(given, name) for name in ("data_root", "quiet", *machine)})
+    device = pick_device(args.device, args.deterministic)
+    return assemble(
+        args, data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift), [], device
+    )
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The round loop
 
@@ -225,117 +244,35 @@ def run_rounds(exp, write, keeper=None):
 # What a run leaves behind
 
 
-def make_algorithm(args, layout, **changes):
-    """Return the algorithm of the settings `args`, `changes` among its options made."""
-    cls = ALGORITHMS[args.algorithm]
-    return cls(layout, **{name: changes.get(name, getattr(args, name)) for name in cls.options})
-
-
-def part_chooser(args, layout):
-    """Return the algorithm that chooses what of a client's change goes into its part: one that holds nothing back."""
-    if args.part_sparsity is None:
-        return make_algorithm(args, layout, residual="none")
-    if "sparsity" in ALGORITHMS[args.algorithm].options:
-        return make_algorithm(args, layout, residual="none", sparsity=args.part_sparsity)
-    return LaSFL(layout, sparsity=args.part_sparsity, mask_scope="global")
-
-
-def save_clients(exp, keeper=None):
-    """Write every client's personal part to --save_clients; return what personal.summary says of them.
-
-    Raises FloatingPointError if a client diverges, and Interrupted if the Keeper heard a signal.
-    """
-    args, test = exp.args, exp.splits.test
-    histograms = partitions.histograms(exp.splits.train.labels.cpu(), exp.parts, exp.splits.n_classes).tolist()
-
-    def next_client(number):
-        if keeper:
-            keeper.heed(exp)
-        return exp.trainer.client(number, args.n_epochs + 1)
-
-    personal.save(
-        args.save_clients,
-        evaluation.served(exp),
-        map(next_client, range(args.n_clients)),
-        part_chooser(args, exp.model.layout),
-        args.part_bits or args.value_bits,
-        histograms,
-        utils.settings_of(args),
-        test.labels.cpu(),
-        lambda vector: evaluation.predict(exp, vector, test).argmax(1).cpu(),
-    )
-    return judge_clients(exp, args.save_clients)
-
-
-def prepare_judge(given):
-    """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
-    args, _ = personal.load(given.evaluate_clients)
-    args.pretrained = False  # the shared model comes from the folder
-    vars(args).update({option.name: getattr(given, option.name) for option in OPTIONS["machine"]})
-    device = pick_device(given.device, given.deterministic)
-    return assemble(
-        args, data.load_dataset(args.dataset, given.data_root, args.seed, args.image_size, args.shift), [], device
-    )
-
-
-def judge_clients(exp, folder):
-    """Evaluate what --save_clients left in `folder`: its accuracy.csv and figure; return what personal.summary says."""
-    _, entries = personal.load(folder)
-    test = exp.splits.test
-    rows = personal.evaluate(
-        folder,
-        entries,
-        exp.model.layout,
-        test.labels.cpu(),
-        exp.splits.n_classes,
-        lambda vector: evaluation.predict(exp, vector, test).argmax(1).cpu(),
-        exp.device,
-    )
-    records.write_atomic(Path(folder) / "accuracy.csv", records.csv_text(personal.COLUMNS, rows))
-    import plotting
-
-    plotting.plot_clients(rows, Path(folder) / "accuracy")
-    found = personal.summary(rows, exp.model.layout.dim)
-    print(
-        f"{folder}: {len(rows)} clients on their own mix of labels: shared model {found['shared_accuracy']:.4f}, with "
-        f"their parts {found['personal_accuracy']:.4f}, full copies {found['full_accuracy']:.4f}; "
-        f"{found['client_bytes'] / 1e6:.3f} MB of parts, {found['times_smaller']:.1f} times less than full copies "
-        f"({found['times_smaller_with_shared']:.1f} with the shared model); {Path(folder) / 'accuracy'}.csv and .png"
-    )
-    return found
-
-
 def main(args, ranks=None):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
     if args.evaluate_clients:
         personal.check_links(args.evaluate_clients)
-        return judge_clients(prepare_judge(args), args.evaluate_clients)
+        return personalise.judge_clients(prepare_judge(args), args.evaluate_clients)
     name, metrics = utils.run_name(args), Path(args.metrics_dir)
     kept = Checkpoints(args.checkpoint_dir, name)
-    check_links(args, name, kept)
+    outputs.check_links(args, name, kept)
     finished = f"{name}: already finished, see {metrics / name}_metrics.csv (run again with --overwrite)"
     fresh = args.fresh and not int(os.environ.get("SLURM_RESTART_COUNT", 0))  # once, not whenever a job is requeued
 
     def goes_on():
         return kept.exist() and not fresh
 
-    if not goes_on():
-        if results.already_finished(args, name):
-            return print(finished)
-        check_outputs(args)
+    if not goes_on() and results.already_finished(args, name):
+        return print(finished)
     records.read_results(args.results_file)  # so that a bad one is found before the work, not after
     keeper = Keeper(kept, args.checkpoint_every)
-    with keeper.listening():
+    with outputs.held(args, name, anew=not goes_on()), keeper.listening():
         exp = prepare(args, ranks)
-        with alone(metrics / f".{name}.lock", kept.lock):
+        with outputs.alone(metrics / f".{name}.lock", kept.lock):
             if not goes_on() and results.already_finished(args, name):  # by another process, meanwhile
                 return print(finished)
             if fresh:
                 kept.remove()
             settings = resume(exp, kept)
             if settings is not None:
-                check_outputs(args, settings)
-            check_last_step(args, name)
+                outputs.check(args, name, settings, trained=len(exp.rows) == args.n_epochs)
+            outputs.check_last_step(args, name)
             if settings is not None:
                 print(f"{name}: goes on after round {len(exp.rows)} of {args.n_epochs}", file=sys.stderr)
             for path in (kept.newest, metrics / f"{name}.json", metrics / f"{name}_metrics.csv"):
@@ -367,7 +304,7 @@ def run(exp, metrics, keeper):
     figures = draw(args, name)
     if args.save_clients:
         try:
-            final |= save_clients(exp, keeper)
+            final |= personalise.save_clients(exp, keeper)
         except FloatingPointError:  # a client that diverges as it trains once more is no fault of the run
             leave_results(exp, metrics, final)
             keeper.checkpoints.remove()
@@ -414,7 +351,7 @@ def program(args):
             status = 0
     except InputError as error:
         print(f"{here}: error: {error}", file=sys.stderr)
-        status = ELSEWHERE if isinstance(error, Elsewhere) else 2
+        status = outputs.ELSEWHERE if isinstance(error, records.Elsewhere) else 2
     except (FloatingPointError, OSError) as error:
         print(f"{here}: stopped: {error}", file=sys.stderr)
         status = 1

@@ -3,8 +3,15 @@
 `--save_clients DIR` leaves a payload file of the shared model, one of each client's part, and clients.json;
 `--evaluate_clients DIR` needs nothing else but the test set. A client's accuracy is that on its own mix of labels: the
 accuracy on each class of the test set, weighted by how many training samples of the class the client holds.
+
+While clients are being saved there is clients.jsonl in place of clients.json: a line that says of which run and which
+shared model they are, then a line for each part that is there, with its SHA-256, so that a run that was ended goes on
+with the next client.
 """
 
+import contextlib
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -14,26 +21,22 @@ import payload
 import records
 import utils
 from agg_utils import Update
-from utils import InputError, generator
+from utils import InputError
 
-FORMAT = "fedalg-clients-1"
-INDEX, SHARED = "clients.json", "shared.payload"
+FORMAT, UNDER_WAY = "fedalg-clients-1", "fedalg-clients-under-way-1"
+INDEX, PROGRESS, SHARED, LOCK = "clients.json", "clients.jsonl", "shared.payload", ".lock"
 COLUMNS = ["client", "samples", "bytes", "shared_accuracy", "personal_accuracy", "full_accuracy"]
+LONGEST = 2**20  # characters of a line of clients.jsonl
+PART_OPTIONS = ("part_sparsity", "part_bits")  # settings that change parts, and nothing else of a run
 
 
 def part_file(folder, number):
     return Path(folder) / f"client_{number:04d}.payload"
 
 
-def check_folder(folder):
-    """Raise InputError if --save_clients would write over something."""
-    if Path(folder).is_dir() and any(Path(folder).iterdir()):
-        raise InputError(f"--save_clients {folder}: is not empty; another folder, or --overwrite")
-
-
 def check_links(folder):
     """Raise InputError if a file that is written into `folder` is there as a link, or as no file."""
-    written = (INDEX, SHARED, "client_*.payload", "accuracy.*")
+    written = (INDEX, PROGRESS, SHARED, LOCK, "client_*.payload", "accuracy.*")
     found = Path(folder).iterdir() if Path(folder).is_dir() else ()
     files.check_writable(*(path for path in found if any(map(path.match, written))))
 
@@ -47,30 +50,129 @@ def own_accuracy(predictions, labels, histogram):
     return float((weights * hits / totals.clamp(min=1)).sum() / weights.sum().clamp(min=1))
 
 
-def save(folder, shared, clients, algorithm, bits, histograms, settings, labels, predict):
-    """Let each of the local_training.Clients train once more from `shared [dim]`; write what it would send as its part.
+# --------------------------------------------------------------------------------------------------------------------
+# Whose a folder is
 
-    algorithm: one that holds nothing back for later. bits: of a value in a part. settings: those of the run, for
-    clients.json. predict(vector [dim]) returns predictions int64 [n_test] of the test set with `labels`: here, what a
-    full copy would be worth.
+
+def check_folder(folder, run=None):
+    """Raise InputError if --save_clients would write over something; run: the name of one that goes on, if it does."""
+    folder = Path(folder)
+    if not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
+        return
+    if run is None or run not in (_index(folder).get("run"), _progress(folder)[0].get("run")):
+        raise InputError(f"--save_clients {folder}: is not empty; another folder, or --overwrite")
+
+
+def check_finished(folder, args, run):
+    """Raise InputError if the parts in `folder` are not of the finished run of this name, with the settings `args`."""
+    path = Path(folder) / INDEX
+    index = _index(folder)
+    settings = index.get("settings")
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: is not of --save_clients")
+    differs = utils.differing_settings(args, settings)
+    differs += [name for name in PART_OPTIONS if settings.get(name, getattr(args, name)) != getattr(args, name)]
+    for name in differs:
+        raise InputError(
+            f"{run} is finished, but {path} is of a run with {name} = {settings.get(name)}, not {getattr(args, name)}: "
+            "name its own folder, or --overwrite"
+        )
+    if index.get("run", run) != run:
+        raise InputError(f"{run} is finished, but {path} is of {index['run']}: name its own folder, or --overwrite")
+
+
+def _index(folder):
+    """Return what clients.json holds, {} if there is none."""
+    return records.read_json(Path(folder) / INDEX) or {}
+
+
+def _progress(folder):
+    """Return (what the first line of clients.jsonl says, the lines of clients) as far as they are whole."""
+    path = Path(folder) / PROGRESS
+    lines = list(_json_lines(path)) if path.is_file() else []
+    return (lines[0], lines[1:]) if lines else ({}, [])
+
+
+def _json_lines(path):
+    """Yield the objects that the lines hold, up to the first that holds none: a kill may have torn the last."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in iter(lambda: file.readline(LONGEST), ""):
+            value = None
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(line)
+            if not isinstance(value, dict):
+                return
+            yield value
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Saving, client by client
+
+
+def begin(folder, origin, shared, n_trainable, n_clients):
+    """Make `folder` ready for the parts to the model `shared [dim]`; return {client: entry} of those that are there.
+
+    origin: {name: plain value}, all that the parts hang on. A part stays if it was made of the same, and its file is
+    as it was written; anything else that is in the way goes.
     """
-    folder, n = Path(folder), algorithm.layout.n_trainable
-    for earlier in folder.glob("client_*.payload"):  # --overwrite
-        earlier.unlink()
+    folder, data = Path(folder), payload.encode(payload.pack(Update(shared), n_trainable, 32))
+    header = origin | {"shared": hashlib.sha256(data).hexdigest()}
+    kept = {number: entry for number, entry in _left_by(folder, header, n_clients) if _is_whole(folder, entry)}
+    lines = [{"format": UNDER_WAY} | header, *kept.values()]
+    records.write_atomic(folder / PROGRESS, "".join(map(_line, lines)))  # before anything of them is touched
     (folder / INDEX).unlink(missing_ok=True)
-    records.write_atomic(folder / SHARED, payload.encode(payload.pack(Update(shared), n, 32)))
-    entries = []
-    for client, histogram in zip(clients, histograms, strict=True):
-        client.row = torch.empty_like(shared)
-        update = algorithm.local_update(shared, client)
-        if not (client.loss + client.row.sum()).isfinite():
-            raise FloatingPointError(f"--save_clients: client {client.number} diverges as it trains once more")
-        rng = generator(settings["seed"], "personal", client.number)
-        message = payload.pack(update, n, bits, rng, client.round, client.number)
-        records.write_atomic(part_file(folder, client.number), payload.encode(message))
-        predictions = predict(shared + client.row)  # the row holds the change before the algorithm chose of it
-        entries.append({"histogram": histogram, "full_accuracy": own_accuracy(predictions, labels, histogram)})
-    records.write_json(folder / INDEX, {"format": FORMAT, "settings": settings, "clients": entries})
+    own = {part_file(folder, number) for number in kept}
+    for earlier in [*folder.glob("client_*.payload"), *folder.glob(".*.payload.*.tmp")]:
+        if earlier not in own:
+            earlier.unlink()
+    records.write_atomic(folder / SHARED, data)
+    return kept
+
+
+def add(folder, number, data, entry):
+    """Write the part of client `number`, bytes, and what is known of it; return the entry {name: plain value}."""
+    records.write_atomic(part_file(folder, number), data)
+    entry = {"client": number, "sha256": hashlib.sha256(data).hexdigest()} | entry
+    with open(Path(folder) / PROGRESS, "a", encoding="utf-8") as file:
+        file.write(_line(entry))
+    return entry
+
+
+def finish(folder, settings, entries):
+    """Write clients.json, with which the folder is whole: the run's settings and the entry of each client."""
+    folder = Path(folder)
+    header, _ = _progress(folder)
+    records.write_json(folder / INDEX, header | {"format": FORMAT, "settings": settings, "clients": entries})
+    (folder / PROGRESS).unlink()
+
+
+def _line(value):
+    return json.dumps(value, allow_nan=False) + "\n"
+
+
+def _left_by(folder, header, n_clients):
+    """Return [(client, entry)] of what an earlier process of the same run left."""
+    found, entries = _progress(folder)
+    if not found:
+        found = _index(folder)
+        entries = found.get("clients")
+    if any(found.get(name) != value for name, value in header.items()) or not isinstance(entries, list):
+        return []
+    numbered = [(entry.get("client"), entry) for entry in entries if _is_entry(entry)]
+    return [(n, entry) for n, entry in numbered if type(n) is int and 0 <= n < n_clients]
+
+
+def _is_whole(folder, entry):
+    """Tell whether the client's part is as it was written, and its accuracies are known."""
+    try:
+        data = part_file(folder, entry["client"]).read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(data).hexdigest() == entry.get("sha256") and _is_accuracy(entry.get("personal_accuracy"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def load(folder):
@@ -88,36 +190,43 @@ def load(folder):
 
 
 def _is_entry(entry):
-    """Tell whether it is what `save` writes of a client."""
+    """Tell whether it is what `finish` writes of a client."""
     histogram = entry.get("histogram") if isinstance(entry, dict) else None
-    accuracy = entry.get("full_accuracy") if isinstance(entry, dict) else None
     counts = isinstance(histogram, list) and all(type(count) is int and 0 <= count < 2**53 for count in histogram)
-    return counts and sum(histogram) > 0 and type(accuracy) in (int, float) and 0 <= accuracy <= 1
+    return counts and sum(histogram) > 0 and _is_accuracy(entry.get("full_accuracy"))
 
 
-def evaluate(folder, entries, layout, labels, n_classes, predict, device="cpu"):
-    """Return a row {column: value} of COLUMNS for each client whose part lies in `folder`."""
-    shared = _read(Path(folder) / SHARED, layout, device).unpack(torch.empty(layout.dim, device=device))
-    common, rows = predict(shared), []
-    for number, entry in enumerate(entries):
-        path, histogram = part_file(folder, number), entry["histogram"]
-        if len(histogram) != n_classes:
-            raise InputError(f"{path.with_name(INDEX)}: was made for another dataset")
-        message = _read(path, layout, device)
-        if message.client != number:
-            raise InputError(f"{path}: is the part of client {message.client}")
-        part = message.unpack(torch.empty_like(shared))
-        rows.append(
-            {
-                "client": number,
-                "samples": sum(histogram),
-                "bytes": path.stat().st_size,
-                "shared_accuracy": own_accuracy(common, labels, histogram),
-                "personal_accuracy": own_accuracy(predict(shared + part), labels, histogram),
-                "full_accuracy": entry["full_accuracy"],
-            }
-        )
-    return rows
+def _is_accuracy(value):
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def shared_model(folder, layout, device="cpu"):
+    """Return the shared model [dim] in `folder`."""
+    return _read(Path(folder) / SHARED, layout, device).unpack(torch.empty(layout.dim, device=device))
+
+
+def part_of(folder, number, layout, device="cpu"):
+    """Return the part [dim] of client `number` in `folder`."""
+    path = part_file(folder, number)
+    message = _read(path, layout, device)
+    if message.client != number:
+        raise InputError(f"{path}: is the part of client {message.client}")
+    return message.unpack(torch.empty(layout.dim, device=device))
+
+
+def rows_of(folder, entries, shared_accuracies):
+    """Return a row {column: value} of COLUMNS for each client, of its entry and the accuracy of the shared model."""
+    return [
+        {
+            "client": number,
+            "samples": sum(entry["histogram"]),
+            "bytes": part_file(folder, number).stat().st_size,
+            "shared_accuracy": shared,
+            "personal_accuracy": entry["personal_accuracy"],
+            "full_accuracy": entry["full_accuracy"],
+        }
+        for number, (entry, shared) in enumerate(zip(entries, shared_accuracies, strict=True))
+    ]
 
 
 def _read(path, layout, device):
@@ -132,7 +241,7 @@ def _read(path, layout, device):
 
 
 def summary(rows, dim):
-    """Return {name: figure} of evaluate()'s rows: mean accuracies, bytes, and how much smaller than full copies."""
+    """Return {name: figure} of the rows of `rows_of`: mean accuracies, bytes, and how much smaller than full copies."""
     copies, parts = len(rows) * payload.dense_bytes(dim), sum(row["bytes"] for row in rows)
     means = {name: sum(row[name] for row in rows) / len(rows) for name in COLUMNS[3:]}
     return means | {

@@ -106,6 +106,8 @@ def already_finished(args, name):
     for file in (args.partition_file, args.save_weights, parts):
         if file and not Path(file).exists():
             raise InputError(f"{name} is finished, but {file} is not there: name the file it wrote, or --overwrite")
+    if args.save_clients:
+        personal.check_finished(args.save_clients, args, name)
     if args.partition_file and partitions.partition_file_hash(args.partition_file) != split:
         raise InputError(
             f"{path} was run on another split than {args.partition_file} holds now: rename it, or --overwrite"

@@ -45,7 +45,7 @@ def plot_partition(histograms, path, title):
 
 
 def plot_clients(rows, path):
-    """Draw each client's accuracy with the shared model, its part and a full copy; rows are personal.evaluate's."""
+    """Draw each client's accuracy with the shared model, its part and a full copy; rows are personal.rows_of's."""
     figure, axes = plt.subplots(figsize=(6, 3.5))
     rows = sorted(rows, key=lambda row: row["shared_accuracy"])
     kinds = {"shared_accuracy": "shared model", "full_accuracy": "full copy", "personal_accuracy": "shared + part"}

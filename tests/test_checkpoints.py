@@ -24,6 +24,7 @@ import checkpoints
 import evaluation
 import experiments
 import fedalg
+import personalise
 import provenance
 import rounds
 import utils
@@ -580,7 +581,7 @@ def test_a_signal_ends_a_run_that_saves_its_clients(experiment, tmp_path):
     keeper = Keeper(kept)
     keeper.asked = signal.SIGUSR1
     with pytest.raises(checkpoints.Interrupted, match="after round 2; the same"):
-        fedalg.save_clients(exp, keeper)
+        personalise.save_clients(exp, keeper)
 
 
 @pytest.mark.parametrize(("name", "value"), [("wire", "real"), ("metrics_dir", "elsewhere")])

@@ -119,7 +119,7 @@ def test_the_weights_changed_are_cheaper_than_many_broadcasts():
     for _ in range(5):
         down.publish(down.model + change)
     assert down.fetch(0)[0] == message_bytes(change[:N] > 0, down.model)
-    assert sum(size for size, _ in down.broadcasts) > 2 * payload.dense_bytes(LAYOUT.dim)
+    assert 4 * payload.dense_bytes(LAYOUT.dim) < 10 * down.sizes[-1]
 
 
 @pytest.mark.parametrize("mode", ["sparse", "individual"])
@@ -154,7 +154,71 @@ def test_real_messages_are_kept_only_while_somebody_needs_them():
         if version == 3:
             down.fetch(1)
         down.publish(down.model + change)
-    assert [message is not None for _, message in down.broadcasts] == [False] * 4 + [True] * 3
+    assert list(down.messages) == [4, 5, 6]
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("delta", 32), ("sparse", 32), ("sparse", 1)])
+def test_a_client_that_never_comes_costs_no_memory(mode, bits):
+    """It holds version 0, so that all broadcasts since then are ones that it lacks."""
+    down = Downlink(start(), LAYOUT, CLIENTS, mode, bits=bits, keep=0.02, shared_init=True, real=True)
+    most = 0
+    for clients, change in rounds(12, 120):
+        for number in set(clients) - {8}:
+            down.fetch(number)
+        down.publish(down.model + change)
+        state = down.state()
+        kept = sum(len(data) for data in state["messages"].values())
+        most = max(most, len(down.messages))
+        assert kept == sum(down.sizes) <= payload.dense_bytes(LAYOUT.dim)
+        assert len(state["sizes"]) == len(state["messages"]) == len(down.sizes)
+    assert 1 < most < 120
+    assert down.fetch(8)[0] <= payload.dense_bytes(LAYOUT.dim)
+    assert torch.equal(down.copies[8], down.model)
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize(("mode", "bits"), [("delta", 32), ("sparse", 32), ("sparse", 8), ("sparse", 1)])
+def test_what_is_forgotten_would_never_have_been_sent(mode, bits, real):
+    """Against the sizes of all broadcasts ever, for clients that come every third, 20th and 120th round."""
+    down = Downlink(start(), LAYOUT, 3, mode, bits=bits, keep=0.02, shared_init=True, real=real)
+    sizes, changed_at, seen, ways = [], torch.zeros(N), [0, 0, 0], set()
+    whole = payload.dense_bytes(LAYOUT.dim)
+    for version, (_, change) in enumerate(rounds(13, 121)):
+        for number, every in enumerate((3, 20, 120)):
+            if version and version % every == 0:
+                exact = message_bytes(changed_at > seen[number], down.model)
+                by_way = {"missed": sum(sizes[seen[number] :]), "exact": exact, "whole": whole}
+                size, _ = down.fetch(number)
+                assert size == min(by_way.values())
+                ways.add(min(by_way, key=by_way.get))
+                seen[number] = version
+        before = down.model
+        down.publish(before + change)
+        sizes.append(down.sizes[-1])
+        changed_at[(down.model != before)[:N]] = version + 1
+    assert ways >= ({"exact"} if bits == 32 else {"missed", "exact"})
+
+
+def test_copies_that_are_the_same_lie_in_memory_once():
+    down = Downlink(start(), LAYOUT, CLIENTS, shared_init=True, real=True)
+    for clients, change in rounds(14, 10):
+        for number in clients:
+            down.fetch(number)
+        down.publish(down.model + change)
+        assert len({copy.data_ptr() for copy in down.copies.values()}) == len(set(down.seen))
+        assert all(copy is not down.model for copy in down.copies.values())
+
+
+def test_it_goes_on_from_its_state_with_the_same_bytes():
+    one, other = (Downlink(start(), LAYOUT, CLIENTS, "sparse", bits=1, keep=0.02, real=True) for _ in range(2))
+    for version, (clients, change) in enumerate(rounds(15, 40)):
+        if version % 7 == 0:
+            other = Downlink(start(), LAYOUT, CLIENTS, "sparse", bits=1, keep=0.02, real=True)
+            other.load(one.state())
+        assert [one.fetch(number)[0] for number in clients] == [other.fetch(number)[0] for number in clients]
+        one.publish(one.model + change)
+        other.publish(other.model + change)
+        assert torch.equal(one.model, other.model)
 
 
 def test_dense_is_the_whole_model_every_time():
@@ -173,7 +237,7 @@ def test_sparse_charges_for_the_broadcasts_missed_and_never_for_more_than_what_c
         changed = (down.model != before)[:N]
         last_changed[changed] = len(sizes) + 1
         assert 0 < changed.sum() <= round(0.02 * N)
-        sizes.append(down.broadcasts[-1][0])
+        sizes.append(down.sizes[-1])
         if len(sizes) == 4:
             assert down.fetch(0)[0] == sum(sizes)
     exact = message_bytes(last_changed > 0, down.model)

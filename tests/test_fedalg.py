@@ -749,3 +749,10 @@ def test_what_is_predicted_does_not_hang_on_how_many_images_are_taken_at_a_time(
 def test_a_gpu_evaluates_as_many_pixels_at_a_time_whatever_their_images(side, n):
     images = data.Images(torch.empty(9, 3, side, side, device="meta"), torch.empty(9, device="meta"))
     assert evaluation.batch_size(images) == n
+
+
+@pytest.mark.parametrize(("side", "threads", "n"), [(8, 1, 512), (32, 1, 64), (32, 2, 128), (32, 64, 512), (512, 1, 1)])
+def test_a_cpu_evaluates_as_many_pixels_at_a_time_for_each_thread(side, threads, n, monkeypatch):
+    images = data.Images(torch.empty(1, 3, side, side), torch.empty(1))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert evaluation.batch_size(images) == n

@@ -1,14 +1,25 @@
 """Personal models: by hand, as a user saves and evaluates them, and from files that are damaged or made up."""
 
+import contextlib
 import json
+import signal
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
+from conftest import QUICK
 
+import checkpoints
+import data
+import evaluation
 import fedalg
+import outputs
 import payload
 import personal
+import personalise
+import records
+import results
 import rounds
 import utils
 from utils import InputError
@@ -131,45 +142,339 @@ def test_a_part_that_keeps_everything_is_the_full_copy(program, tmp_path):
     assert "1.0 times less" in done.stdout
 
 
-def test_what_clients_held_back_while_training_is_no_part_of_their_own(experiment, monkeypatch):
+def test_what_clients_held_back_while_training_is_no_part_of_their_own(experiment):
     exp = experiment(algorithm="las", residual="client", sparsity=0.05, save_clients="unused")
     rounds.train_round(exp, 1)
-    asked = {}
-    monkeypatch.setattr(personal, "save", lambda *arguments: asked.update(algorithm=arguments[3]))
-    monkeypatch.setattr(fedalg, "judge_clients", lambda *arguments: {})
-    fedalg.save_clients(exp)
+    chooser = personalise.part_chooser(exp.algorithm, exp.args)
     assert exp.algorithm.memory.left
-    assert asked["algorithm"].memory is None
-    assert asked["algorithm"].sparsity == 0.05
+    assert chooser.memory is None
+    assert chooser.sparsity == 0.05
 
 
-def test_a_full_copy_is_all_that_the_client_trained(tmp_path):
-    """Not only what it sends: with a client that learns (1, 2) and sends the 2."""
-    from types import SimpleNamespace
+def test_the_share_in_a_part_changes_nothing_in_how_clients_train(experiment):
+    """Nor what full copies are worth."""
+    exp = experiment(algorithm="fedprox", prox_momentum=0.5)
+    exp.args.part_sparsity = 0.1
+    chooser = personalise.part_chooser(exp.algorithm, exp.args)
+    assert (chooser.sparsity, chooser.pull) == (0.1, exp.algorithm.pull)
 
-    judged = []
 
-    class Client:
-        number, round, loss = 0, 4, torch.tensor(0.5)
+def trained(exp, number, start):
+    """The model [dim] that the client makes of `start` after the last round."""
+    return exp.trainer.client(number, exp.args.n_epochs + 1).train(start, exp.algorithm.pull).clone()
 
-    def local_update(start, client):
-        client.row.copy_(torch.tensor([1.0, 2.0]))
-        return personal.Update(torch.tensor([0.0, 2.0]), torch.tensor([False, True]))
 
-    algorithm = SimpleNamespace(layout=SimpleNamespace(n_trainable=2, dim=2), local_update=local_update)
-    settings, labels = {"seed": 0, "value_bits": 32}, torch.tensor([0, 1])
+def made(exp, number=0):
+    """What personalise.make_part makes of a client: (the part [dim], {accuracy: figure})."""
+    chooser, shared = personalise.part_chooser(exp.algorithm, exp.args), evaluation.served(exp)
+    histogram = personalise.histograms_of(exp)[number]
+    judge, n = personalise.Judge(exp), exp.model.layout.n_trainable
+    _, data, accuracies = personalise.make_part(exp, judge, chooser, shared, number, histogram, exp.trainer)
+    return payload.decode(data, n, len(shared) - n).unpack(torch.empty_like(shared)), accuracies
 
-    def predict(vector):
-        judged.append(vector.tolist())
-        return labels
 
-    personal.save(tmp_path, torch.tensor([10.0, 20.0]), [Client()], algorithm, 32, [[1, 1]], settings, labels, predict)
-    assert judged == [[11, 22]]
-    part = payload.decode((tmp_path / "client_0000.payload").read_bytes(), 2, 0)
-    assert part.unpack(torch.empty(2)).tolist() == [0, 2]
-    Client.loss = torch.tensor(float("nan"))
-    with pytest.raises(FloatingPointError, match="client 0 diverges"):
-        personal.save(tmp_path, torch.zeros(2), [Client()], algorithm, 32, [[1, 1]], settings, labels, predict)
+def on_all_images(exp, vector, number):
+    """The accuracy of `vector [dim]` on the client's mix of labels, from all of the test set."""
+    test = exp.splits.test
+    predictions = evaluation.predict(exp, vector, test).argmax(1)
+    return personal.own_accuracy(predictions, test.labels, personalise.histograms_of(exp)[number])
+
+
+def test_a_full_copy_is_all_that_the_client_trained(experiment):
+    """Not only what it sends: a client's part holds 5 % of that."""
+    exp = experiment(algorithm="las", sparsity=0.05, dirichlet=0.1, n_clients=5, n_client_epochs=3)
+    shared = evaluation.served(exp)
+    for number in range(5):
+        whole = trained(exp, number, shared)
+        part, accuracies = made(exp, number)
+        kept = part != 0
+        assert kept.float().mean() == pytest.approx(0.05, rel=0.02)
+        assert torch.equal(part[kept], (whole - shared)[kept])
+        assert accuracies["full_accuracy"] == on_all_images(exp, whole, number)
+        assert accuracies["personal_accuracy"] == on_all_images(exp, shared + part, number)
+
+
+def test_a_client_that_diverges_is_named(experiment):
+    with pytest.raises(FloatingPointError, match="client 3 diverges as it trains once more"):
+        made(experiment(lr=1e9), 3)
+
+
+@pytest.mark.parametrize("dirichlet", ["iid", 0.1])
+def test_images_of_classes_that_a_client_lacks_are_not_evaluated_and_change_nothing(experiment, monkeypatch, dirichlet):
+    exp, seen = experiment(dirichlet=dirichlet), []
+    rounds.train_round(exp, 1)
+    judge, normalise = personalise.Judge(exp), data.Splits.normalise
+    for number, histogram in enumerate(personalise.histograms_of(exp)):
+        expected = on_all_images(exp, exp.theta, number)
+        with monkeypatch.context() as patch:
+            patch.setattr(data.Splits, "normalise", lambda splits, x: seen.append(len(x)) or normalise(splits, x))
+            assert judge(exp.theta, histogram, exp.model) == expected
+        counts = torch.bincount(exp.splits.test.labels, minlength=10)
+        assert seen.pop() == sum(n for n, held in zip(counts.tolist(), histogram, strict=True) if held)
+
+
+def test_a_client_whose_classes_nobody_tests_is_judged_as_nothing(experiment):
+    exp = experiment()
+    labels = exp.splits.test.labels
+    exp.splits = replace(exp.splits, test=exp.splits.test[labels != 3])
+    assert personalise.Judge(exp)(exp.theta, [0, 0, 0, 5, *[0] * 6], exp.model) == 0
+
+
+@pytest.mark.parametrize("part_sparsity", [None, 0.05])
+def test_a_client_with_norm_layers_of_its_own_starts_from_these_and_keeps_them(experiment, part_sparsity):
+    exp = experiment(algorithm="fedbn", dirichlet=0.3, n_clients=5, participation=0.8, n_epochs=3)
+    exp.args.part_sparsity = part_sparsity
+    for round in (1, 2, 3):
+        rounds.train_round(exp, round)
+    shared, own, n = evaluation.served(exp), exp.algorithm.places, exp.model.layout.n_trainable
+    for number in range(5):
+        start = exp.algorithm.personal(exp.theta, number)
+        whole = trained(exp, number, start)
+        part, accuracies = made(exp, number)
+        model = shared + part
+        if number in exp.algorithm.norms:
+            assert not torch.equal(start, shared)
+            assert torch.allclose(model[own], whole[own], atol=1e-6)
+        assert torch.allclose(model[n:], whole[n:], atol=1e-5)  # statistics of BatchNorm
+        if part_sparsity is None:
+            assert torch.allclose(model, whole, atol=1e-5)
+        else:
+            others = torch.ones(len(model), dtype=torch.bool).index_fill_(0, own, False)
+            assert (part[others] != 0).float().mean() == pytest.approx(0.05, rel=0.05)
+        assert accuracies["full_accuracy"] == on_all_images(exp, whole, number)
+        assert accuracies["personal_accuracy"] == on_all_images(exp, model, number)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A run that is ended while it saves its clients
+
+
+class Impatient:
+    """A Keeper that hears a signal when `n` parts are in its folder that were not there before."""
+
+    def __init__(self, folder, n):
+        self.folder, self.at = folder, n + len(list(folder.glob("client_*.payload")))
+
+    @property
+    def asked(self):
+        return signal.SIGTERM if len(list(self.folder.glob("client_*.payload"))) >= self.at else None
+
+    def heed(self, exp):
+        raise checkpoints.Interrupted("stopped")
+
+
+SAVED = {"algorithm": "las", "sparsity": 0.1, "value_bits": 4, "dirichlet": 0.3, "n_clients": 7, "parallel_clients": 1}
+
+
+@pytest.fixture
+def saving(experiment, tmp_path, monkeypatch):
+    """A function (folder's name, Keeper's patience, settings) -> (numbers of the clients that trained, the summary)."""
+    numbers, make = [], personalise.make_part
+    monkeypatch.setattr(personalise, "make_part", lambda *given: numbers.append(given[4]) or make(*given))
+
+    def save(name, patience=None, theta=0.0, **settings):
+        exp = experiment(**SAVED | settings, save_clients=str(tmp_path / name))
+        exp.theta = exp.theta + theta
+        keeper, found = patience and Impatient(tmp_path / name, patience), None
+        numbers.clear()
+        with contextlib.suppress(checkpoints.Interrupted):
+            found = personalise.save_clients(exp, keeper)
+        return list(numbers), found
+
+    return save
+
+
+def left(folder):
+    """{name: bytes} of all files but figures and the lock; of clients.json, what does not hang on the folder."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".png"}
+    if "clients.json" in files:
+        index = json.loads(files["clients.json"])
+        files["clients.json"] = index | {"settings": None}
+    return files
+
+
+def test_saving_goes_on_with_the_next_client_and_leaves_the_same(saving, tmp_path):
+    every, found = saving("whole")
+    assert every == list(range(7))
+    assert saving("ended", 3) == ([0, 1, 2], None)
+    assert not (tmp_path / "ended" / "clients.json").exists()
+    assert saving("ended", 2) == ([3, 4], None)
+    assert saving("ended") == ([5, 6], found)
+    assert left(tmp_path / "ended") == left(tmp_path / "whole")
+    assert "clients.jsonl" not in left(tmp_path / "whole")
+    assert saving("ended") == ([], found)  # it was killed before the run's record was written
+    assert left(tmp_path / "ended") == left(tmp_path / "whole")
+
+
+def test_parts_that_are_not_whole_or_not_the_runs_own_are_made_again(saving, tmp_path):
+    saving("whole")
+    folder = tmp_path / "ended"
+    saving("ended", 5)
+    (folder / "client_0000.payload").write_bytes((folder / "client_0000.payload").read_bytes()[:-1])
+    (folder / "client_0002.payload").write_bytes((folder / "client_0001.payload").read_bytes())
+    (folder / "client_0003.payload").unlink()
+    (folder / "client_0006.payload").write_bytes(b"of somebody")
+    (folder / ".client_0005.payload.123.tmp").write_bytes(b"half")
+    lines = (folder / "clients.jsonl").read_text()
+    (folder / "clients.jsonl").write_text(lines[:-20])  # the last of five is torn
+    assert saving("ended")[0] == [0, 2, 3, 4, 5, 6]
+    assert left(folder) == left(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("line", ["[]", "{", "1e999", "\0", "[" * 100000])
+def test_an_account_that_is_none_is_not_believed(saving, tmp_path, line):
+    saving("ended", 3)
+    path = tmp_path / "ended" / "clients.jsonl"
+    path.write_text(line + "\n" + path.read_text())
+    assert saving("ended")[0] == list(range(7))
+
+
+@pytest.mark.parametrize("change", [{"theta": 1e-3}, {"part_bits": 8}, {"part_sparsity": 0.2}, {"seed": 1}], ids=str)
+def test_parts_to_another_model_or_of_another_kind_are_made_again(saving, change):
+    saving("ended", 3)
+    assert saving("ended", **change)[0] == list(range(7))
+
+
+def test_parts_of_another_code_are_made_again(saving, monkeypatch):
+    saving("ended", 3)
+    monkeypatch.setattr(checkpoints, "CODE", "other")
+    assert saving("ended")[0] == list(range(7))
+
+
+def test_clients_are_saved_alike_side_by_side(saving, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _, found = saving("one")
+        numbers, same = saving("several", parallel_clients=3, participation=1.0)
+    finally:
+        torch.set_num_threads(before)
+    files, others = (
+        {name: data for name, data in left(tmp_path / folder).items() if name != "clients.json"}
+        for folder in ("one", "several")
+    )
+    assert (same, others) == (found, files)
+    assert sorted(numbers) == list(range(7))
+
+
+def test_progress_is_shown_where_there_is_a_terminal(experiment, monkeypatch, capsys):
+    exp = experiment()
+    assert list(personalise.progress(exp, iter("abc"), 2, 5)) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    list(personalise.progress(exp, iter("abc"), 2, 5))
+    assert "personal models: 100%" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Folders that two runs might share
+
+
+def settings_in(tmp_path, **settings):
+    """Settings of a quick run with all outputs under tmp_path."""
+    files = {"metrics_dir": "m", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
+    quick = {**QUICK, "n_clients": 5, "quiet": True, "device": "cpu"}
+    return utils.resolve({**quick, **{name: str(tmp_path / file) for name, file in files.items()}, **settings})
+
+
+OUTPUTS = {"save_clients": ("parts", "parts/.lock"), "save_weights": ("w.pt", ".w.pt.lock")}
+
+
+@pytest.mark.parametrize("flag", OUTPUTS)
+def test_a_run_has_its_outputs_to_itself_from_its_start_to_its_record(tmp_path, monkeypatch, flag):
+    path, lock = (tmp_path / name for name in OUTPUTS[flag])
+    prepare, leave, moments = fedalg.prepare, fedalg.leave_results, []
+    monkeypatch.setattr(fedalg, "prepare", lambda *given: moments.append(records.is_held(lock)) or prepare(*given))
+    monkeypatch.setattr(fedalg, "leave_results", lambda *given: leave(*given) or moments.append(records.is_held(lock)))
+    args = settings_in(tmp_path, **{flag: str(path)})
+    fedalg.main(args)
+    assert moments == [True, True]
+    assert not records.is_held(lock)
+    fedalg.main(args)  # already finished
+    assert len(moments) == 2
+
+
+@pytest.mark.parametrize("flag", OUTPUTS)
+def test_the_second_run_with_an_output_is_refused_before_it_does_anything(tmp_path, monkeypatch, flag):
+    path = tmp_path / OUTPUTS[flag][0]
+    monkeypatch.setattr(fedalg, "prepare", lambda *given: pytest.fail("it began"))
+    with (
+        outputs.held(settings_in(tmp_path, **{flag: str(path)}, seed=1), "the_first", anew=True),
+        pytest.raises(InputError, match=f"--{flag} {path}: the_first is writing there") as refused,
+    ):
+        fedalg.main(settings_in(tmp_path, **{flag: str(path)}, seed=2, overwrite=True))
+    assert "\n" not in str(refused.value)
+
+
+def test_one_file_by_two_names_is_one_output(tmp_path):
+    (tmp_path / "link.pt").symlink_to(tmp_path / "w.pt")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "parts")
+    for flag, path, other in (("save_weights", "w.pt", "link.pt"), ("save_clients", "parts", "link")):
+        mine, yours = (settings_in(tmp_path, **{flag: str(tmp_path / name)}) for name in (path, other))
+        with outputs.held(mine, "mine", anew=True), pytest.raises(InputError, match="mine is writing there"):  # noqa: SIM117
+            with outputs.held(yours, "yours", anew=True):
+                pass
+
+
+def test_what_was_written_while_a_run_waited_for_the_lock_counts(tmp_path, monkeypatch):
+    args = settings_in(tmp_path, save_weights=str(tmp_path / "w.pt"))
+    lock = records.exclusively
+
+    def late(*given):
+        (tmp_path / "w.pt").write_bytes(b"of the other")
+        return lock(*given)
+
+    monkeypatch.setattr(records, "exclusively", late)
+    with pytest.raises(InputError, match="is there already"), outputs.held(args, "mine", anew=True):
+        pass
+
+
+def test_a_folder_that_is_held_can_be_judged(parts):
+    with records.exclusively(parts / ".lock", "another"):
+        args = utils.resolve({"evaluate_clients": str(parts), "device": "cpu", "quiet": True})
+        assert fedalg.main(args)["personal_accuracy"] > 0.5
+
+
+def test_a_finished_run_whose_parts_another_wrote_over_is_not_called_finished(tmp_path, saving):
+    args = settings_in(tmp_path, save_clients=str(tmp_path / "parts"))
+    name = utils.run_name(args)
+    fedalg.main(args)
+    assert results.already_finished(args, name)
+    args.part_bits = 8
+    with pytest.raises(InputError, match="is of a run with part_bits = None, not 8"):
+        results.already_finished(args, name)
+    args.part_bits, path = None, tmp_path / "parts" / "clients.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"run": "another"}))
+    with pytest.raises(InputError, match="is of another: name its own folder"):
+        results.already_finished(args, name)
+    fedalg.main(settings_in(tmp_path, save_clients=args.save_clients, seed=1, overwrite=True))
+    for older in (False, True):  # which says its settings only
+        if older:
+            index = json.loads(path.read_text())
+            path.write_text(json.dumps({key: index[key] for key in ("format", "settings", "clients")}))
+        with pytest.raises(InputError, match="of a run with seed = 1, not 0"):
+            fedalg.main(args)
+
+
+def test_a_run_that_goes_on_writes_over_nothing_of_another(tmp_path, saving):
+    """The other came while it was away."""
+    args = settings_in(tmp_path, save_clients=str(tmp_path / "parts"), save_weights=str(tmp_path / "w.pt"))
+    name, earlier = utils.run_name(args), vars(args)
+    outputs.check(args, name, earlier)
+    saving("parts", 2)
+    with pytest.raises(InputError, match="parts: is not empty"):
+        outputs.check(args, name, earlier)
+    outputs.check(args, json.loads((tmp_path / "parts" / "clients.jsonl").read_text().split("\n")[0])["run"], earlier)
+    saving("parts")
+    with pytest.raises(InputError, match="parts: is not empty"):
+        outputs.check(args, name, earlier, trained=True)
+    args.save_clients = None
+    (tmp_path / "w.pt").write_bytes(b"of the other")
+    with pytest.raises(InputError, match="is there already"):
+        outputs.check(args, name, earlier)  # the rounds are not through: it cannot be its own
+    outputs.check(args, name, earlier, trained=True)
 
 
 def test_a_run_is_finished_even_if_a_client_diverges_as_it_trains_once_more(program, tmp_path):
