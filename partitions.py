@@ -3,13 +3,11 @@
 import hashlib
 import json
 
-import numpy as np
 import torch
 
+from dirichlet import generator, partition_dirichlet
 from records import read_json, write_atomic
 from utils import InputError, key_seed
-
-MAX_DRAWS = 1000
 
 
 def partition_iid(labels, n_clients, rng):
@@ -18,43 +16,19 @@ def partition_iid(labels, n_clients, rng):
     return list(order.tensor_split(n_clients))
 
 
-def partition_dirichlet(labels, n_clients, alpha, rng):
-    """For each class draw the clients' shares from Dirichlet(alpha) and hand out its samples so (Hsu et al. 2019).
-
-    labels int64 [N] -> list of n_clients index tensors int64 that hold every position once; some may be empty.
-    """
-    parts = [[] for _ in range(n_clients)]
-    for c in labels.unique().tolist():
-        members = rng.permutation((labels == c).nonzero().flatten().numpy())
-        shares = rng.dirichlet(np.full(n_clients, alpha))
-        cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(int)
-        for part, piece in zip(parts, np.split(members, cuts), strict=True):
-            part.append(piece)
-    return [torch.from_numpy(np.concatenate(part)) for part in parts]
-
-
-def partition(labels, n_clients, dirichlet, seed, min_samples=1):
+def partition(labels, n_clients, dirichlet, seed, min_samples=1, domains=1):
     """Split `labels` int64 [N] by `dirichlet` (a concentration, or "iid") so that each client has `min_samples`.
 
-    Redraws at most MAX_DRAWS times. Raises InputError if the samples do not suffice, or no draw gave enough to all.
+    Raises InputError if the samples do not suffice, or no draw gives enough to all. domains: how many are split so.
     """
     if n_clients * min_samples > len(labels):
         raise InputError(
             f"{len(labels)} training samples are not enough for {n_clients} clients with at least {min_samples} each: "
             "lower --n_clients or --min_client_samples"
         )
-    for draw in range(MAX_DRAWS):
-        rng = np.random.default_rng(key_seed(seed, "partition", draw))
-        if dirichlet == "iid":
-            parts = partition_iid(labels, n_clients, rng)
-        else:
-            parts = partition_dirichlet(labels, n_clients, dirichlet, rng)
-        if min(len(part) for part in parts) >= min_samples:
-            return parts
-    raise InputError(
-        f"no Dirichlet({dirichlet}) split in {MAX_DRAWS} draws gave each of {n_clients} clients {min_samples} or more "
-        "samples: raise --dirichlet, or lower --n_clients or --min_client_samples"
-    )
+    if dirichlet == "iid":
+        return partition_iid(labels, n_clients, generator(seed, 1))
+    return partition_dirichlet(labels, n_clients, dirichlet, seed, min_samples, domains)
 
 
 def partition_by_domain(labels, domains, n_clients, dirichlet, seed, min_samples=1):
@@ -70,7 +44,10 @@ def partition_by_domain(labels, domains, n_clients, dirichlet, seed, min_samples
     for domain in range(n_domains):
         members = (domains == domain).nonzero().flatten()
         own_seed = key_seed(seed, "domain", domain)
-        shares = partition(labels[members], n_clients // n_domains, dirichlet, own_seed, min_samples)
+        try:
+            shares = partition(labels[members], n_clients // n_domains, dirichlet, own_seed, min_samples, n_domains)
+        except InputError as error:
+            raise InputError(f"--shift feature, domain {domain + 1} of {n_domains}: {error}") from None
         parts[domain::n_domains] = [members[share] for share in shares]
     return parts
 

@@ -66,7 +66,7 @@ def test_what_cannot_be_split_ends_soon_and_says_what_to_change():
     labels = torch.arange(10).repeat(20)
     with pytest.raises(InputError, match="lower --n_clients or --min_client_samples"):
         partitions.partition(labels, 201, "iid", 0)
-    with pytest.raises(InputError, match="1000 draws"):
+    with pytest.raises(InputError, match="of 100 clients with fewer than --min_client_samples 2"):
         partitions.partition(labels, 100, 0.01, 0, min_samples=2)
 
 

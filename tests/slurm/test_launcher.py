@@ -124,7 +124,7 @@ def test_eight_runs_under_slurm_end_as_without_it(slurm, project, tmp_path, unti
 
     few = ("--gres=none", "--cpus-per-task=1", "--mem-per-cpu=900", "--time=50")
     run("sbatch", *few, "run_experiments.sh")
-    until(lambda: len([task for task in jobs(slurm) if "_" in task]) == 8)
+    until(lambda: [("_" in task) for task in jobs(slurm)] == [True] * 8)  # and the one that submitted them is through
     first, second = sorted({task.split("_")[0] for task in jobs(slurm)}, key=int)
     given = set(run("squeue", "-h", "-r", "-o", "%l %b %C %m").splitlines())
     assert given == {"50:00 N/A 1 900M"}  # as was asked for the job that submitted them
@@ -162,15 +162,20 @@ def test_eight_runs_under_slurm_end_as_without_it(slurm, project, tmp_path, unti
     assert not os.listdir(project / "checkpoints") or not list((project / "checkpoints").glob("*.pt"))
 
 
-def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, until, again):
-    """The urgent job gets the CPUs after five seconds' grace, or when SLURM next looks: every 30 s."""
-    (project / "experiments.txt").write_text(f"--algorithm las --n_epochs 10000 --seed 1 {FEW}\n")
+def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, tmp_path, until, again):
+    """The urgent job gets the CPUs after five seconds' grace, or when SLURM next looks: every 30 s.
+
+    All of it is called from a folder that is not the program's.
+    """
+    caller, launcher = tmp_path / "the caller's", project / "run_experiments.sh"
+    (caller / "logs").mkdir(parents=True)
+    (caller / "experiments.txt").write_text(f"--algorithm las --n_epochs 10000 --seed 1 {FEW}\n")
 
     def run(*words):
-        return slurm.run(*words, cwd=project, **SITE)
+        return slurm.run(*words, cwd=caller, **SITE)
 
-    run("sbatch", "--gres=none", "--cpus-per-task=2", "--mem-per-cpu=900", "--time=50", "run_experiments.sh")
-    until(lambda: "running, after round" in run("./run_experiments.sh", "--status").replace("round 0", ""))
+    run("sbatch", "--gres=none", "--cpus-per-task=2", "--mem-per-cpu=900", "--time=50", launcher)
+    until(lambda: "running, after round" in run(launcher, "--status").replace("round 0", ""))
     task = run("squeue", "-r", "-h", "-o", "%i").split()[0]
     run(
         "sbatch",
@@ -180,15 +185,15 @@ def test_a_task_that_is_pre_empted_saves_its_run_and_goes_on(slurm, project, unt
         "--output=urgent",
         "--wrap=echo ran; sleep 1",
     )
-    until(lambda: (project / "urgent").exists())
+    until(lambda: (caller / "urgent").exists())
     until(lambda: "urgent" not in run("squeue", "-h", "-o", "%P"))
-    log = project / "logs" / f"fedalg_{task}.out"
+    log = caller / "logs" / f"fedalg_{task}.out"
     assert "stopped by SIGTERM after round" in log.read_text()
     again(task)
     until(lambda: "goes on after round" in log.read_text())
     run("scancel", task)
     until(lambda: not run("squeue", "-h").strip())
-    assert "1 stopped" in run("./run_experiments.sh", "--status")
+    assert "1 stopped" in run(launcher, "--status")
 
 
 def test_a_run_of_two_processes_is_signalled_and_goes_on(slurm, project, tmp_path, until, again):
