@@ -53,7 +53,8 @@ def check_what_is_held(exp):
 
 def _check(exp, kinds):
     args, each = exp.args, 4 * sum(kinds.values())
-    clients = min(args.n_clients, args.n_epochs * rounds.cohort_size(args.n_clients, args.participation))
+    holding = len(exp.parts) - len(exp.empty)
+    clients = min(holding, args.n_epochs * rounds.cohort_size(holding, args.participation))
     need, on_disk = each * clients, FILES * each * clients
     said = (
         f"each client that takes part keeps {in_words(each)} between rounds ({', '.join(kinds)}), "

@@ -184,7 +184,7 @@ def load(folder):
     settings, entries = index.get("settings"), index.get("clients")
     if index.get("format") != FORMAT or not isinstance(settings, dict) or not isinstance(entries, list):
         raise InputError(f"{path}: is not of --save_clients")
-    if not entries or not all(map(_is_entry, entries)):
+    if not all(map(_is_entry, entries)) or not any(sum(entry["histogram"]) for entry in entries):
         raise InputError(f"{path}: has no clients, or one without a label histogram or an accuracy")
     return utils.checked_settings(settings, path), entries
 
@@ -193,7 +193,9 @@ def _is_entry(entry):
     """Tell whether it is what `finish` writes of a client."""
     histogram = entry.get("histogram") if isinstance(entry, dict) else None
     counts = isinstance(histogram, list) and all(type(count) is int and 0 <= count < 2**53 for count in histogram)
-    return counts and sum(histogram) > 0 and _is_accuracy(entry.get("full_accuracy"))
+    if counts and not sum(histogram):  # a client without samples has no part
+        return entry.get("full_accuracy") is None
+    return counts and _is_accuracy(entry.get("full_accuracy"))
 
 
 def _is_accuracy(value):
@@ -215,7 +217,10 @@ def part_of(folder, number, layout, device="cpu"):
 
 
 def rows_of(folder, entries, shared_accuracies):
-    """Return a row {column: value} of COLUMNS for each client, of its entry and the accuracy of the shared model."""
+    """Return a row {column: value} of COLUMNS for each client that has samples.
+
+    It is made of the client's entry and of the accuracy of the shared model.
+    """
     return [
         {
             "client": number,
@@ -226,6 +231,7 @@ def rows_of(folder, entries, shared_accuracies):
             "full_accuracy": entry["full_accuracy"],
         }
         for number, (entry, shared) in enumerate(zip(entries, shared_accuracies, strict=True))
+        if sum(entry["histogram"])
     ]
 
 

@@ -17,8 +17,11 @@ import payload
 import personal
 import provenance
 import records
+import results
 import utils
 from agg_utils import FedAvg, LaSFL, Update
+
+WITHOUT = {"full_accuracy": None, "personal_accuracy": None}  # what is known of a client without samples
 
 # --------------------------------------------------------------------------------------------------------------------
 # Saving
@@ -33,7 +36,8 @@ def save_clients(exp, keeper=None):
     args, folder, layout = exp.args, Path(exp.args.save_clients), exp.model.layout
     judge, shared = Judge(exp), evaluation.served(exp)
     kept = personal.begin(folder, origin_of(exp), shared, layout.n_trainable, args.n_clients)
-    chooser, histograms = part_chooser(exp.algorithm, args), histograms_of(exp)
+    chooser, histograms = part_chooser(exp.algorithm, args), results.histograms(exp).tolist()
+    kept |= {number: WITHOUT | {"client": number, "histogram": histograms[number]} for number in exp.empty}
     left = [number for number in range(args.n_clients) if number not in kept]
     tasks = (partial(make_part, exp, judge, chooser, shared, number, histograms[number]) for number in left)
     made = exp.workers.run(tasks, pause=lambda: keeper is not None and keeper.asked is not None)
@@ -55,11 +59,6 @@ def origin_of(exp):
         "split": partitions.partition_hash(exp.parts),
         "code": provenance.code_hash(),
     }
-
-
-def histograms_of(exp):
-    """Return how many training samples of each class every client holds, as lists [n_clients][n_classes]."""
-    return partitions.histograms(exp.splits.train.labels.cpu(), exp.parts, exp.splits.n_classes).tolist()
 
 
 def part_chooser(algorithm, args):
@@ -126,6 +125,8 @@ class Judge:
         """Return the accuracy of the model `vector [dim]` on a mix `histogram [n_classes]`; model: a free FlatModel."""
         test, held = self.exp.splits.test, torch.tensor(histogram) > 0
         places = held[self.labels].nonzero().view(-1)  # the others have no weight
+        if not len(places):
+            return 0.0  # as own_accuracy has it where no test image says anything
         logits = evaluation.predict(self.exp, vector, test, places.to(test.labels.device), model)
         return personal.own_accuracy(logits.argmax(1).cpu(), self.labels[places], histogram)
 
@@ -144,6 +145,8 @@ def judge_clients(exp, folder):
     judge, shared = Judge(exp), personal.shared_model(folder, layout, exp.device)
 
     def accuracy_of(number, trainer):
+        if not sum(histograms[number]):
+            return None
         vector = shared + personal.part_of(folder, number, layout, exp.device)
         return judge(vector, histograms[number], trainer.model)
 

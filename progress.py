@@ -31,8 +31,10 @@ class Progress:
         self.seconds = {"train": 0.0, "eval": 0.0}
         self.figures = {}  # name -> text, of the last rounds that had them
         self.told = self.hinted = self.quiet
-        mean = sum(load_of(exp, number) for number in range(exp.args.n_clients)) / exp.args.n_clients
-        arriving = rounds.cohort_size(exp.args.n_clients, exp.args.participation) * (1 - exp.args.dropout)
+        holding = len(exp.parts) - len(exp.empty)
+        mean = sum(load_of(exp, number) for number in range(len(exp.parts))) / holding
+        self.cohort = rounds.cohort_size(holding, exp.args.participation)
+        arriving = self.cohort * (1 - exp.args.dropout)
         self.load = arriving * mean  # samples of an average round
         self.bar = None
         if sys.stderr.isatty() and not self.quiet:
@@ -137,7 +139,7 @@ class Progress:
         self.told = True
         if self.left() > LONG:
             args = self.exp.args
-            rate = 60 * rounds.cohort_size(args.n_clients, args.participation) / self.per_round
+            rate = 60 * self.cohort / self.per_round
             rate = f"{rate:.{0 if rate >= 10 else 1}f} clients a minute"
             model = "" if args.model_name == "cnn" else ", or the small --model_name cnn,"
             self._say(

@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import json
 import os
 import random
 import re
@@ -24,6 +23,7 @@ import checkpoints
 import evaluation
 import experiments
 import fedalg
+import partitions
 import personalise
 import provenance
 import rounds
@@ -374,8 +374,13 @@ def test_a_checkpoint_of_other_settings_is_refused_by_their_name(tmp_path, exper
     with pytest.raises(utils.InputError, match=r"of a run with lr = 0\.05, not 0\.1"):
         checkpoints.resume(experiment(lr=0.1), kept)
     split = tmp_path / "split.json"
-    split.write_text(json.dumps({"clients": [list(range(i, 1294, 20)) for i in range(20)]}))
+    labels = experiment().splits.train.labels
+    partitions.save_partition(split, labels, [torch.arange(i, 1294, 20) for i in range(20)], {})
+    exp = experiment(partition_file=str(split))
+    exp.args.dirichlet = "iid"  # as if it had drawn it
     with pytest.raises(utils.InputError, match="on another split"):
+        checkpoints.resume(exp, kept)
+    with pytest.raises(utils.InputError, match="a run with dirichlet = iid, not None"):
         checkpoints.resume(experiment(partition_file=str(split)), kept)
 
 

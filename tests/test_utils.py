@@ -176,7 +176,7 @@ def test_out_sets_the_outputs_that_are_not_given(tmp_path):
 
 def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
     hand_made = tmp_path / "a.json"
-    hand_made.write_text('{"clients": [[0], [1]]}')
+    hand_made.write_text('{"clients": [[0], [1]], "labels_sha256": "x"}')
     plain = utils.run_name(utils.resolve({"algorithm": "las"}))
     assert plain == "las_DIGITS_iid_0"
     named = [o for o in options.all_options().values() if o.named and o.name not in ("init_weights", "pretrained")]
