@@ -265,8 +265,7 @@ def main(args, ranks=None):
             if settings is not None:
                 print(f"{name}: goes on after round {len(exp.rows)} of {args.n_epochs}", file=sys.stderr)
             if not args.quiet:
-                words = partitions.described(results.histograms(exp), len(exp.splits.train))
-                print(f"split {exp.split}: {words}", file=sys.stderr)
+                print(about(exp), file=sys.stderr)
             for path in (kept.newest, metrics / f"{name}.json", metrics / f"{name}_metrics.csv"):
                 records.remove_leftovers(path)
             try:
@@ -276,6 +275,14 @@ def main(args, ranks=None):
             except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
                 records.note_failure(metrics / f"{name}.json", error)
                 raise
+
+
+def about(exp):
+    """Return in a line what a run works with, where a wrong file or a default that was not meant can be seen."""
+    args, layout = exp.args, exp.model.layout
+    words = partitions.described(results.histograms(exp), len(exp.splits.train))
+    model = f"{args.model_name}, {layout.n_trainable:,} weights, norm {args.norm}, augmentation {args.augment}"
+    return f"split {exp.split}: {words}; {model}"
 
 
 def run(exp, metrics, keeper):

@@ -280,7 +280,7 @@ ODD = {
     "sizes below 0": put("downlink", "sizes", lambda sizes: [-(10**9)] * len(sizes)),
     "sizes of text": put("downlink", "sizes", lambda sizes: ["a"] * len(sizes)),
     "more sizes than rounds": put("downlink", "sizes", [1] * 9),
-    "sizes beyond the whole model": put("downlink", "sizes", lambda sizes: [s * 100 for s in sizes]),
+    "sizes beyond the whole model": put("downlink", "sizes", lambda sizes: [s * 10**6 for s in sizes]),
     "a model of another size": put("downlink", "model", torch.zeros(5)),
     "changes of another size": put("downlink", "changed_at", torch.zeros(5)),
     "changes in the future": put("downlink", "changed_at", lambda t: t + 9),

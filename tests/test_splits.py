@@ -84,7 +84,7 @@ def test_a_run_on_a_split_made_by_hand_is_named_after_it_everywhere(run, patho):
     for seed in (0, 1):
         said = run(*QUICK, "--n_clients=5", "--partition_file=patho_{seed}.json", "--seed", seed)
         sizes = r"5 clients, samples \d+/\d+/\d+, classes 2/2/2 \(min/median/max\)"
-        assert re.fullmatch(f"split patho: {sizes}\n", said.err)
+        assert re.fullmatch(f"split patho: {sizes}; cnn, 188,810 weights, norm none, augmentation none\n", said.err)
     files = sorted(patho.glob("metrics/*.json"))
     assert [re.match(r"fedavg_DIGITS_patho_\d_", file.name)[0][-2] for file in files] == ["0", "1"]
     assert all(re.search(r"_partition_file=patho-\d-[0-9a-f]{8}(_|$)", file.stem) for file in files)
@@ -232,7 +232,7 @@ def test_the_example_of_the_readme_makes_a_split_of_two_classes_a_client(run):
     exec(code, {})
     dataset_tools.main(shlex.split(stamp, comments=True)[1:])
     said = run(*shlex.split(flags), "--n_epochs=1", "--device=cpu")
-    assert said.err == "split two-classes: 20 clients, samples 63/64/67, classes 2/2/2 (min/median/max)\n"
+    assert said.err.startswith("split two-classes: 20 clients, samples 63/64/67, classes 2/2/2 (min/median/max); ")
 
 
 # --------------------------------------------------------------------------------------------------------------------
