@@ -1,10 +1,8 @@
 """Datasets as tensors, and the batches clients train on.
 
-`python data.py --download CIFAR10` fetches published files; nothing else here uses the network. How these are read is
-in readers.py.
+How files are read is in readers.py, what `python data.py` does is in dataset_tools.py.
 """
 
-import argparse
 import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -111,9 +109,22 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
     parts = [train[order[n_val:]], train[order[:n_val]], test]
     if shift == "feature" and name == "DIGITS":
         parts, domains = [in_all_domains(part, number) for number, part in enumerate(parts)], tuple(DIGIT_DOMAINS)
-    if shift == "feature" and len(domains) < 2:
-        raise InputError(f"--shift feature: {name} has one domain; DIGITS has several, and so may a folder in {root}")
+    if shift == "feature":
+        _check_domains(name, root, domains, parts)
     return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains, fingerprint)
+
+
+def _check_domains(name, root, domains, parts):
+    """Raise InputError unless there are several domains, each with images to train and to test on."""
+    if len(domains) < 2:
+        raise InputError(f"--shift feature: {name} has one domain; DIGITS has several, and so may a folder in {root}")
+    for kind, part in (("training", parts[0]), ("test", parts[2])):
+        for number, domain in enumerate(domains):
+            if not (part.domains == number).any():
+                raise InputError(
+                    f"--shift feature: the domain {domain} of {name} has no {kind} image: a class needs two images for "
+                    "one to be tested on, and a tenth of the others is for validation; add images, or --shift label"
+                )
 
 
 def _fingerprint(*parts):
@@ -226,8 +237,8 @@ FOLDER_TEST = 0.2  # share of every class of every domain that is tested on
 def load_folder(folder, size):
     """Return (training Images, test Images, number of classes, domains) of folder/<domain>/<class>/*.png or jpg.
 
-    The test set is a fifth of every class of every domain, at least one image, the same whatever the seed. Classes are
-    those of all domains together, in order of their names.
+    The test set is a fifth of every class of every domain, at least one image unless there is only one, the same
+    whatever the seed. Classes are those of all domains together, in order of their names.
     """
     images, labels, domains, classes, names = readers.read_folder(folder, size)
     rng, tested = generator(0, "test of a folder"), torch.zeros(len(labels), dtype=torch.bool)
@@ -377,27 +388,7 @@ def client_batches(*choices, **how):
     return (batch(splits, chosen, draws) for chosen, draws in client_choices(*choices, **how))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def download(name, root):
-    """Fetch the published files of `name` into `root` with torchvision, which checks their MD5."""
-    import torchvision
-
-    getattr(torchvision.datasets, name)(root, download=True)
-    print(f"{name} is in {root}")
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Fetch a published dataset and check its MD5.")
-    parser.add_argument("--download", required=True, choices=["CIFAR10", "CIFAR100", "FashionMNIST"])
-    parser.add_argument("--data_root", default="./data")
-    args = parser.parse_args()
-    try:
-        download(args.download, args.data_root)
-    except (OSError, RuntimeError) as error:
-        parser.error(f"{args.download} could not be fetched: {error}")
-
-
 if __name__ == "__main__":
+    from dataset_tools import main
+
     main()

@@ -36,7 +36,7 @@ def common(exp):
 
 @torch.no_grad()
 def predict(exp, vector, images):
-    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images."""
+    """Return the logits float32 [N, n_classes] of the model `vector [dim]` on data.Images, at least one."""
     exp.model.load(vector)
     exp.model.module.eval()
     logits = []
@@ -53,16 +53,23 @@ def evaluate(exp, images):
 
     Under --shift feature, an algorithm with personal models is judged by them: each client's on its own domain.
     """
-    if exp.algorithm.personalises and exp.args.shift == "feature":
-        own = [images[images.domains == exp.splits.train.domains[part].mode().values] for part in exp.parts]
+    own = own_images(exp, images) if exp.algorithm.personalises and exp.args.shift == "feature" else {}
+    if own:
         shared = common(exp)
-        found = [predict(exp, exp.algorithm.personal(shared, number), part) for number, part in enumerate(own)]
-        logits, images = torch.cat(found), data.join(own)
+        found = [predict(exp, exp.algorithm.personal(shared, number), part) for number, part in own.items()]
+        logits, images = torch.cat(found), data.join(own.values())
     else:
         logits = predict(exp, served(exp), images)
     predictions = logits.argmax(1)
     loss = F.cross_entropy(logits, images.labels).item()
     return loss, (predictions == images.labels).sum().item() / len(images), (predictions, images)
+
+
+def own_images(exp, images):
+    """Return {client: the data.Images of its domain} of the clients that have samples, where there are any."""
+    domains = exp.splits.train.domains
+    own = {n: images[images.domains == domains[part].mode().values] for n, part in enumerate(exp.parts) if len(part)}
+    return {number: part for number, part in own.items() if len(part)}
 
 
 def evaluate_round(exp, row):

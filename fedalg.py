@@ -23,6 +23,7 @@ from tqdm import tqdm
 import data
 import evaluation
 import models
+import partition_files
 import partitions
 import personal
 import records
@@ -51,7 +52,9 @@ class Experiment:
     name: str
     device: torch.device
     splits: data.Splits
-    parts: list
+    split: str  # its name
+    parts: list  # each client's indices into the training data
+    empty: list  # numbers of the clients that have no samples, and never take part
     model: models.FlatModel
     algorithm: object
     trainer: Trainer
@@ -87,9 +90,9 @@ def prepare(args, ranks=None):
     first = not ranks or ranks.rank == 0
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):  # one warns of the data
         splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
-        exp = assemble(args, splits, split_into_clients(args, splits.train, may_write=first), device)
+        exp = assemble(args, splits, partitions.split_into_clients(args, splits.train, first), device)
     if ranks:
-        cohort = rounds.cohort_size(args.n_clients, args.participation)
+        cohort = rounds.cohort_size(len(exp.parts) - len(exp.empty), args.participation)
         check_memory(args, -(-cohort // ranks.size), exp.model.layout.dim, f"each of {ranks.size} processes")
         exp.ranks, exp.collect = ranks, lead
         if first:
@@ -136,12 +139,15 @@ def assemble(args, splits, parts, device):
         seed=args.seed,
         real=args.wire == "real",
     )
-    cohort = rounds.cohort_size(args.n_clients, args.participation)
+    empty = [number for number, part in enumerate(parts) if not len(part)]
+    cohort = rounds.cohort_size(len(parts) - len(empty), args.participation)
     if not algorithm.means:
         check_memory(args, cohort, model.layout.dim, f"--algorithm {args.algorithm}")
     workers = Workers(trainer, how_many(args.parallel_clients, device, cohort))
-    name = utils.run_name(args)
-    return Experiment(args, name, device, splits, parts, model, algorithm, trainer, theta, downlink, workers)
+    name, split = utils.run_name(args), partition_files.split_name(args)
+    return Experiment(
+        args, name, device, splits, split, parts, empty, model, algorithm, trainer, theta, downlink, workers
+    )
 
 
 def check_memory(args, n, dim, who):
@@ -166,23 +172,6 @@ def pick_device(wanted, deterministic=False):
     if not there[wanted]:
         raise InputError(f"--device {wanted}: torch {torch.__version__} finds no such device here")
     return torch.device(wanted)
-
-
-def split_into_clients(args, train, may_write=True):
-    """Return each client's indices into the training data.Images; read or write --partition_file."""
-    file, labels = args.partition_file, train.labels
-    how = (args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
-    if file and Path(file).exists():
-        parts = partitions.load_partition(file, labels, args.n_clients, args.min_client_samples)
-    elif args.shift == "feature":
-        parts = partitions.partition_by_domain(labels, train.domains, *how)
-    else:
-        parts = partitions.partition(labels, *how)
-    if args.norm == "batch" and min(len(part) for part in parts) < 2:
-        raise InputError("a client has one sample, too few for BatchNorm: --min_client_samples 2, or --norm group")
-    if file and may_write and not Path(file).exists():
-        partitions.save_partition(file, labels, parts, utils.drawn_split(args))
-    return parts
 
 
 def build_module(args, splits):
@@ -252,7 +241,7 @@ def save_clients(exp, keeper=None):
     Raises FloatingPointError if a client diverges, and Interrupted if the Keeper heard a signal.
     """
     args, test = exp.args, exp.splits.test
-    histograms = partitions.histograms(exp.splits.train.labels.cpu(), exp.parts, exp.splits.n_classes).tolist()
+    histograms = results.histograms(exp).tolist()
 
     def next_client(number):
         if keeper:
@@ -339,6 +328,9 @@ def main(args, ranks=None):
             if settings is not None:
                 check_outputs(args, settings)
                 print(f"{name}: goes on after round {len(exp.rows)} of {args.n_epochs}", file=sys.stderr)
+            if not args.quiet:
+                words = partitions.described(results.histograms(exp), len(exp.splits.train))
+                print(f"split {exp.split}: {words}", file=sys.stderr)
             for path in (kept.newest, metrics / f"{name}.json", metrics / f"{name}_metrics.csv"):
                 records.remove_leftovers(path)
             try:

@@ -53,6 +53,9 @@ def save(folder, shared, clients, algorithm, bits, histograms, settings, labels,
     records.write_atomic(folder / SHARED, payload.encode(payload.pack(Update(shared), n, 32)))
     entries = []
     for client, histogram in zip(clients, histograms, strict=True):
+        if not sum(histogram):  # the client has nothing to make the shared model its own with
+            entries.append({"histogram": histogram, "full_accuracy": None})
+            continue
         client.row = torch.empty_like(shared)
         update = algorithm.local_update(shared, client)
         if not (client.loss + client.row.sum()).isfinite():
@@ -74,7 +77,7 @@ def load(folder):
     settings, entries = index.get("settings"), index.get("clients")
     if index.get("format") != FORMAT or not isinstance(settings, dict) or not isinstance(entries, list):
         raise InputError(f"{path}: is not of --save_clients")
-    if not entries or not all(map(_is_entry, entries)):
+    if not all(map(_is_entry, entries)) or not any(sum(entry["histogram"]) for entry in entries):
         raise InputError(f"{path}: has no clients, or one without a label histogram or an accuracy")
     return utils.checked_settings(settings, path), entries
 
@@ -84,17 +87,21 @@ def _is_entry(entry):
     histogram = entry.get("histogram") if isinstance(entry, dict) else None
     accuracy = entry.get("full_accuracy") if isinstance(entry, dict) else None
     counts = isinstance(histogram, list) and all(type(count) is int and 0 <= count < 2**53 for count in histogram)
-    return counts and sum(histogram) > 0 and type(accuracy) in (int, float) and 0 <= accuracy <= 1
+    if counts and not sum(histogram):
+        return accuracy is None
+    return counts and type(accuracy) in (int, float) and 0 <= accuracy <= 1
 
 
 def evaluate(folder, entries, layout, labels, n_classes, predict, device="cpu"):
-    """Return a row {column: value} of COLUMNS for each client whose part lies in `folder`."""
+    """Return a row {column: value} of COLUMNS for each client that has samples; its part lies in `folder`."""
     shared = _read(Path(folder) / SHARED, layout, device).unpack(torch.empty(layout.dim, device=device))
     common, rows = predict(shared), []
     for number, entry in enumerate(entries):
         path, histogram = part_file(folder, number), entry["histogram"]
         if len(histogram) != n_classes:
             raise InputError(f"{path.with_name(INDEX)}: was made for another dataset")
+        if not sum(histogram):
+            continue
         message = _read(path, layout, device)
         if message.client != number:
             raise InputError(f"{path}: is the part of client {message.client}")

@@ -71,8 +71,9 @@ def load_runs(csv_dir, dataset=None):
 
 def _read_run(path, content):
     """Return the Run of a record; raises one of load_runs' exceptions if something that the figures need is missing."""
-    settings = content["settings"]
-    level_order(settings["dirichlet"])
+    settings = content["settings"] | {"dirichlet": records.split_name(content)}
+    if content["settings"]["dirichlet"] is not None:
+        level_order(settings["dirichlet"])
     if {"algorithm", "dataset", "n_epochs"} - set(settings):
         raise ValueError("no algorithm, dataset or n_epochs among its settings")
     final = {name: float(content["final"][name]) for name in FINAL}
@@ -263,6 +264,21 @@ def level_order(dirichlet):
     return float("inf") if dirichlet == "iid" else float(dirichlet)
 
 
+def order_of_split(name):
+    """Return what sorts heterogeneity levels by their concentration, IID and then splits made by hand behind them."""
+    try:
+        return level_order(name), ""
+    except ValueError:
+        return float("inf"), name
+
+
+def title_of_split(name):
+    """Return a heterogeneity level in words."""
+    if order_of_split(name)[1]:
+        return f"split: {name}"
+    return "IID" if name == "iid" else f"Dirichlet({name})"
+
+
 def summarise(dataset, dirichlet, series, at=()):
     """Return the rows of the summary table, one {column: text} for each series of one heterogeneity level.
 
@@ -400,10 +416,10 @@ def compare(csv_dir, output_dir, dataset, at=()):
     federated = [run for run in runs if run.settings["algorithm"] != "centralised"] or central
     bounds = group_series(central) if federated is not central else {}
     levels = {(run.settings.get("shift", "label"), run.settings["dirichlet"]) for run in federated}
-    for shift, dirichlet in sorted(levels, key=lambda level: (level[0] != "label", level_order(level[1]))):
+    for shift, dirichlet in sorted(levels, key=lambda level: (level[0] != "label", order_of_split(level[1]))):
         members = [run for run in federated if run.settings["dirichlet"] == dirichlet]
         series = group_series([run for run in members if run.settings.get("shift", "label") == shift])
-        title = f"{dataset}, {'IID' if dirichlet == 'iid' else f'Dirichlet({dirichlet})'}"
+        title = f"{dataset}, {title_of_split(dirichlet)}"
         level = str(dirichlet)
         if shift == "feature":
             title, level = f"{title}, a domain a client", f"feature_{dirichlet}"

@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from utils import InputError
+from utils import InputError, plain
 
 HERE = Path(__file__).resolve().parent
 
@@ -181,6 +181,12 @@ def read_results(path):
     return rows
 
 
+def split_name(record):
+    """Return what a run's record calls its split: "iid", a concentration, or the name of one made by hand."""
+    level = record["settings"]["dirichlet"]
+    return plain(record["partition"]["name"]) if level is None else level
+
+
 def result_row(record):
     """Return the row of results.csv of a finished run's record: the columns of the published system first, then ours.
 
@@ -190,7 +196,7 @@ def result_row(record):
     first = {
         "method": settings["algorithm"],
         "dataset": settings["dataset"],
-        "Dirichlet": settings["dirichlet"],
+        "Dirichlet": split_name(record),
         "rounds": settings["n_epochs"],
     }
     figures = {name: value for name, value in final.items() if name != "train_seconds"}

@@ -43,16 +43,21 @@ def final_figures(exp):
 
 
 def domain_accuracy(exp):
-    """Return {domain: accuracy on its test images} of the last evaluation; {} where there are no domains."""
+    """Return {domain: accuracy on its test images} of the last evaluation, of the domains that have any."""
     predicted, judged = exp.judged
     of = {name: judged.domains == number for number, name in enumerate(exp.splits.domains)}
-    return {name: (predicted == judged.labels)[there].float().mean().item() for name, there in of.items()}
+    hits = predicted == judged.labels
+    return {name: hits[there].float().mean().item() for name, there in of.items() if there.any()}
+
+
+def histograms(exp):
+    """Return the label counts int64 [n_clients, n_classes] of an Experiment's clients."""
+    return partitions.histograms(exp.splits.train.labels.cpu(), exp.parts, exp.splits.n_classes)
 
 
 def record(exp, finished, final=None):
     """Return what <run>.json says of the run."""
-    labels = exp.splits.train.labels.cpu()
-    layout = exp.model.layout
+    layout, table = exp.model.layout, histograms(exp)
     return {
         "run": exp.name,
         "finished": finished,
@@ -74,8 +79,10 @@ def record(exp, finished, final=None):
             for number, counts in sorted(exp.traffic.items())
         ],
         "partition": {
+            "name": exp.split,
             "sha256": partitions.partition_hash(exp.parts),
-            "histograms": partitions.histograms(labels, exp.parts, exp.splits.n_classes).tolist(),
+            "samples": int(table.sum()),  # that clients hold
+            "histograms": table.tolist(),
         },
     }
 
@@ -100,11 +107,10 @@ def already_finished(args, name):
     if earlier.get("payload_version") != payload.VERSION:
         raise InputError(f"{path} is of a version that counted bytes otherwise: another --metrics_dir, or --overwrite")
     parts = args.save_clients and Path(args.save_clients) / personal.INDEX
-    for file in (args.partition_file, args.save_weights, parts):
+    file_of_split = utils.split_path(args)
+    for file in (file_of_split, args.save_weights, parts):
         if file and not Path(file).exists():
             raise InputError(f"{name} is finished, but {file} is not there: name the file it wrote, or --overwrite")
-    if args.partition_file and partitions.partition_file_hash(args.partition_file) != split:
-        raise InputError(
-            f"{path} was run on another split than {args.partition_file} holds now: rename it, or --overwrite"
-        )
+    if file_of_split and partitions.partition_file_hash(file_of_split) != split:
+        raise InputError(f"{path} was run on another split than {file_of_split} holds now: rename it, or --overwrite")
     return True

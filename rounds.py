@@ -25,10 +25,12 @@ def cohort_size(n_clients, participation):
     return max(1, round_half_up(participation * n_clients))
 
 
-def sample_clients(n_clients, participation, seed, round):
-    """Return the sorted numbers of the clients of `round`: round(participation * n_clients) of them, at least one."""
-    n = cohort_size(n_clients, participation)
-    return sorted(torch.randperm(n_clients, generator=generator(seed, "clients", round))[:n].tolist())
+def sample_clients(n_clients, participation, seed, round, empty=()):
+    """Return the sorted numbers of the clients of `round`: this share of those that are not `empty`, at least one."""
+    order = torch.randperm(n_clients, generator=generator(seed, "clients", round))
+    if empty:
+        order = order[~torch.isin(order, torch.tensor(empty))]
+    return sorted(order[: cohort_size(len(order), participation)].tolist())
 
 
 def dropped(numbers, share, seed, round):
@@ -140,7 +142,7 @@ class Cohort:
 def participants(exp, round):
     """Return the numbers of the clients of `round` whose updates arrive, most samples first, and of the others."""
     args = exp.args
-    numbers = sample_clients(args.n_clients, args.participation, args.seed, round)
+    numbers = sample_clients(args.n_clients, args.participation, args.seed, round, exp.empty)
     lost = dropped(numbers, args.dropout, args.seed, round) if args.dropout else []
     return sorted(set(numbers) - set(lost), key=lambda number: (-len(exp.parts[number]), number)), lost
 

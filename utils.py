@@ -6,7 +6,6 @@ Nothing here imports torch at module level, so that `--help` and refused command
 import argparse
 import difflib
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -155,6 +154,7 @@ def resolve(given, explicit=()):
     _check_dataset(args)
     _check_combinations(args)
     _check_paths(args)
+    _check_split(args, explicit)
     return args
 
 
@@ -233,6 +233,19 @@ def _check_dataset(args):
         )
 
 
+def _check_split(args, explicit):
+    """Make --dirichlet None where --partition_file holds a split made by hand, and refuse it if it was typed."""
+    from partition_files import hand_made
+
+    if not args.partition_file or hand_made(args) is None:
+        return
+    if "dirichlet" in explicit:
+        raise InputError(
+            f"--dirichlet has no effect with --partition_file {args.partition_file}, a split made by hand: leave it out"
+        )
+    args.dirichlet = None
+
+
 def _check_paths(args):
     for name, option in all_options().items():
         if option.kind == "path" and getattr(args, name) == "":
@@ -246,7 +259,7 @@ def _check_paths(args):
             _check_folder(name, Path(getattr(args, name)))
     for name in ("results_file", "save_weights", "partition_file"):
         if getattr(args, name) is not None:
-            path = Path(getattr(args, name))
+            path = split_path(args) if name == "partition_file" else Path(getattr(args, name))
             if path.is_dir() or (path.exists() and not path.is_file()):
                 raise InputError(f"--{name} {path}: is not a file that can be written")
             _check_folder(name, path.parent)
@@ -268,15 +281,17 @@ def _check_folder(name, folder):
 
 
 def run_name(args):
-    """Return `algorithm_dataset_dirichlet_seed`, then `_option=value` for each other setting that changes the result
+    """Return `algorithm_dataset_split_seed`, then `_option=value` for each other setting that changes the result
     and is not at its default. Different settings give different names."""
+    from partition_files import split_name
+
     defaults = default_settings(args)
     defaults["model_name"] = _with_defaults({"dataset": args.dataset}).model_name
-    parts = [args.algorithm, args.dataset, str(args.dirichlet), str(args.seed)]
+    parts = [args.algorithm, args.dataset, split_name(args), str(args.seed)]
     for name, option in all_options().items():
         value = getattr(args, name)
-        if name == "partition_file" and value and not _is_another_split(args):
-            continue
+        if name == "partition_file":
+            value = split_path(args) if args.dirichlet is None else None  # otherwise it holds what the run draws
         usual = ("algorithm", "dataset", "dirichlet", "seed")
         if option.named and name not in usual and value != defaults[name] and _acts(option, vars(args)):
             parts.append(f"{name}={_label(name, value)}")
@@ -303,40 +318,24 @@ def default_settings(args):
     return chosen | {"preset": None, "local_optimizer": usual["local_optimizer"]}
 
 
-SPLITTING = ("dataset", "seed", "shift", "dirichlet", "n_clients", "min_client_samples")
-
-
-def drawn_split(args):
-    """Return {name: value} of the settings by which a run draws its split."""
-    return {name: getattr(args, name) for name in SPLITTING}
-
-
-def _is_another_split(args):
-    """Tell whether --partition_file holds a split made by hand. Raises InputError if other settings drew it."""
-    try:
-        drawn_by = json.loads(Path(args.partition_file).read_text(encoding="utf-8")).get("drawn_by", {})
-        differs = [f"--{k} {v}" for k, v in drawn_split(args).items() if drawn_by and drawn_by.get(k, "label") != v]
-    except FileNotFoundError:
-        return False  # it will hold what the run draws
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"--partition_file {args.partition_file}: not a partition file ({error})") from None
-    if differs:
-        raise InputError(f"--partition_file {args.partition_file}: was not drawn with {', '.join(differs)}")
-    return not drawn_by
-
-
 def _label(name, value):
     if name in ("init_weights", "partition_file"):
         return _with_hash(value)
     return str(value)
 
 
+def split_path(args):
+    """Return the Path of --partition_file, in which {seed} stands for the run's, or None."""
+    return Path(args.partition_file.replace("{seed}", str(args.seed))) if args.partition_file else None
+
+
 def _with_hash(path):
     """Return the file's stem and a hash of its content: the same path may hold something else tomorrow."""
-    return f"{_plain(Path(path).stem)}-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]}"
+    return f"{plain(Path(path).stem)}-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]}"
 
 
-def _plain(text):
+def plain(text):
+    """Return the text with a hyphen for every character that a name of a file should not have."""
     return re.sub(r"[^A-Za-z0-9.-]", "-", text)
 
 

@@ -18,7 +18,9 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-with atheris.instrument_imports(include=["readers", "partitions", "records", "experiments", "checkpoints"]):
+with atheris.instrument_imports(
+    include=["readers", "partitions", "partition_files", "records", "experiments", "checkpoints"]
+):
     import checkpoints
     import experiments
     import partitions
@@ -31,6 +33,7 @@ from utils import InputError  # noqa: E402
 
 torch.set_num_threads(1)
 FOLDER = Path(tempfile.mkdtemp())
+ZEROS = torch.zeros(4, dtype=torch.int64)
 cases = Counter()
 
 
@@ -54,7 +57,7 @@ def tar(content):
 
 
 def split(content):
-    partitions.load_partition(written("split.json", content), torch.zeros(4, dtype=torch.int64), 2)
+    partitions.load_partition(written("split.json", content), ZEROS, 2)
 
 
 def results(content):
@@ -94,7 +97,7 @@ READERS = [
     (cifar, BATCH),
     (idx, IDX),
     (tar, archive([("a/test_batch", BATCH)])),
-    (split, b'{"clients": [[0, 1], [2, 3]]}'),
+    (split, b'{"clients": [[0, 1], [2, 3]], "labels_sha256": "%s"}' % partitions.labels_hash(ZEROS).encode()),
     (results, b"run,accuracy\nfedavg,0.5\n"),
     (record, b'{"run": "fedavg_DIGITS_iid_0", "settings": {"algorithm": "fedavg", "seed": 0}, "finished": true}'),
     (listed, b"--algorithm fedavg --seed 1 # a comment\n"),

@@ -1,7 +1,6 @@
 """Runs that are killed, asked to end or left with damaged files go on, and end as if nothing had been."""
 
 import csv
-import json
 import os
 import random
 import re
@@ -21,6 +20,7 @@ import checkpoints
 import evaluation
 import experiments
 import fedalg
+import partitions
 import rounds
 import utils
 from checkpoints import Checkpoints, Keeper
@@ -104,7 +104,7 @@ def test_a_signal_ends_a_run_that_can_go_on(tmp_path, started, name):
     _, said = process.communicate(timeout=60)
     assert process.returncode == fedalg.NOT_FINISHED
     assert f"stopped by {name} after round" in said
-    assert said.count("\n") == 2  # that it heard, and that it ended
+    assert said.count("\n") == 3  # what the split is, that it heard, and that it ended
     rounds = n_rows(tmp_path)
     process = started(*LONG)
     assert n_rows(tmp_path) >= rounds >= 1
@@ -233,8 +233,13 @@ def test_a_checkpoint_of_other_settings_is_refused_by_their_name(tmp_path, exper
     with pytest.raises(utils.InputError, match=r"of a run with lr = 0\.05, not 0\.1"):
         checkpoints.resume(experiment(lr=0.1), kept)
     split = tmp_path / "split.json"
-    split.write_text(json.dumps({"clients": [list(range(i, 1294, 20)) for i in range(20)]}))
+    labels = experiment().splits.train.labels
+    partitions.save_partition(split, labels, [torch.arange(i, 1294, 20) for i in range(20)], {})
+    exp = experiment(partition_file=str(split))
+    exp.args.dirichlet = "iid"  # as if it had drawn it
     with pytest.raises(utils.InputError, match="on another split"):
+        checkpoints.resume(exp, kept)
+    with pytest.raises(utils.InputError, match="a run with dirichlet = iid, not None"):
         checkpoints.resume(experiment(partition_file=str(split)), kept)
 
 
@@ -344,7 +349,8 @@ def complete_rows(folder):
 
 def one_line(said):
     """The only line on standard error besides that the run goes on."""
-    (line,) = [line for line in said.read_text().splitlines() if "goes on after" not in line]
+    lines = said.read_text().splitlines()
+    (line,) = [line for line in lines if "goes on after" not in line and not line.startswith("split ")]
     return line
 
 

@@ -127,7 +127,12 @@ def test_any_archive(tmp_path, content):
     refused_or(lambda: readers._read_tar(tmp_path / "x.tar.gz", {"test_batch"}))
 
 
-@given(JSON.map(json.dumps) | st.text(max_size=30) | JSON.map(lambda value: json.dumps({"clients": value})))
+ZEROS = torch.zeros(2, dtype=torch.int64)
+SPLIT = {"labels_sha256": partitions.labels_hash(ZEROS), "unused": True}
+PARTS = st.lists(st.lists(st.integers(-1, 3), max_size=2), min_size=2, max_size=2)
+
+
+@given(JSON.map(json.dumps) | st.text(max_size=30) | (JSON | PARTS).map(lambda v: json.dumps(SPLIT | {"clients": v})))
 @example('{"clients": [[1e400]]}')
 @example('{"clients": [[0], [[1]]]}')
 @example('{"clients": [[99999999999999999999]]}')
@@ -135,7 +140,9 @@ def test_any_archive(tmp_path, content):
 def test_any_partition_file(tmp_path, content):
     path = tmp_path / "split.json"
     path.write_text(content)
-    refused_or(lambda: partitions.load_partition(path, torch.zeros(2, dtype=torch.int64), 2))
+    if refused_or(lambda: partitions.load_partition(path, ZEROS, 2, 0)):
+        clients = json.loads(content)["clients"]
+        assert sorted(number for part in clients for number in part) in ([0], [1], [0, 1])
 
 
 @given(st.binary(max_size=100) | st.text(max_size=60).map(str.encode))

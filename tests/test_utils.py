@@ -137,7 +137,7 @@ def test_a_config_file_holds_flags_and_the_command_line_wins(tmp_path, capsys):
 
 def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
     hand_made = tmp_path / "a.json"
-    hand_made.write_text('{"clients": [[0], [1]]}')
+    hand_made.write_text('{"clients": [[0], [1]], "labels_sha256": "x"}')
     plain = utils.run_name(utils.resolve({"algorithm": "las"}))
     assert plain == "las_DIGITS_iid_0"
     named = [o for o in options.all_options().values() if o.named and o.name not in ("init_weights", "pretrained")]
