@@ -156,7 +156,8 @@ def assemble(args, splits, parts, device):
     cohort = rounds.cohort_size(len(parts) - len(empty), args.participation)
     if not algorithm.means:
         capacity.check_cohort(args, cohort, model.layout.dim, f"--algorithm {args.algorithm}")
-    workers = Workers(trainer, 1 if trainer.draws else how_many(args.parallel_clients, device, cohort))
+    at_once = cohort if parts else args.n_clients  # without any, all are judged
+    workers = Workers(trainer, 1 if trainer.draws else how_many(args.parallel_clients, device, at_once))
     name, split = utils.run_name(args), partition_files.split_name(args)
     return Experiment(
         args, name, device, splits, split, parts, empty, model, algorithm, trainer, theta, downlink, workers

@@ -227,8 +227,7 @@ def result_row(record):
     acting = utils.acting(settings)
     named = [name for name, option in utils.all_options().items() if option.named and name in acting]
     columns = {f"settings.{name}": acting[name] for name in named if name not in told}
-    split = record.get("partition", {}).get("name", settings["dirichlet"])
-    return {**first, **figures, "seed": settings["seed"], "run": record["run"], "split": split, **columns}
+    return {**first, **figures, "seed": settings["seed"], "run": record["run"], **columns}
 
 
 def add_results(path, rows):

@@ -297,7 +297,7 @@ all() {
   [[ $at_once =~ ^[1-9][0-9]{0,3}$ ]] || refuse "JOBS=$at_once: is not a number of experiments, such as 2"
   if [ "$at_once" -eq 1 ]; then one_by_one; else side_by_side "$at_once"; fi
   [ ${#away[@]} -eq 0 ] || echo "run_experiments.sh: go on in other processes: ${away[*]}"
-  [ ${#stopped[@]} -eq 0 ] || echo "run_experiments.sh: stopped, go on when called again: ${stopped[*]}" >&2
+  [ ${#stopped[@]} -eq 0 ] || echo "run_experiments.sh: stopped, go on when called again: $(printf '%s\n' "${stopped[@]}" | sort -n | xargs)" >&2
   [ ${#failed[@]} -eq 0 ] || echo "run_experiments.sh: failed: ${failed[*]}" >&2
   [ -z "$signal" ] || exit "$resumable"
   [ ${#failed[@]} -eq 0 ] || exit 1

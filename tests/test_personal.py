@@ -168,7 +168,7 @@ def trained(exp, number, start):
 def made(exp, number=0):
     """What personalise.make_part makes of a client: (the part [dim], {accuracy: figure})."""
     chooser, shared = personalise.part_chooser(exp.algorithm, exp.args), evaluation.served(exp)
-    histogram = personalise.histograms_of(exp)[number]
+    histogram = results.histograms(exp).tolist()[number]
     judge, n = personalise.Judge(exp), exp.model.layout.n_trainable
     _, data, accuracies = personalise.make_part(exp, judge, chooser, shared, number, histogram, exp.trainer)
     return payload.decode(data, n, len(shared) - n).unpack(torch.empty_like(shared)), accuracies
@@ -178,7 +178,7 @@ def on_all_images(exp, vector, number):
     """The accuracy of `vector [dim]` on the client's mix of labels, from all of the test set."""
     test = exp.splits.test
     predictions = evaluation.predict(exp, vector, test).argmax(1)
-    return personal.own_accuracy(predictions, test.labels, personalise.histograms_of(exp)[number])
+    return personal.own_accuracy(predictions, test.labels, results.histograms(exp).tolist()[number])
 
 
 def test_a_full_copy_is_all_that_the_client_trained(experiment):
@@ -205,7 +205,7 @@ def test_images_of_classes_that_a_client_lacks_are_not_evaluated_and_change_noth
     exp, seen = experiment(dirichlet=dirichlet), []
     rounds.train_round(exp, 1)
     judge, normalise = personalise.Judge(exp), data.Splits.normalise
-    for number, histogram in enumerate(personalise.histograms_of(exp)):
+    for number, histogram in enumerate(results.histograms(exp).tolist()):
         expected = on_all_images(exp, exp.theta, number)
         with monkeypatch.context() as patch:
             patch.setattr(data.Splits, "normalise", lambda splits, x: seen.append(len(x)) or normalise(splits, x))
@@ -408,10 +408,10 @@ def test_the_second_run_with_an_output_is_refused_before_it_does_anything(tmp_pa
 
 
 def test_one_file_by_two_names_is_one_output(tmp_path):
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "parts")
-    for flag, path, other in (("save_weights", "parts/w.pt", "link/w.pt"), ("save_clients", "parts", "link")):
-        mine, yours = (settings_in(tmp_path, **{flag: str(tmp_path / name)}) for name in (path, other))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for flag, file in (("save_weights", "w.pt"), ("save_clients", "parts")):
+        mine, yours = (settings_in(tmp_path, **{flag: str(tmp_path / name / file)}) for name in ("there", "link"))
         with outputs.held(mine, "mine", anew=True), pytest.raises(InputError, match="mine is writing there"):  # noqa: SIM117
             with outputs.held(yours, "yours", anew=True):
                 pass

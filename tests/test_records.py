@@ -146,12 +146,12 @@ def test_the_row_of_a_run_tells_validation_and_test_apart_and_every_setting_that
     row = records.result_row(record)
     assert list(row)[:6] == ["method", "dataset", "Dirichlet", "rounds", "accuracy", "precision"]
     assert (row["precision"], row["settings.precision"], row["val_accuracy"]) == (0.8, "bf16", 0.7)
-    assert (row["settings.lr"], row["settings.sparsity"], row["split"]) == (0.05, 0.2, "0.5")
+    assert (row["settings.lr"], row["settings.sparsity"], row["Dirichlet"]) == (0.05, 0.2, 0.5)
     assert not {"settings.seed", "settings.metrics_dir", "settings.down_bits", "settings.soup_epochs"} & set(row)
     del record["partition"]["name"]  # as older records are
-    assert records.result_row(record)["split"] == 0.5
+    assert records.result_row(record)["Dirichlet"] == 0.5
     by_hand = record | {"settings": record["settings"] | {"dirichlet": None}, "partition": {"name": "patho"}}
-    assert (records.result_row(by_hand)["split"], records.result_row(by_hand)["Dirichlet"]) == ("patho", None)
+    assert records.result_row(by_hand)["Dirichlet"] == "patho"
 
 
 def test_results_are_rebuilt_from_the_runs(tmp_path, program):

@@ -244,9 +244,7 @@ def test_paths_are_the_callers(launch, tmp_path):
     assert launch("--count", **mine, EXPERIMENTS="").stdout == "set up\n96\n"  # of the repository
     done = launch("--count", **mine)
     assert done.returncode == 2
-    assert done.stderr == (
-        f"experiments.py: error: {tmp_path}/experiments.txt: cannot be read (No such file or directory)\n"
-    )
+    assert done.stderr == (f"experiments.py: error: {tmp_path}/experiments.txt: there is no such file\n")
     done = launch("--count", cwd=tmp_path, SETUP="nowhere.sh")
     assert (done.returncode, f"cannot read {tmp_path}/nowhere.sh" in done.stderr) == (2, True)
 

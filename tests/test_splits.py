@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
@@ -100,16 +101,10 @@ def test_a_run_on_a_split_made_by_hand_is_named_after_it_everywhere(run, patho):
     assert records.rebuild_results(patho / "metrics", patho / "again.csv") == 2
     again, first = ((patho / name).read_text().splitlines() for name in ("again.csv", "results.csv"))
     assert sorted(again) == sorted(first)
-    tables, paths = plotting.compare(patho / "metrics", patho / "out", "DIGITS")
-    assert [(row["Dirichlet"], row["method"], row["seeds"]) for row in tables["summary"]] == [("patho", "FedAvg", "2")]
-    assert patho / "out" / "DIGITS_patho_comparison.png" in paths
-
-
-def test_levels_have_their_titles_and_order():
-    levels = ["two-classes", "iid", 10.0, 0.5, "age"]
-    assert sorted(levels, key=plotting.order_of_split) == [0.5, 10.0, "iid", "age", "two-classes"]
-    titles = [plotting.title_of_split(level) for level in ("iid", 0.5, "age")]
-    assert titles == ["IID", "Dirichlet(0.5)", "split: age"]
+    assert plotting.main(["--csv_dir", str(patho / "metrics"), "--output_dir", str(patho / "out")]) == 0
+    table = pd.read_csv(patho / "out" / "DIGITS_summary.csv")
+    assert table[["split", "method", "seeds"]].to_numpy().tolist() == [["patho", "FedAvg", 2]]
+    assert (patho / "out" / "DIGITS_split-patho_comparison.png").exists()
 
 
 def test_a_split_has_the_name_in_its_file_or_that_of_the_file_without_the_seed(patho, capsys):

@@ -56,7 +56,7 @@ BAD = {
     "--weight_decay 1e-300": "--weight_decay",
     "--n_client_epochs 99999999999999": "--n_client_epochs",
     "--norm batch --batch_size 1": "too small for BatchNorm",
-    "--config nowhere.txt": "/nowhere.txt: cannot be read (No such file or directory)",
+    "--config nowhere.txt": "/nowhere.txt: there is no such file",
     "--out=": "--out: the path is empty",
     "--algorithm fedavg --sparsity 0.1": "no effect with --algorithm fedavg (only: las, topk, stc)",
     "--algorithm las --prox_momentum 0.5": "no effect with --algorithm las (only: fedprox)",
