@@ -309,6 +309,12 @@ def test_a_run_that_goes_on_elsewhere_is_no_failure(launch, tmp_path):
     assert launch("1", EXPERIMENTS=str(tmp_path / "list")).returncode == 73
 
 
+def heed_all():
+    """Undo what tests in the background of a shell inherit: a script cannot trap what is ignored as it starts."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_signal_reaches_all_that_run(tmp_path, jobs, name):
@@ -334,9 +340,14 @@ time.sleep(60)'
     (tmp_path / "list").write_text("--a\n--b\n--c\n")
     env = {**os.environ, "PYTHON": str(python), "EXPERIMENTS": str(tmp_path / "list"), "JOBS": jobs}
     process = subprocess.Popen(
-        [ROOT / "run_experiments.sh"], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [ROOT / "run_experiments.sh"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+        preexec_fn=heed_all,
+    )
     said = ""
     while said.count("runs") < int(jobs):
         said += process.stdout.readline()
