@@ -4,6 +4,7 @@ LaTeX and CSV.
 
 import math
 import re
+import shutil
 from dataclasses import dataclass
 
 import pandas as pd
@@ -32,12 +33,10 @@ class Table:
     notes: list
 
     def text(self):
-        """Return it for a terminal: columns padded with spaces."""
-        rows = [{printable(c): printable(cell) for c, cell in row.items()} for row in self.rows]
-        widths = {c: max(len(c), *(len(r[c]) for r in rows)) for c in rows[0]}
-        lines = [dict(zip(widths, widths, strict=True)), *rows]
-        body = ["  ".join(line[c].ljust(w) for c, w in widths.items()).rstrip() for line in lines]
-        return "\n".join([f"{printable(self.title)}:", *body, *map(printable, self.notes)]) + "\n"
+        """Return it for a terminal, in blocks of columns that fit into its width; empty columns are left out."""
+        width = shutil.get_terminal_size((120, 24)).columns
+        body = [block for columns in _blocks(self.rows, width) for block in (*_aligned(self.rows, columns), "")]
+        return "\n".join([f"{printable(self.title)}:", *body[:-1], *map(printable, self.notes)]) + "\n"
 
     def markdown(self):
         cells = [list(self.rows[0]), *(row.values() for row in self.rows)]
@@ -64,6 +63,36 @@ class Table:
         records.write_atomic(f"{path}.tex", self.latex())
         records.write_atomic(f"{path}.csv", pd.DataFrame(self.rows).to_csv(index=False))
         return f"{path}.md"
+
+
+FIRST = ("split", "method")  # columns that every block begins with
+
+
+def _width(rows, column):
+    return max(len(printable(text)) for text in (column, *(row[column] for row in rows)))
+
+
+def _blocks(rows, width):
+    """Return lists of the columns that have something to tell, each as many as fit into `width` characters."""
+    first = [column for column in FIRST if column in rows[0]]
+    begin = sum(_width(rows, column) + 2 for column in first)
+    blocks, taken = [], width
+    for column in rows[0]:
+        if column in (*first, "dataset") or not any(row[column] for row in rows):
+            continue
+        if taken + _width(rows, column) > width:
+            blocks.append(list(first))
+            taken = begin
+        blocks[-1].append(column)
+        taken += _width(rows, column) + 2
+    return blocks or [list(first)]
+
+
+def _aligned(rows, columns):
+    """Return the lines of these columns, padded with spaces."""
+    widths = {column: _width(rows, column) for column in columns}
+    lines = [dict(zip(columns, columns, strict=True)), *rows]
+    return ["  ".join(printable(line[c]).ljust(w) for c, w in widths.items()).rstrip() for line in lines]
 
 
 LATEX = {

@@ -172,3 +172,17 @@ def test_a_label_of_ones_own_is_in_the_tables(metrics, tmp_path):
     rows = compared(metrics, tmp_path / "out", "--label", "LaS-FL sparsity=0.2=ours", "--methods", "las", "fedavg")[0]
     assert [row["method"] for row in rows["summary"]] == ["FedAvg", "LaS-FL sparsity=0.01", "ours", "FedAvg"]
     assert grouping.group_series(loaded(metrics))[-1].label == "LaS-FL sparsity=0.2"
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_a_terminal_gets_blocks_of_columns_that_fit(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = [f"column {i}" for i in range(20)]
+    rows = [{"dataset": "D", "split": "iid", "method": m, **dict.fromkeys(names, m), "nothing": ""} for m in "ab"]
+    title, *lines = tables.Table("D, summary", rows, ["a note"]).text().splitlines()
+    assert (title, lines.pop()) == ("D, summary:", "a note")
+    assert max(map(len, lines)) <= width
+    heads = [line for line in lines if line.startswith("split  method")]
+    assert len(heads) == (5 if width == 60 else 3)
+    assert re.findall(r"column \d+", " ".join(heads)) == names
+    assert "nothing" not in " ".join(lines)
