@@ -118,7 +118,7 @@ class FedACG(FedAvg):
         return start
 
     def kept_length(self, name, layout):
-        return layout.n_trainable
+        return layout.n_trainable if name == "server_momentum" else None
 
     def pull(self, w, start):
         return self.acg_beta * (w - start)
@@ -213,7 +213,7 @@ class LaSFL(FedAvg):
         return self.memory.held() if self.memory else {}
 
     def kept_length(self, name, layout):
-        return layout.n_trainable
+        return layout.n_trainable if name in ("velocity", "waiting", "left", "update_velocity") else None
 
     def merge(self, theta, arrived):
         step, n = self.stitcher(arrived.mean["update"], arrived.mean.get("mask")), self.layout.n_trainable
@@ -300,7 +300,7 @@ class FedBN(FedAvg):
         return {"norms": self.norms}
 
     def kept_length(self, name, layout):
-        return len(self.places)
+        return len(self.places) if name == "norms" else None
 
     def deployed(self, theta):
         if not self.norms:

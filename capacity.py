@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import memory
-import rounds
+from checkpoints import Checkpoints
+from memory import in_words
 from utils import InputError
 
 WORTH_SAYING = 2**28  # bytes
@@ -27,65 +28,64 @@ def check_cohort(args, n, dim, who):
 
 
 def numbers_kept(exp):
-    """Return {kind: how many float32 numbers a client keeps of it between rounds, None where that is not known}."""
+    """Return {kind: how many float32 numbers a client keeps of it between rounds, None where that is not known}.
+
+    Where clients' copies of the model are looked after, those of one version are one.
+    """
     stateful, layout = (exp.algorithm, exp.trainer.local), exp.model.layout
     kinds = {kind: keeps.kept_length(kind, layout) for keeps in stateful for kind in keeps.held()}
-    return kinds | ({"copy of the model": layout.dim} if exp.downlink.mode == "individual" else {})
+    copies = exp.downlink.mode == "individual" or exp.downlink.real
+    return kinds | ({"copy of the model": layout.dim} if copies else {})
 
 
-def numbers_held(exp):
-    """Return {kind: how many numbers of it the client that holds the most of it holds now}."""
+def held_now(exp):
+    """Return {kind: {client: bytes}} of what clients hold."""
     kinds = {kind: of for keeps in (exp.algorithm, exp.trainer.local) for kind, of in keeps.held().items()}
-    return {kind: max((tensor.numel() for tensor in of.values()), default=0) for kind, of in kinds.items()}
+    return {kind: {number: tensor.nbytes for number, tensor in of.items()} for kind, of in kinds.items()}
 
 
 def check_room(exp):
     """Raise InputError if there is no room for what clients will keep; say on standard error if it will be much."""
-    kinds = {kind: n for kind, n in numbers_kept(exp).items() if n}
-    _check(exp, kinds)
+    _check(exp, {kind: 4 * n for kind, n in numbers_kept(exp).items() if n})
 
 
 def check_what_is_held(exp):
     """Do what `check_room` does by what clients hold after a round, where nothing said it beforehand."""
     if None in numbers_kept(exp).values():
-        _check(exp, numbers_held(exp))
+        held = held_now(exp)
+        most = {kind: max(of.values(), default=0) for kind, of in held.items()}
+        _check(exp, most, already=sum(sum(of.values()) for of in held.values()))
 
 
-def _check(exp, kinds):
-    args, each = exp.args, 4 * sum(kinds.values())
-    holding = len(exp.parts) - len(exp.empty)
-    clients = min(holding, args.n_epochs * rounds.cohort_size(holding, args.participation))
+def _check(exp, kinds, already=0):
+    """kinds: the bytes of each that a client keeps; already: those that clients hold, which are not free any more."""
+    args, each = exp.args, sum(kinds.values())
+    clients = min(len(exp.parts) - len(exp.empty), args.n_epochs * exp.cohort_size)
     need, on_disk = each * clients, FILES * each * clients
     said = (
         f"each client that takes part keeps {in_words(each)} between rounds ({', '.join(kinds)}), "
         f"{clients} of them {in_words(need)}"
     )
-    free, source = memory.free(exp.device), "free"
+    free, source = memory.free(exp.device) + already, "free"
     if args.max_state_memory is not None:
         free, source = args.max_state_memory * 2**30, "allowed by --max_state_memory"
     if need > free:
         raise InputError(f"{said}, and {in_words(free)} are {source}: fewer --n_clients, or a method without it")
-    folder, free = _free_on_disk(args.checkpoint_dir)
+    folder, free = _free_on_disk(Checkpoints(args.checkpoint_dir, exp.name))
     if on_disk > free:
         raise InputError(
-            f"{said}, and checkpoints up to {in_words(on_disk)} on disk, where {folder} has {in_words(free)} free: "
+            f"{said}, and checkpoints up to {in_words(on_disk)} on disk, where {folder} has {in_words(free)} for them: "
             "another --checkpoint_dir"
         )
     if need > WORTH_SAYING and not args.quiet:
         print(f"{said}; up to {in_words(on_disk)} on disk while a checkpoint is written", file=sys.stderr)
 
 
-def _free_on_disk(folder):
-    """Return the folder, or the nearest parent of it that is there, and the bytes that are free in it."""
-    folder = Path(os.path.abspath(folder))
+def _free_on_disk(checkpoints):
+    """Return the folder of Checkpoints, or the nearest parent of it that is there, and the bytes there are for them:
+    those that are free, and those that the run's own take."""
+    own = sum(path.stat().st_size for path in (checkpoints.newest, checkpoints.previous) if path.exists())
+    folder = Path(os.path.abspath(checkpoints.newest.parent))
     while not folder.exists():
         folder = folder.parent
-    return folder, shutil.disk_usage(folder).free
-
-
-def in_words(n_bytes):
-    """Return so many bytes with their unit."""
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if n_bytes >= unit:
-            return f"{n_bytes / unit:.1f} {name}"
-    return f"{n_bytes / 2**10:.1f} KiB"
+    return folder, shutil.disk_usage(folder).free + own

@@ -81,11 +81,11 @@ def _kinds(exp, n_rows):
 def _kept(keeps, layout, like, clients):
     """Return the kind of the state() of an options.Stateful."""
 
-    def vector(name):
+    def vector(name):  # finite or not: a client that diverged is only forgotten at the end of its round
         length = keeps.kept_length(name, layout)
         if length is None:
-            return either(number(finite=False), tensor(like=like))
-        return tensor((length,), like.dtype, like)
+            return either(number(finite=False), truth, tensor(like=like, finite=False))
+        return tensor((length,), like.dtype, like, finite=False)
 
     held = {name: mapping(clients, vector(name)) for name in keeps.held()}
     return fields(held, {name: vector(name) for name in keeps.own})
@@ -113,7 +113,7 @@ def _cohort(exp, layout, like):
     return fields(
         {
             "sums": fields({}, sums),
-            "deltas": tensor(dtype=like.dtype, like=like) if whole_rows else nothing,
+            "deltas": tensor(dtype=like.dtype, like=like, finite=False) if whole_rows else nothing,
             "masks": either(nothing, tensor(dtype=torch.bool, like=like)) if whole_rows else nothing,
             "down": mapping(range(exp.args.n_clients), counts),
             "done": many(fields(SENT)),

@@ -253,7 +253,7 @@ class Keeper:
             if self.asked is not None:
                 os._exit(128 + number)
             self.asked, since[0] = number, time.monotonic()
-            most = f", up to about {math.ceil(self.longest)} s" if self.longest else ""
+            most = f", up to about {math.ceil(self.longest)} s" if self.longest else " (none has ended yet)"
             name = signal.Signals(number).name
             _say_at_once(f"{name}: ends and saves after the client at hand{most}; again ends at once")
 

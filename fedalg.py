@@ -81,6 +81,11 @@ class Experiment:
     progress: Progress = None  # shows how far the rounds are
     judged: tuple = ()  # of the last evaluation: predictions int64 [N], and the test Images that they are of
 
+    @property
+    def cohort_size(self):
+        """How many clients take part in a round."""
+        return rounds.cohort_size(len(self.parts) - len(self.empty), self.args.participation)
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # Setting up
@@ -105,8 +110,8 @@ def prepare(args, ranks=None):
     if first:
         capacity.check_room(exp)
     if ranks:
-        cohort = rounds.cohort_size(len(exp.parts) - len(exp.empty), args.participation)
-        capacity.check_cohort(args, -(-cohort // ranks.size), exp.model.layout.dim, f"each of {ranks.size} processes")
+        share = -(-exp.cohort_size // ranks.size)
+        capacity.check_cohort(args, share, exp.model.layout.dim, f"each of {ranks.size} processes")
         exp.ranks, exp.collect = ranks, lead
         if first:
             ranks.tell({"begin": True})  # all is well so far

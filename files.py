@@ -11,8 +11,7 @@ import stat
 from pathlib import Path
 
 # The largest file that is read of each kind, in bytes: generously more than this program or the publishers write.
-CONFIG = 2**20  # --config
-LIST = 2**24  # of experiments
+LIST = 2**24  # of experiments, or --config
 JSON = 2**28  # a record, a split, clients.json: a million clients fit
 CSV = 2**28  # metrics, results
 WEIGHTS = 2**33 + 2**24  # --init_weights: 2^31 weights

@@ -72,15 +72,15 @@ def either(*kinds):
     return check
 
 
-def tensor(shape=None, dtype=None, like=None, low=None, high=None):
-    """A dense, contiguous tensor of finite numbers, from low to high, on the kind of device of the tensor `like`."""
+def tensor(shape=None, dtype=None, like=None, low=None, high=None, finite=True):
+    """A dense, contiguous tensor of numbers, from low to high, on the kind of device of the tensor `like`."""
 
     def check(value):
         refuse_unless(is_plain(value) and value.is_contiguous(), "is not a dense tensor")
         refuse_unless(shape is None or value.shape == shape, f"is not of the shape {shape}")
         refuse_unless(dtype is None or value.dtype == dtype, f"is not of {dtype}")
         refuse_unless(like is None or value.device.type == like.device.type, "is on another device")
-        refuse_unless(bool(value.isfinite().all()), "is not finite")
+        refuse_unless(not finite or bool(value.isfinite().all()), "is not finite")
         if low is not None and value.numel():
             refuse_unless(low <= int(value.min()) and int(value.max()) <= high, f"is not from {low} to {high}")
 

@@ -311,4 +311,4 @@ class MOON(LocalMethod):
         return {"last": self.last}
 
     def kept_length(self, name, layout):
-        return layout.dim
+        return layout.dim if name == "last" else None

@@ -210,7 +210,8 @@ class Client:
     def can_capture(self):
         """Tell whether plain steps can be captured."""
         s = self.settings
-        return s.capture and s.optimizer == "sgd" and s.clip_norm is None and self.attack is None
+        drawn = self.trainer.draws  # a graph's recording would draw, too
+        return s.capture and s.optimizer == "sgd" and s.clip_norm is None and self.attack is None and not drawn
 
     def _count(self, outputs):
         """Add up losses and hits of [(logits, y)]."""

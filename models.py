@@ -193,8 +193,8 @@ def check_size(name, n_weights, device):
         raise InputError(f"{said}, more than 2^31: {advice}")
     if COPIES * 4 * n_weights > there:
         raise InputError(
-            f"{said}, of which a run holds {COPIES} copies, {COPIES * 4 * n_weights / 2**30:.1f} GiB, and "
-            f"{there / 2**30:.1f} GiB are free: {advice}"
+            f"{said}, of which a run holds {COPIES} copies, {memory.in_words(COPIES * 4 * n_weights)}, and "
+            f"{memory.in_words(there)} are free: {advice}"
         )
 
 
@@ -204,7 +204,8 @@ def check_size(name, n_weights, device):
 
 @contextmanager
 def keyed_draws(seed, device=CPU):
-    """While this lasts, torch's global generators draw from `seed`; afterwards they go on as if it had not been.
+    """While this lasts, torch's global generators draw from `seed`; afterwards those of the CPU and of a CUDA `device`
+    go on as if it had not been.
 
     There is one generator for all threads of a process: only one of them may draw meanwhile.
     """

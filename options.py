@@ -50,6 +50,11 @@ def _options_of(cls):
     return getattr(cls, "options", {})
 
 
+def _dense(value):
+    """Return the value; of a tensor that is a view with gaps, a copy without."""
+    return value.contiguous() if hasattr(value, "contiguous") else value
+
+
 class Stateful(Configurable):
     """What may keep something between rounds: the server in its attributes `own`, the clients in what `held` has.
 
@@ -75,8 +80,9 @@ class Stateful(Configurable):
 
     def state(self):
         """Return {name: tensor or {client: tensor}}: all that is kept between rounds."""
-        own = {name: getattr(self, name) for name in self.own if getattr(self, name) is not None}
-        return own | {kind: dict(of_client) for kind, of_client in self.held().items()}
+        own = {name: _dense(getattr(self, name)) for name in self.own if getattr(self, name) is not None}
+        held = self.held().items()
+        return own | {kind: {number: _dense(value) for number, value in of.items()} for kind, of in held}
 
     def snapshot(self):
         """Return what `check_unchanged` compares with."""

@@ -25,6 +25,7 @@ from utils import InputError
 
 FORMAT, UNDER_WAY = "fedalg-clients-1", "fedalg-clients-under-way-1"
 INDEX, PROGRESS, SHARED, LOCK = "clients.json", "clients.jsonl", "shared.payload", ".lock"
+WRITTEN = (INDEX, PROGRESS, SHARED, "client_*.payload", "accuracy.*")
 COLUMNS = ["client", "samples", "bytes", "shared_accuracy", "personal_accuracy", "full_accuracy"]
 LONGEST = 2**20  # characters of a line of clients.jsonl
 PART_OPTIONS = ("part_sparsity", "part_bits")  # settings that change parts, and nothing else of a run
@@ -36,9 +37,8 @@ def part_file(folder, number):
 
 def check_links(folder):
     """Raise InputError if a file that is written into `folder` is there as a link, or as no file."""
-    written = (INDEX, PROGRESS, SHARED, LOCK, "client_*.payload", "accuracy.*")
     found = Path(folder).iterdir() if Path(folder).is_dir() else ()
-    files.check_writable(*(path for path in found if any(map(path.match, written))))
+    files.check_writable(*(path for path in found if any(map(path.match, (LOCK, *WRITTEN)))))
 
 
 def own_accuracy(predictions, labels, histogram):
@@ -57,7 +57,10 @@ def own_accuracy(predictions, labels, histogram):
 def check_folder(folder, run=None):
     """Raise InputError if --save_clients would write over something; run: the name of one that goes on, if it does."""
     folder = Path(folder)
-    if not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
+    there = [path for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
+    if run is not None:  # its other outputs may lie there, too
+        there = [path for path in there if any(map(path.match, WRITTEN))]
+    if not there:
         return
     if run is None or run not in (_index(folder).get("run"), _progress(folder)[0].get("run")):
         raise InputError(f"--save_clients {folder}: is not empty; another folder, or --overwrite")

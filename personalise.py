@@ -89,7 +89,10 @@ def make_part(exp, judge, chooser, shared, number, histogram, trainer):
     client.row = torch.empty_like(shared)
     update = chooser.local_update(start, client)
     if not math.isfinite(client.loss + client.row.sum()):
-        raise FloatingPointError(f"--save_clients: client {number} diverges as it trains once more")
+        raise FloatingPointError(
+            f"--save_clients: client {number} diverges as it trains once more; the run itself is finished: leave "
+            "--save_clients out, or --overwrite with a smaller --lr"
+        )
     rng = utils.generator(args.seed, "personal", number)
     update = relative_to(shared, start, update, client.row)
     data = payload.encode(payload.pack(update, n, args.part_bits or args.value_bits, rng, client.round, number))

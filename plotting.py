@@ -8,7 +8,6 @@ a summary, and what it took to reach 99 % of the accuracy of the reference, by d
 """
 
 import argparse
-import difflib
 import hashlib
 import math
 import os
@@ -24,7 +23,7 @@ import tables
 from options import KINDS
 from run_figures import plot_clients, plot_run
 from runs import load_runs, printable
-from utils import InputError, reason
+from utils import InputError, did_you_mean, reason
 
 __all__ = ["compare", "main", "plot_clients", "plot_run"]
 
@@ -77,22 +76,30 @@ def compare(runs, dataset, args, notes=()):
     federated = [run for run in runs if run.settings["algorithm"] != "centralised"] or central
     found = grouping.group_series(federated, args.unfinished)
     bounds = grouping.group_series(central, args.unfinished) if federated is not central else []
+    grouping.rename(found + bounds, args.label)
+    others = found
     if args.methods:
         found, bounds = grouping.choose(found, bounds, args.methods)
     if not any(series.runs for series in found):
         raise InputError(f"nothing to draw: {_states(runs)}; --unfinished draws what there is of them")
-    grouping.rename(found + bounds, args.label)
-    convention = grouping.convention(found, args.mix)
-    reference = grouping.pick_reference(found, args.reference)
-    mixed = grouping.mixtures(found + bounds)
-    for line in [*grouping.left_out(found + bounds), *(f"{dataset}: {sentence}" for sentence in mixed)]:
+    reference = grouping.pick_reference(found if args.reference is None else others, args.reference)
+    compared = [*found, *(series for series in reference.of.values() if series not in found)]
+    convention = grouping.convention(compared, args.mix)
+    mixed = grouping.mixtures(compared + bounds)
+    lines = [*grouping.left_out(found + bounds), *(f"{dataset}: {sentence}" for sentence in mixed)]
+    lines += [f"{dataset}: no run was evaluated after round {n}" for n in args.at if not _evaluated_after(n, found)]
+    for line in lines:
         warn(line)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    written = draw(found, bounds, dataset, [convention], args)
+    written = draw(found, bounds, dataset, [convention, *mixed], args)
     notes = [note for note in (convention, *mixed, *notes) if note]
     made = tables.tables_of(dataset, found, bounds, reference, args.at, notes)
     written += [table.write(Path(args.output_dir) / f"{file_name(dataset)}_{name}") for name, table in made.items()]
     return made, written
+
+
+def _evaluated_after(n, found):
+    return any(len(tables.accuracies_after(n, series.runs)) for series in found)
 
 
 def draw(found, bounds, dataset, notes, args):
@@ -136,8 +143,7 @@ def _datasets(runs, args):
     for run in runs:
         found.setdefault(run.settings["dataset"], []).append(run)
     if args.dataset is not None and args.dataset not in found:
-        near = difflib.get_close_matches(args.dataset.upper(), found, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(args.dataset, found)
         others = f", only of {', '.join(found)}" if found else ""
         raise InputError(f"no finished run of {args.dataset} in {args.csv_dir}{others}{hint}")
     if args.dataset is not None:
@@ -174,6 +180,8 @@ def main(argv=None):
     _check(args)
     if args.rebuild_results is not None:
         file = args.rebuild_results or str(Path(args.out, "results.csv"))
+        if not Path(args.csv_dir).is_dir():
+            raise InputError(f"--csv_dir {os.path.abspath(args.csv_dir)}: there is no such folder")
         n = records.rebuild_results(args.csv_dir, file)
         print(f"{file}: {n} finished runs of {args.csv_dir}")
         return 0

@@ -8,12 +8,12 @@ import time
 import torch
 from tqdm import tqdm
 
-import rounds
 from ranks import load_of
 
 EVERY = 60  # seconds between two lines, at least one of which is of a round
 SURE = 5  # seconds of work after which an estimate is worth being said: the first client takes longer than its like
 LONG = 600  # seconds from which on it is said what a run will cost
+REFRESH = 0.2  # seconds between two looks of the bar
 PASS = 3  # samples evaluated in the time in which one is trained on
 
 
@@ -33,13 +33,12 @@ class Progress:
         self.told = self.hinted = self.quiet
         holding = len(exp.parts) - len(exp.empty)
         mean = sum(load_of(exp, number) for number in range(len(exp.parts))) / holding
-        self.cohort = rounds.cohort_size(holding, exp.args.participation)
-        arriving = self.cohort * (1 - exp.args.dropout)
+        arriving = exp.cohort_size * (1 - exp.args.dropout)
         self.load = arriving * mean  # samples of an average round
         self.bar = None
         if sys.stderr.isatty() and not self.quiet:
             print(exp.name, file=sys.stderr)
-            self.bar = Bar(total=self.total, initial=self.first, mininterval=0.2, miniters=0, dynamic_ncols=True)
+            self.bar = Bar(total=self.total, initial=self.first, mininterval=REFRESH, miniters=0, dynamic_ncols=True)
             self.bar.show(self.first, f"round {self.first + 1}/{self.total}", "")
 
     def __enter__(self):
@@ -103,7 +102,8 @@ class Progress:
             self.seconds[name] += row.get(f"{name}_seconds", 0)
         if "test_accs" in row:
             self.figures["acc"] = f"test acc {row['test_accs']:.4f}"
-        self.figures["MB"] = f"{(row['bytes_up_total'] + row['bytes_down_total']) / 1e6:.1f} MB"
+        megabytes = (row["bytes_up_total"] + row["bytes_down_total"]) / 1e6
+        self.figures["MB"] = f"{megabytes:.{1 if megabytes >= 10 else 3}f} MB"
 
     def _line(self, row):
         """Return what is told of a round where there is no terminal."""
@@ -139,7 +139,7 @@ class Progress:
         self.told = True
         if self.left() > LONG:
             args = self.exp.args
-            rate = 60 * self.cohort / self.per_round
+            rate = 60 * self.exp.cohort_size / self.per_round
             rate = f"{rate:.{0 if rate >= 10 else 1}f} clients a minute"
             model = "" if args.model_name == "cnn" else ", or the small --model_name cnn,"
             self._say(

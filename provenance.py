@@ -6,8 +6,10 @@ Nothing here imports torch at module level.
 import ast
 import functools
 import hashlib
+import io
 import re
 import subprocess
+import tokenize
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,16 +21,19 @@ MATTER = ("torch", "torchvision", "numpy", "scikit-learn")  # libraries of which
 def code_hash():
     """Return a hash, 16 hex digits, of the code that a run computes with: fedalg.py and all it imports from here.
 
-    Comments, docstrings and layout have no part in it, nor have the figures and the launcher.
+    Comments, docstrings and empty lines have no part in it, nor have the figures and the launcher. It is the same under
+    every version of Python.
     """
     digest, found, waiting = hashlib.sha256(), {}, ["fedalg"]
     while waiting:
         name = waiting.pop()
         if name not in found and (HERE / f"{name}.py").is_file():
-            found[name] = ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))
-            waiting += _imported(found[name])
-    for name, tree in sorted(found.items()):
-        digest.update(f"{name}\0{ast.unparse(_without_docstrings(tree))}\0".encode())
+            text = (HERE / f"{name}.py").read_text(encoding="utf-8")
+            tree = ast.parse(text)
+            found[name] = _code_of(text, tree)
+            waiting += _imported(tree)
+    for name, code in sorted(found.items()):
+        digest.update(f"{name}\0{code}\0".encode())
     return digest.hexdigest()[:16]
 
 
@@ -43,11 +48,18 @@ def _imported(tree):
     return names
 
 
-def _without_docstrings(tree):
+def _code_of(text, tree):
+    """Return the lines of a module's text, parsed as `tree`, without its comments and docstrings."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return tree
+            words = node.body[0]
+            lines[words.lineno - 1 : words.end_lineno] = [""] * (words.end_lineno - words.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 @functools.cache

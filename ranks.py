@@ -64,6 +64,11 @@ def shares(loads, n):
     return list(zip([0, *ends], ends, strict=False))
 
 
+def as_bytes(tensor):
+    """Return a contiguous tensor as the bytes [k] that it is made of: gloo does not carry every kind."""
+    return tensor.view(-1).view(torch.uint8)
+
+
 class Ranks:
     """The processes of a run, as torchrun or srun started them; `rank` is this one, of `size`."""
 
@@ -130,19 +135,19 @@ class Ranks:
         return json.loads(text.numpy().tobytes())
 
     def broadcast(self, vector):
-        """Overwrite `vector [k]`, on all ranks but the first, with that of rank 0."""
+        """Overwrite a contiguous `vector` of any shape and kind, on all ranks but the first, with that of rank 0."""
         with talking():
-            dist.broadcast(vector, 0, group=self.vectors)
+            dist.broadcast(as_bytes(vector), 0, group=self.vectors)
 
     def send(self, vector, rank):
-        """Send `vector [k]` to `rank`."""
+        """Send `vector`, of any shape and kind, to `rank`."""
         with talking():
-            dist.send(vector.contiguous(), rank, group=self.vectors)
+            dist.send(as_bytes(vector.contiguous()), rank, group=self.vectors)
 
     def receive(self, vector, rank):
-        """Overwrite `vector [k]` with the one that `rank` sends; return it."""
+        """Overwrite a contiguous `vector` with the one of its shape and kind that `rank` sends; return it."""
         with talking():
-            dist.recv(vector, rank, group=self.vectors)
+            dist.recv(as_bytes(vector), rank, group=self.vectors)
         return vector
 
     def pass_on(self, total, add, before, after):
@@ -159,7 +164,7 @@ class Ranks:
                 add(piece, begin)
             if after is not None:
                 with talking():
-                    sent.append(dist.isend(piece, after, group=self.vectors))
+                    sent.append(dist.isend(as_bytes(piece), after, group=self.vectors))
         with talking():
             for request in sent:
                 request.wait()
@@ -187,15 +192,26 @@ def kept_by(exp, numbers):
 
 
 def take_kept(exp, names, rank):
-    """Receive from `rank` what [kind, number, length] of `names` say, and put it where clients keep it."""
+    """Receive from `rank` what [kind, number, form] of `names` say, and put it where clients keep it."""
     held = {**exp.algorithm.held(), **exp.trainer.local.held()}
-    for kind, number, length in names:
-        held[kind][number] = exp.ranks.receive(exp.theta.new_empty(length), rank)
+    for kind, number, form in names:
+        held[kind][number] = exp.ranks.receive(empty_of(form, exp.theta.device), rank)
 
 
 def names_of(kept):
-    """Return [(kind, number, length)], which is told before the tensors of `kept_by` are sent."""
-    return [(kind, number, len(tensor)) for kind, number, tensor in kept]
+    """Return [(kind, number, form)], which is told before the tensors of `kept_by` are sent."""
+    return [(kind, number, form_of(tensor)) for kind, number, tensor in kept]
+
+
+def form_of(tensor):
+    """Return the shape and the dtype of a tensor as plain values."""
+    return list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+
+
+def empty_of(form, device):
+    """Return a tensor of what `form_of` returned, to be overwritten."""
+    shape, dtype = form
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=device)
 
 
 def own_of(exp):
@@ -205,21 +221,19 @@ def own_of(exp):
 
 
 def words_of(own):
-    """Return [(place, name, plain value, shape and dtype of a tensor)], which is told before the tensors are sent."""
-    told = []
-    for place, name, value in own:
-        tensor = [list(value.shape), str(value.dtype).removeprefix("torch.")] if torch.is_tensor(value) else None
-        told.append((place, name, None if tensor else value, tensor))
-    return told
+    """Return [(place, name, number or None, form of a tensor)], which is told before the tensors are sent."""
+    return [
+        (place, name, None, form_of(value)) if torch.is_tensor(value) else (place, name, value, None)
+        for place, name, value in own
+    ]
 
 
 def take_own(exp, told):
     """Receive from rank 0 what `words_of` told, and put it where the server keeps it."""
     stateful = exp.algorithm, exp.trainer.local
-    for place, name, value, tensor in told:
-        if tensor:
-            shape, dtype = tensor
-            value = exp.theta.new_empty(shape, dtype=getattr(torch, dtype))
+    for place, name, value, form in told:
+        if form:
+            value = empty_of(form, exp.theta.device)
             exp.ranks.broadcast(value)
         setattr(stateful[place], name, value)
 

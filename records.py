@@ -76,7 +76,7 @@ def note_failure(path, error):
     """Write into the record of a run why it ended, if that can still be written."""
     with suppress(OSError, InputError):
         record = read_json(path)
-        if record is not None:
+        if record is not None and not record.get("finished"):
             said = (
                 str(error) if isinstance(error, (FloatingPointError, OSError)) else f"{type(error).__name__}: {error}"
             )

@@ -90,6 +90,8 @@ resumable=75 elsewhere=73 # fedalg.py's statuses when a signal ended it, and whe
 
 signal=
 children=()
+apart=(setsid) # starts a program in a process group of its own
+command -v setsid >/dev/null || apart=("$python" -c 'import os, sys; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])')
 torchrun=
 [ -z "${GPUS_PER_RUN:-}" ] || [ -n "$batch" ] || torchrun=yes
 hear() { # hear NAME: of a signal; it is told in $signal, and passed on to $children
@@ -142,7 +144,7 @@ run() { # run N: the Nth experiment, from 1
   fi
   listen
   [ -z "$signal" ] || return "$resumable"
-  setsid "${command[@]}" "${words[@]}" & # what is typed at the terminal comes to this script alone
+  "${apart[@]}" "${command[@]}" "${words[@]}" & # what is typed at the terminal comes to this script alone
   children=("$!")
   [ -z "$signal" ] || hear "$signal" # it came just now
   finish "$!" || status=$?
@@ -280,13 +282,13 @@ one_by_one() {
 
 side_by_side() { # side_by_side N: at most N at a time
   local n cores
-  cores=$(nproc)
+  cores=$(getconf _NPROCESSORS_ONLN)
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > $1 ? cores / $1 : 1))}"
   listen
   for ((n = 1; n <= count; n++)); do
     wait_for "$1"
     [ -z "$signal" ] || break
-    setsid "${BASH_SOURCE[0]}" "$n" > >(numbered "$n") 2>&1 & # as in run: no signal comes twice
+    "${apart[@]}" "${BASH_SOURCE[0]}" "$n" > >(numbered "$n") 2>&1 & # as in run: no signal comes twice
     children[n]=$!
   done
   wait_for 1

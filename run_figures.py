@@ -1,6 +1,7 @@
 """Figures of one run: its curves, who holds which classes, and how personal models do."""
 
 import json
+import textwrap
 
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +24,7 @@ def plot_run(metrics_dir, name, plots_dir):
             look = {"color": COLOURS[i], "ls": LINES[i], "marker": MARKERS[i], "markevery": every}
             axes.plot(line["epoch"], scale * line[f"{part}_{column}"], label=part, **look)
         axes.set(xlabel="round", ylabel=label)
-        axes.set_title(name, fontsize=7, wrap=True)
+        axes.set_title(textwrap.fill(name, 70), fontsize=7)
         axes.legend()
         save(figure, plots_dir / f"{name}_{what}_curves", ["png"])
     partition = json.loads((metrics_dir / f"{name}.json").read_text(encoding="utf-8"))["partition"]
@@ -39,7 +40,7 @@ def plot_partition(histograms, path, title):
     axes.set(xlabel="class", ylabel="client")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title, fontsize=7, wrap=True)
+    axes.set_title(textwrap.fill(title, 70), fontsize=7)
     figure.colorbar(image, label="training samples")
     save(figure, path, ["png"])
 

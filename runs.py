@@ -72,6 +72,7 @@ class Run:
     code: str | None  # hash of the program's code
     commit: str | None  # in short, and whether there were changes to it
     data: str | None  # CRC-32 of images and labels
+    partition: str | None  # SHA-256 of who holds which samples
 
     @cached_property
     def scores(self):
@@ -116,6 +117,7 @@ def _read_run(path):
         _text_of(environment, "code"),
         _commit_of(environment),
         _text_of(_dict_of(content, "data"), "crc32"),
+        _text_of(_dict_of(content, "partition"), "sha256"),
     )
 
 

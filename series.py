@@ -3,7 +3,6 @@ be compared with one another.
 """
 
 import argparse
-import difflib
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import pandas as pd
 
 from options import algorithm_options, all_options, local_options
 from runs import Level, printable
-from utils import DECIDING, InputError, acting, default_settings
+from utils import DECIDING, InputError, acting, default_settings, did_you_mean
 
 NAMES = {
     **{"fedavg": "FedAvg", "fedprox": "FedProx", "fedacg": "FedACG", "las": "LaS-FL"},
@@ -205,7 +204,7 @@ def choose(found, bounds, wanted):
     """
     chosen = {}
     for word in wanted:
-        exact = [series for series in found + bounds if series.name in (word, f"{word}{UNFINISHED}")]
+        exact = [s for s in found + bounds if s.name in (word, f"{word}{UNFINISHED}") or s.label == word]
         same = [s for s in found + bounds if word.lower() in (s.algorithm.lower(), NAMES.get(s.algorithm, "").lower())]
         if not (exact or same):
             algorithms = {series.algorithm for series in found + bounds}
@@ -236,8 +235,7 @@ def rename(found, pairs):
 def unknown(word, found, also=()):
     """Return in words that there is no Series of this label, and which there are; also: other words that would do."""
     labels = list(dict.fromkeys(series.label for series in found))
-    near = difflib.get_close_matches(word, [*labels, *also], n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(word, [*labels, *also])
     return f"{word!r}: there is no such series{hint}; there are " + ", ".join(map(repr, labels))
 
 
@@ -257,7 +255,7 @@ class Reference:
             which = next(iter(labels.values()))
         else:
             which = ", ".join(f"at {cell} {label}" for cell, label in labels.items())
-        return which + " (of plain FedAvg, the one with the best validation accuracy)" * self.chosen
+        return which + " (of plain FedAvg, the one whose best round has the best validation accuracy)" * self.chosen
 
 
 def pick_reference(found, wanted=None):
@@ -269,6 +267,8 @@ def pick_reference(found, wanted=None):
     drawn = [series for series in found if series.runs and not series.unfinished]
     if wanted is not None:
         of = {series.level: series for series in drawn if wanted in (series.label, series.name)}
+        if not of and any(wanted in (series.label, series.name) for series in found):
+            raise InputError(f"--reference {wanted!r}: none of its runs is finished")
         if not of:
             raise InputError(f"--reference {unknown(wanted, drawn)}")
         return Reference(of)
@@ -337,6 +337,8 @@ def mixtures(found):
         *_mixed(versions, "runs of several versions of the program"),
         *_mixed(data, "seeds whose data differ, CRC-32"),
         *_clashes(found),
+        *_repeats(found),
+        *_split_clashes(found),
     ]
 
 
@@ -360,6 +362,31 @@ def _clashes(found):
             seen.setdefault(run.settings["seed"], set()).add(run.data)
     clashes = [f"{seed} ({_few(sorted(crc))})" for seed, crc in seen.items() if len(crc) > 1]
     return [f"Runs of one seed had different data (CRC-32): seed {_few(clashes)}."] if clashes else []
+
+
+def _repeats(found):
+    """Return a sentence for each Series that has several runs of one seed."""
+    counts = {(s.label, s.level.cell): Counter(run.settings["seed"] for run in s.runs) for s in found}
+    return [
+        f"{label}, {cell}, has seed {seed} {n} times: runs of one seed are no seeds of their own."
+        for (label, cell), seeds in counts.items()
+        for seed, n in seeds.items()
+        if n > 1
+    ]
+
+
+def _split_clashes(found):
+    """Return a sentence for each split made by hand of which runs of one seed had different files."""
+    seen = {}
+    for series in found:
+        for run in series.runs:
+            if series.level.by_hand and run.partition:
+                seen.setdefault((series.level.name, run.settings["seed"]), set()).add(run.partition[:8])
+    return [
+        f"Runs on the split {name} had different files for seed {seed} ({_few(sorted(hashes))})."
+        for (name, seed), hashes in seen.items()
+        if len(hashes) > 1
+    ]
 
 
 def left_out(found):

@@ -24,6 +24,14 @@ ABOUT = (
 )
 
 
+LESS = "Less up, less in all: than if all clients sent, and got, whole models in float32; the mean over the seeds."
+BEGUN = "Unfinished: the last round of each run is the last in which it was evaluated, and they differ."
+UNTIL_LESS = (
+    "A run counts from its first evaluation at the target on, whatever comes later; means are over the seeds that got "
+    "there. Less up, less in all: than the reference sent until it was there, over the seeds of which both got there."
+)
+
+
 @dataclass
 class Table:
     """A title, rows {column: text}, and sentences that stand under them."""
@@ -194,7 +202,7 @@ def summary_row(dataset, series, settings=(), at=(), reference=None):
         **{name: series.settings.get(name, "").replace("None", "") for name in settings},
         "rounds": _rounds(series),
         "seeds": series.count,
-        **{f"test acc. %, round {n}": spread(100 * _accuracies_after(n, series.runs)) for n in at},
+        **{f"test acc. %, round {n}": spread(100 * accuracies_after(n, series.runs)) for n in at},
         "test acc. %, last round": accuracy("accuracy"),
         f"test acc. %, last {LAST} rounds": accuracy("accuracy_last10"),
         "test acc. %, round of best val.": accuracy("accuracy_best_val"),
@@ -231,7 +239,7 @@ def _costs(series):
     }
 
 
-def _accuracies_after(n, runs):
+def accuracies_after(n, runs):
     """Return the test accuracies after round n, a pandas Series, of the Runs that were evaluated then."""
     found = [run.rounds.loc[run.rounds["epoch"] == n, "test_accs"].dropna() for run in runs]
     return pd.concat(found) if found else pd.Series(dtype=float)
@@ -241,16 +249,13 @@ def target_rows(dataset, found, reference):
     """Return the rows of the table of what each Series of a level sent until it had TARGET of the reference's accuracy.
 
     That is the mean test accuracy of its seeds in the last round; each run is taken at its first evaluation at which it
-    has as much. Of a series of which some runs never do, the means are over those that do.
+    has as much. Of a series of which some runs never do, the means are over those that do, and it is compared with the
+    reference over the seeds of which both do.
     """
     target = TARGET * reference.scores("accuracy").mean()
-    reached = {
-        series.label: pd.DataFrame([_until(run.rounds, target) for run in series.runs], columns=UNTIL)
-        for series in found
-    }
-    means, rows = {label: frame.mean() for label, frame in reached.items()}, []
+    usual, rows = _reached(reference, target), []
     for series in found:
-        frame = reached[series.label].dropna()
+        frame = _reached(series, target)
         there = len(frame)
         row = {
             **_first_columns(dataset, series),
@@ -261,11 +266,19 @@ def target_rows(dataset, found, reference):
         }
         for column in UNTIL[1:]:
             row[column] = _three_digits_spread(frame[column]) if there else ""
+        common = frame.index.intersection(usual.index)
         for name, column in (("less up", "MB up"), ("less in all", "MB both")):
-            sent = means[series.label][column] if there else 0
-            row[name] = f"{means[reference.label][column] / sent:.1f}x" if sent else ""
+            sent = frame.loc[common, column].mean() if len(common) else 0
+            row[name] = f"{usual.loc[common, column].mean() / sent:.1f}x" if sent else ""
         rows.append(row)
     return rows
+
+
+def _reached(series, target):
+    """Return a frame of UNTIL, a row for each seed of the runs that have the target accuracy once."""
+    frame = pd.DataFrame([_until(run.rounds, target) for run in series.runs], columns=UNTIL)
+    frame.index = [run.settings["seed"] for run in series.runs]
+    return frame.dropna().groupby(level=0).mean()
 
 
 def _three_digits_spread(values):
@@ -291,11 +304,14 @@ def tables_of(dataset, found, bounds, reference, at, notes):
         f"Reference: {words}. Difference to it: of the test accuracies of the last round, in points, the mean over "
         "common seeds and its 95 % interval (Student's t)."
     )
-    tables = {"summary": Table(f"{dataset}, summary", rows, [*ABOUT, *[compared] * bool(words), *notes])}
+    if not words:
+        compared = "No plain FedAvg among them, and no --reference: nothing is compared."
+    begun = [BEGUN] if any(series.unfinished for series in found + bounds) else []
+    tables = {"summary": Table(f"{dataset}, summary", rows, [*ABOUT, *begun, LESS, compared, *notes])}
     rows = []
     for level, of in reference.of.items():
         rows += target_rows(dataset, [series for series in found if series.level == level], of)
     if rows:
         title = f"{dataset}, until {100 * TARGET:.0f} % of the test accuracy of the reference in its last round"
-        tables["to_target"] = Table(f"{title}; reference: {words}", rows, [ABOUT[0], *notes])
+        tables["to_target"] = Table(f"{title}; reference: {words}", rows, [ABOUT[0], UNTIL_LESS, *notes])
     return tables

@@ -26,7 +26,7 @@ def test_what_clients_will_keep_is_known_beforehand(experiment, settings):
     exp = experiment(**settings, **pools, local_steps=1, norm="batch", min_client_samples=2)
     expected = capacity.numbers_kept(exp)
     rounds.train_round(exp, 1)
-    held = capacity.numbers_held(exp)
+    held = {kind: max(of.values(), default=0) // 4 for kind, of in capacity.held_now(exp).items()}
     if settings.get("downlink") == "individual":
         held["copy of the model"] = exp.downlink.copies[next(iter(exp.traffic))].numel()
     assert held == expected
@@ -89,3 +89,32 @@ def test_what_nobody_said_is_measured_after_the_first_round(experiment):
     ):
         fedalg.run_rounds(exp, lambda row: None)
     assert len(exp.rows) == 0
+
+
+def test_what_the_run_holds_already_is_not_missed_again(experiment, monkeypatch, tmp_path):
+    """In memory, as clients that hold something need no more; on disk, as its own checkpoints make room."""
+    exp = experiment(n_clients=10, participation=1.0, n_epochs=10, quiet=True)
+    exp.algorithm = Remembering(exp.model.layout)
+    rounds.train_round(exp, 1)
+    monkeypatch.setattr(memory, "free", lambda device: 0)
+    capacity.check_what_is_held(exp)
+    with pytest.raises(utils.InputError, match="KiB are free"):
+        capacity._check(exp, {"seen": 4001})
+    monkeypatch.undo()
+    exp = experiment(**KEEPS, n_epochs=100, checkpoint_dir=str(tmp_path))
+    need = 3 * 10 * 4 * exp.model.layout.n_trainable
+    monkeypatch.setattr(capacity.shutil, "disk_usage", lambda folder: shutil_usage(need - 1000))
+    with pytest.raises(utils.InputError, match="another --checkpoint_dir"):
+        capacity.check_room(exp)
+    (tmp_path / f"{exp.name}.pt").write_bytes(bytes(1000))
+    capacity.check_room(exp)
+
+
+def test_a_control_group_limits_what_is_free(tmp_path, monkeypatch):
+    for name, text in (("memory.max", str(2**20)), ("memory.current", str(2**18))):
+        (tmp_path / name).write_text(text)
+    group = [(tmp_path / "memory.max", tmp_path / "memory.current"), (tmp_path / "none", tmp_path / "none")]
+    monkeypatch.setattr(memory, "GROUP_FILES", group)
+    assert memory.free(torch.device("cpu")) == 2**20 - 2**18
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free(torch.device("cpu")) > 2**20

@@ -28,6 +28,7 @@ import personalise
 import provenance
 import rounds
 import utils
+from agg_utils import LaSFL
 from checkpoints import Checkpoints, Keeper
 
 SETTINGS = [
@@ -614,3 +615,75 @@ def test_fresh_holds_once_not_whenever_a_job_is_requeued(tmp_path, program, monk
     words = [w for k, v in QUICK.items() for w in (f"--{k}", v)]
     done = program(*words, "--checkpoint_dir", tmp_path / "checkpoint", "--fresh")
     assert "goes on after round 2 of 2" in done.stderr
+
+
+DIVERGED = [{"algorithm": name} for name in ("fedavg", "moon", "fedbn", "median")]
+
+
+@pytest.mark.parametrize("settings", [*DIVERGED, {"algorithm": "las", "residual": "client"}], ids=str)
+def test_a_checkpoint_with_a_client_that_has_just_diverged_is_whole(tmp_path, experiment, settings):
+    """It is only forgotten when its round is merged."""
+    settings = {**settings, "on_nan": "skip", "norm": "batch", "min_client_samples": 2, "local_steps": 2}
+    runs, kept = [], Checkpoints(tmp_path / "c", "run")
+    for stops in (False, True):
+        exp = experiment(**settings)
+        number, update = rounds.participants(exp, 1)[0][1], exp.algorithm.local_update
+
+        def poisoned(start, client, update=update, number=number):
+            return update(start * torch.nan if client.number == number else start, client)
+
+        exp.algorithm.local_update = poisoned
+        if stops:
+            with pytest.raises(checkpoints.Interrupted):
+                rounds.train_round(exp, 1, AfterClients(kept, 2))
+            exp = experiment(**settings)
+            exp.algorithm.local_update = lambda start, client, exp=exp: type(exp.algorithm).local_update(
+                exp.algorithm, start, client
+            )
+            assert checkpoints.resume(exp, kept)
+            assert len(exp.cohort.done) >= 2
+        exp.rows.append(rounds.train_round(exp, 1))
+        runs.append(exp)
+    assert runs[0].rows[0]["clients"] == runs[1].rows[0]["clients"] == 3
+    assert torch.equal(runs[0].theta, runs[1].theta)
+
+
+class AfterClients(Keeper):
+    """Saves and stops when so many clients have sent."""
+
+    def __init__(self, kept, n):
+        super().__init__(kept)
+        self.n = n
+
+    def due(self):
+        self.n -= 1
+        return self.n <= 0
+
+    def after_client(self, exp):
+        self.save(exp)
+        raise checkpoints.Interrupted
+
+
+class OfMyOwn(LaSFL):
+    """Somebody's, derived from one that says how long what it keeps is."""
+
+    own = (*LaSFL.own, "count", "lowest", "even", "strided")
+    count, lowest, even, strided = 0, None, False, None
+
+    def merge(self, theta, arrived):
+        self.count, self.even = self.count + 1, not self.even
+        self.lowest = torch.full((3,), torch.inf)
+        self.strided = torch.arange(12.0).view(3, 4).t()
+        return super().merge(theta, arrived)
+
+
+def test_what_an_algorithm_of_ones_own_keeps_is_taken_back(tmp_path, experiment):
+    kept, exps = Checkpoints(tmp_path / "c", "run"), [experiment(), experiment()]
+    for exp in exps:
+        exp.algorithm = OfMyOwn(exp.model.layout, server_momentum=0.5)
+    exps[0].rows.append(rounds.train_round(exps[0], 1))
+    kept.save(checkpoints.state_of(exps[0]))
+    assert checkpoints.resume(exps[1], kept)
+    mine, back = exps[0].algorithm, exps[1].algorithm
+    assert (back.count, back.even) == (1, True)
+    assert all(torch.equal(getattr(mine, name), getattr(back, name)) for name in ("lowest", "strided", "velocity"))

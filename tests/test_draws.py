@@ -1,6 +1,7 @@
 """Networks that draw as they train: every draw is keyed; nothing hangs on what else was drawn, where, or when."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -174,3 +175,11 @@ def test_any_number_of_processes_draws_the_same(tmp_path, spawn, n):
     assert [process.exitcode for process in group] == [0] * n
     found = json.loads((tmp_path / "found").read_text())
     assert found == [json.loads(json.dumps(train(case))) for case in CASES]
+
+
+def test_no_graph_is_recorded_of_a_network_that_draws():
+    """Its recording would draw, for the client at which it happens to be made."""
+    for name, captured in (("dropping", False), ("cnn", True)):
+        exp = fedalg.prepare(utils.resolve({**SHORT, "model_name": name, "device": "cpu"}))
+        exp.trainer.settings = replace(exp.trainer.settings, capture=True)
+        assert exp.trainer.client(0, 1).can_capture() == captured

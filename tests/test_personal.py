@@ -566,3 +566,13 @@ def test_settings_of_a_file_are_checked_like_typed_ones():
     assert (args.algorithm, args.seed, args.eval_train, args.data_root) == ("las", 7, True, "./data")
     with pytest.raises(InputError, match="here: there is no setting lrr"):
         utils.checked_settings({"lrr": 1}, "here")
+
+
+def test_a_run_goes_on_though_its_other_outputs_lie_in_the_folder_of_its_parts(tmp_path):
+    (tmp_path / "metrics").mkdir()
+    personal.check_folder(tmp_path, "run")
+    with pytest.raises(InputError, match="is not empty"):
+        personal.check_folder(tmp_path)
+    (tmp_path / "client_0000.payload").write_bytes(b"of another")
+    with pytest.raises(InputError, match="is not empty"):
+        personal.check_folder(tmp_path, "run")

@@ -196,3 +196,9 @@ def test_a_run_that_crashes_is_no_run_that_goes_on(tmp_path, monkeypatch):
         fedalg.main(args)
     record = json.loads((tmp_path / "m" / f"{utils.run_name(args)}.json").read_text())
     assert record["failed"] == "KeyError: 'control'"
+
+
+def test_a_finished_run_does_not_say_that_it_failed(tmp_path):
+    records.write_json(tmp_path / "x.json", {"run": "x", "finished": True, "failed": None})
+    records.note_failure(tmp_path / "x.json", FloatingPointError("--save_clients: client 3 diverges"))
+    assert json.loads((tmp_path / "x.json").read_text())["failed"] is None

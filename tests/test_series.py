@@ -1,6 +1,7 @@
 """Series told apart and named, chosen, and compared only with what they can be compared with."""
 
 import json
+import shutil
 
 import pytest
 from made_runs import change, loaded, write_run
@@ -97,9 +98,7 @@ def test_which_series_and_what_they_are_called(tmp_path):
     assert [series.style for series in chosen] == [0, 1, 2]
     assert none == []
     assert grouping.choose(found, bounds, ["centralised", "las"])[1] == bounds
-    with pytest.raises(
-        InputError, match=r"--methods 'FedAvg lr=0.5': .* \(did you mean 'FedAvg lr=0.05'\?\); there are"
-    ):
+    with pytest.raises(InputError, match=r"--methods 'FedAvg lr=0.5': .* \(did you mean FedAvg lr=0.05\?\); there are"):
         grouping.choose(found, bounds, ["FedAvg lr=0.5"])
     grouping.rename(found, ["FedAvg lr=0.05=FedAvg, lr=0.05", "STC=sparse"])
     assert {series.label for series in found} == {"FedAvg lr=0.01", "FedAvg, lr=0.05", "LaS-FL", "sparse"}
@@ -117,14 +116,18 @@ def test_the_reference_is_the_plain_fedavg_that_validation_prefers(tmp_path):
     found = grouping.group_series(loaded(tmp_path))
     reference = grouping.pick_reference(found)
     assert [series.settings["lr"] for series in reference.of.values()] == ["0.05"]
-    assert reference.words().endswith("lr=0.05 (of plain FedAvg, the one with the best validation accuracy)")
+    assert reference.words().endswith(
+        "lr=0.05 (of plain FedAvg, the one whose best round has the best validation accuracy)"
+    )
     write_run(tmp_path, [0.7], validation=[0.9], lr=0.5)
     change(tmp_path, write_run(tmp_path, [0.7], seed=1, lr=0.5), finished=False)  # what survived is no reference
     found = grouping.group_series(loaded(tmp_path))
     assert grouping.pick_reference(found).words().split(" (")[0] == reference.words().split(" (")[0]
     given = grouping.pick_reference(found, "LaS-FL")
     assert given.words() == "LaS-FL"
-    with pytest.raises(InputError, match=r"--reference 'las': there is no such series; there are 'FedAvg', "):
+    with pytest.raises(
+        InputError, match=r"'las': there is no such series \(did you mean LaS-FL\?\); there are 'FedAvg'"
+    ):
         grouping.pick_reference(found, "las")
 
 
@@ -181,3 +184,18 @@ def test_series_of_several_data_are_named(tmp_path):
         "1 of 2 series mix seeds whose data differ, CRC-32 (0bbb6c38, ffffffff): FedAvg.",
         "Runs of one seed had different data (CRC-32): seed 1 (0bbb6c38, ffffffff).",
     ]
+
+
+def test_seeds_that_are_none_and_files_of_one_split_that_differ_are_said(tmp_path):
+    """A split made by hand that was made again: its runs are named after another file, but the split's name is one."""
+    for seed, algorithm, sha in ((0, "fedavg", "a" * 64), (1, "fedavg", "b" * 64), (0, "las", "c" * 64)):
+        name = write_run(tmp_path, [0.5], seed=seed, algorithm=algorithm)
+        change(tmp_path, name, settings={"dirichlet": None}, partition={"name": "patho", "sha256": sha})
+    clash = "Runs on the split patho had different files for seed 0 (aaaaaaaa, cccccccc)."
+    assert grouping.mixtures(grouping.group_series(loaded(tmp_path))) == [clash]
+    for end in (".json", "_metrics.csv"):
+        shutil.copy(tmp_path / f"{name}{end}", tmp_path / f"again{end}")
+    found = grouping.group_series(loaded(tmp_path))
+    assert [len(series.runs) for series in found] == [2, 2]
+    repeated = "LaS-FL, patho, has seed 0 2 times: runs of one seed are no seeds of their own."
+    assert grouping.mixtures(found) == [repeated, clash]

@@ -34,24 +34,52 @@ class Controlled(FedAvg):
         return super().merge(theta, arrived)
 
 
+class Keeping(FedAvg):
+    """Clients keep tensors of several kinds and shapes, and change them by what they train."""
+
+    def __init__(self, layout, **options):
+        super().__init__(layout, **options)
+        self.kinds = {"signs": {}, "table": {}, "steps": {}, "scalar": {}}
+
+    def held(self):
+        return self.kinds
+
+    def local_update(self, start, client):
+        number, before = client.number, self.kinds["steps"].get(client.number, torch.zeros(3, dtype=torch.int64))
+        update = super().local_update(start, client)
+        self.kinds["signs"][number] = update.delta[:64] > 0
+        self.kinds["table"][number] = update.delta[:200].double().view(2, 100)
+        self.kinds["steps"][number] = before + client.seen
+        self.kinds["scalar"][number] = update.delta.sum()
+        return update
+
+
 CASES = {
     **{name: {"algorithm": name} for name in sorted(set(ALGORITHMS) - {"centralised"})},
     **{f"local {name}": {"local": name} for name in sorted(LOCAL_METHODS)},
     "las that keeps": {"algorithm": "las", "server_momentum": 0.5, "residual": "server"},
     "Controlled": {},
+    "Keeping": {},
 }
 
 
 def prepare(name, group=None):
     exp = fedalg.prepare(utils.resolve({**settings_of(CASES[name]), "norm": "none"}), group)
-    if name == "Controlled":
-        exp.algorithm = Controlled(exp.model.layout)
+    cls = {"Controlled": Controlled, "Keeping": Keeping}.get(name)
+    if cls:
+        exp.algorithm = cls(exp.model.layout)
     return exp
 
 
 def seen(exp):
     """What this process knows of what the server keeps, as plain values."""
     return [[name, digest(v) if torch.is_tensor(v) else v] for _, name, v in ranks.own_of(exp)]
+
+
+def sorted_state(algorithm):
+    """What clients keep, as plain values in one order."""
+    held = algorithm.held().items()
+    return [(kind, n, str(t.dtype), t.tolist()) for kind, of in held for n, t in sorted(of.items())]
 
 
 def follow(path):
@@ -72,6 +100,8 @@ def follow(path):
             for round in range(1, ROUNDS + 1):
                 exp.rows.append(rounds.train_round(exp, round))
             found.append(digest(exp.theta))
+            if name == "Keeping":
+                found[-1] += repr(sorted_state(exp.algorithm))
             group.tell({"status": 0})
     path.with_suffix(f".{group.rank}").write_text(json.dumps(found))
     group.leave()
@@ -89,11 +119,12 @@ def test_every_process_knows_what_the_server_keeps(tmp_path, spawn, monkeypatch)
     assert len(kept) >= 3 * (ROUNDS - 1)  # FedACG, LaS-FL and the class of this file
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name in ("fedacg", "las that keeps", "Controlled"):
+    for name in ("fedacg", "las that keeps", "Controlled", "Keeping"):
         exp = prepare(name)
         for round in range(1, ROUNDS + 1):
             exp.rows.append(rounds.train_round(exp, round))
-        assert digest(exp.theta) == models[name], name
+        kept = repr(sorted_state(exp.algorithm)) if name == "Keeping" else ""
+        assert digest(exp.theta) + kept == models[name], name
     torch.set_num_threads(before)
 
 

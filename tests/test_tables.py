@@ -100,7 +100,7 @@ def test_what_it_took_to_reach_the_references_accuracy_by_hand(tmp_path):
     assert [r["MB up"] for r in rows] == ["12.0 ± 4.0", "", "12.0"]
     assert [r["MB down"] for r in rows] == ["36.0 ± 12.0", "", "36.0"]
     assert [r["MB both"] for r in rows] == ["48.0 ± 16.0", "", "48.0"]
-    assert [r["less in all"] for r in rows] == ["1.0x", "", "1.0x"]
+    assert [r["less in all"] for r in rows] == ["1.0x", "", "0.7x"]  # of seed 0, FedAvg is there after round 2
     with open(tmp_path / "out" / "DIGITS_to_target.csv", newline="") as file:
         assert [row for row in csv.DictReader(file) if row in rows] == rows
 
@@ -111,7 +111,10 @@ def test_the_target_names_its_reference_wherever_it_stands(tmp_path):
     compared(tmp_path, tmp_path / "out")
     for kind in ("md", "tex"):
         first = (tmp_path / "out" / f"DIGITS_to_target.{kind}").read_text().splitlines()[0]
-        assert "reference: FedAvg lr=0.05 (of plain FedAvg, the one with the best validation accuracy)" in first
+        assert (
+            "reference: FedAvg lr=0.05 (of plain FedAvg, the one whose best round has the best validation accuracy)"
+            in first
+        )
     rows = compared(tmp_path, tmp_path / "out", "--reference", "FedAvg lr=0.01")[0]["to_target"]
     assert {row["reference"] for row in rows} == {"FedAvg lr=0.01"}
 
@@ -186,3 +189,28 @@ def test_a_terminal_gets_blocks_of_columns_that_fit(monkeypatch, width):
     assert len(heads) == (5 if width == 60 else 3)
     assert re.findall(r"column \d+", " ".join(heads)) == names
     assert "nothing" not in " ".join(lines)
+
+
+def test_factors_are_over_the_seeds_of_which_both_got_there(tmp_path):
+    """LaS-FL gets there on seed 1 only, FedAvg on seed 0 only: one seed's bytes by another's say nothing."""
+    folder = tmp_path / "metrics"
+    write_run(folder, [0.9, 0.9], seed=0)
+    write_run(folder, [0.3, 0.3], seed=1)
+    write_run(folder, [0.3, 0.3], seed=0, algorithm="las")
+    write_run(folder, [0.9, 0.3], seed=1, algorithm="las")
+    rows = {row["method"]: row for row in compared(folder, tmp_path / "out")[0]["to_target"]}
+    assert rows["LaS-FL"]["seeds there"] == "1 of 2"
+    assert (rows["LaS-FL"]["less up"], rows["LaS-FL"]["less in all"]) == ("", "")
+    assert rows["FedAvg"]["less up"] == "1.0x"
+
+
+def test_a_reference_need_not_be_drawn(tmp_path):
+    folder = tmp_path / "metrics"
+    for seed in (0, 1):
+        write_run(folder, [0.5, 0.8 + seed / 10], seed=seed)
+        write_run(folder, [0.5, 0.9], seed=seed, algorithm="las")
+    made = compared(folder, tmp_path / "out", "--methods", "las", "--reference", "FedAvg")[0]
+    assert [row["method"] for row in made["summary"]] == ["LaS-FL"]
+    assert made["summary"][0]["difference to reference, points"].startswith("+5.00 [")
+    made = compared(folder, tmp_path / "out", "--methods", "las")[0]
+    assert "to_target" not in made
