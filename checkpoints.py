@@ -174,8 +174,8 @@ def resume(exp, checkpoints):
 
 
 def _at(name, settings):
-    """Return a setting; a folder wherever it is named from."""
-    return os.path.abspath(settings[name]) if name.endswith("_dir") else settings[name]
+    """Return a setting; a folder wherever it is named from, and by whatever name."""
+    return os.path.realpath(settings[name]) if name.endswith("_dir") else settings[name]
 
 
 def _restore(exp, state):

@@ -91,7 +91,9 @@ def draw_lines(axes, found, column, x, xlabel, ylabel):
 
 
 def scale_by_logarithm(axes):
-    """Make the x-axis logarithmic, with at least three numbers on it."""
+    """Make the x-axis logarithmic, with at least three numbers on it; one without a line stays as it is."""
+    if not any(len(line.get_xdata()) for line in axes.lines if line.get_transform().contains_branch(axes.transData)):
+        return
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     for steps in ((1,), (1, 2, 5), range(1, 10)):

@@ -62,8 +62,10 @@ def check_folder(folder, run=None):
         there = [path for path in there if any(map(path.match, WRITTEN))]
     if not there:
         return
-    if run is None or run not in (_index(folder).get("run"), _progress(folder)[0].get("run")):
+    if run is None:
         raise InputError(f"--save_clients {folder}: is not empty; another folder, or --overwrite")
+    if run not in (_index(folder).get("run"), _progress(folder)[0].get("run")):
+        raise InputError(f"--save_clients {folder}: holds what is not of this run: move it away, or --overwrite")
 
 
 def check_finished(folder, args, run):

@@ -3,6 +3,7 @@
 Clients train and are judged side by side, as in a round.
 """
 
+import contextlib
 import math
 import sys
 from functools import partial
@@ -174,10 +175,12 @@ def report(exp, folder, entries, shared_accuracies):
     records.write_atomic(path.with_suffix(".csv"), records.csv_text(personal.COLUMNS, rows))
     plotting.plot_clients(rows, path)
     found = personal.summary(rows, exp.model.layout.dim)
-    print(
+    said = (
         f"{folder}: {len(rows)} clients on their own mix of labels: shared model {found['shared_accuracy']:.4f}, with "
         f"their parts {found['personal_accuracy']:.4f}, full copies {found['full_accuracy']:.4f}; "
         f"{found['client_bytes'] / 1e6:.3f} MB of parts, {found['times_smaller']:.1f} times less than full copies "
         f"({found['times_smaller_with_shared']:.1f} with the shared model); {path}.csv and .png"
     )
+    with contextlib.suppress(OSError):  # all is there, whether or not somebody reads of it
+        print(said, flush=True)
     return found

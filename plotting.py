@@ -202,6 +202,8 @@ def main(argv=None):
             made, written = compare(members, dataset, args, notes)
         except (InputError, OSError) as error:
             faults.append(f"{dataset}: {reason(error)}")
+        except Exception as error:  # whatever it is, the other datasets are drawn
+            faults.append(f"{dataset}: {type(error).__name__}: {reason(error)}")
         else:
             said += [table.text() for table in made.values()]
             said.append(f"figures and tables: {', '.join(map(printable, written))}\n")
@@ -213,6 +215,7 @@ def main(argv=None):
 
 def program(argv=None):
     """Run `main`; return the exit status; say in one line what went wrong."""
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main(argv)
         sys.stdout.flush()

@@ -119,6 +119,7 @@ finish() { # finish PID: wait for the end of it, and return its status
   while kill -0 "$1" 2>/dev/null; do wait "$1" || status=$?; done # a signal ends a wait
   [ -z "$signal" ] || { status=0; wait "$1" || status=$?; }
   [ -z "$signal" ] || [ "$status" -le 128 ] || status=$resumable # it died before it could listen, or of a second one
+  [ -z "$signal" ] || [ -z "$torchrun" ] || [ "$status" -ne 1 ] || status=$resumable # which torchrun makes of 75
   return "$status"
 }
 

@@ -385,6 +385,13 @@ def test_a_checkpoint_of_other_settings_is_refused_by_their_name(tmp_path, exper
         checkpoints.resume(experiment(partition_file=str(split)), kept)
 
 
+def test_a_folder_is_the_same_by_another_name(tmp_path, experiment):
+    kept, exp = keep(tmp_path)
+    (tmp_path / "link").symlink_to(exp.args.metrics_dir)
+    exp.args.metrics_dir = str(tmp_path / "link")
+    assert checkpoints.resume(exp, kept)
+
+
 def test_a_checkpoint_of_other_data_is_refused(tmp_path, experiment):
     kept, _ = keep(tmp_path)
     exp = experiment()

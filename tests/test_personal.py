@@ -464,11 +464,11 @@ def test_a_run_that_goes_on_writes_over_nothing_of_another(tmp_path, saving):
     name, earlier = utils.run_name(args), vars(args)
     outputs.check(args, name, earlier)
     saving("parts", 2)
-    with pytest.raises(InputError, match="parts: is not empty"):
+    with pytest.raises(InputError, match="parts: holds what is not of this run"):
         outputs.check(args, name, earlier)
     outputs.check(args, json.loads((tmp_path / "parts" / "clients.jsonl").read_text().split("\n")[0])["run"], earlier)
     saving("parts")
-    with pytest.raises(InputError, match="parts: is not empty"):
+    with pytest.raises(InputError, match="parts: holds what is not of this run"):
         outputs.check(args, name, earlier, trained=True)
     args.save_clients = None
     (tmp_path / "w.pt").write_bytes(b"of the other")
@@ -574,5 +574,13 @@ def test_a_run_goes_on_though_its_other_outputs_lie_in_the_folder_of_its_parts(t
     with pytest.raises(InputError, match="is not empty"):
         personal.check_folder(tmp_path)
     (tmp_path / "client_0000.payload").write_bytes(b"of another")
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="holds what is not of this run"):
         personal.check_folder(tmp_path, "run")
+
+
+def test_nobody_needs_to_read_what_is_said_of_the_parts(saving, monkeypatch, capsys):
+    def broken(*words, **more):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", broken)
+    assert saving("alone")[1]["times_smaller"] > 1

@@ -1,10 +1,12 @@
 """plotting.py as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 from made_runs import change, write_run
@@ -150,3 +152,44 @@ def test_the_published_runs_are_read(tmp_path, quick, capsys):
     assert capsys.readouterr().err.count("stopped after round") == 2
     assert "1 of 3, 2 stopped" in (tmp_path / "DIGITS_summary.md").read_text()
     assert json.loads(next(folder.glob("*.json")).read_text())["settings"]["shared_init"]
+
+
+def test_a_list_that_has_just_begun_is_drawn(tmp_path, capsys):
+    """Its seeds share round 1 only, before which nothing was sent down: there is no line for that panel."""
+    for seed, n in ((0, 1), (1, 3)):
+        name = write_run(tmp_path / "m", [0.3, 0.4, 0.5], seed=seed)
+        change(tmp_path / "m", name, finished=False)
+        path = tmp_path / "m" / f"{name}_metrics.csv"
+        rows = pd.read_csv(path).head(n)
+        rows.loc[0, "bytes_down"] = 0
+        rows.to_csv(path, index=False)
+    out = ["--csv_dir", str(tmp_path / "m"), "--output_dir", str(tmp_path / "out")]
+    assert plotting.main([*out, "--unfinished"]) == 0
+    assert plotting.main([*out, "--unfinished", "--panels", "down"]) == 0
+    assert (tmp_path / "out" / "DIGITS_iid_comparison.png").exists()
+
+
+def test_what_goes_wrong_with_one_dataset_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "m", [0.3])
+    write_run(tmp_path / "m", [0.3], dataset="DIGITSB")
+    draw = curves.draw_comparison
+
+    def fails(found, path, *given, **more):
+        if "DIGITSB" not in str(path):
+            raise RuntimeError("of a library")
+        return draw(found, path, *given, **more)
+
+    monkeypatch.setattr(curves, "draw_comparison", fails)
+    assert plotting.main(["--csv_dir", str(tmp_path / "m"), "--output_dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith("error: DIGITS: RuntimeError: of a library\n")
+    assert (tmp_path / "out" / "DIGITSB_iid_comparison.png").exists()
+
+
+def test_a_terminal_without_all_characters_gets_the_tables(tmp_path):
+    write_run(tmp_path / "m", [0.3])
+    done = subprocess.run(
+        [sys.executable, ROOT / "plotting.py", "--csv_dir", "m", "--output_dir", "out"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert "\\xb1 is the standard deviation" in done.stdout
