@@ -61,7 +61,9 @@ class Trainer:
     def twin(self):
         """Return a Trainer with a working model of its own, and all else in common, for other clients meanwhile."""
         model = FlatModel(copy.deepcopy(self.model.module), self.model.vector.device)
-        return Trainer(model, self.splits, self.parts, self.settings, self.local, self.attack)
+        twin = Trainer(model, self.splits, self.parts, self.settings, self.local, self.attack)
+        twin.draws = self.draws  # found out once, and not by several threads at a time
+        return twin
 
     def lend_scratch(self):
         """Return a vector [dim] for what one client after the other makes of its update; fresh memory takes longer."""

@@ -121,6 +121,7 @@ def test_one_without_draws_is_told_apart_and_left_as_it_was():
     exp = fedalg.prepare(utils.resolve({**SHORT, "model_name": "cnn", "parallel_clients": 3, "device": "cpu"}))
     assert not exp.trainer.draws
     assert exp.workers.n == 3
+    assert all("draws" in vars(trainer) for trainer in exp.workers.idle)  # no thread has to find it out
 
 
 def test_a_run_resumed_within_a_round_goes_on_as_if_it_had_not_ended(tmp_path):
