@@ -176,6 +176,8 @@ class _Machine:
                 raise ValueError("it changes something otherwise than batches do")
 
     def memorise(self, place):
+        if place >= MAX_STEPS:
+            raise ValueError("it memorises at a place that no batch comes to")
         value = self.pop()
         self.push(value)
         self.memo[place] = value

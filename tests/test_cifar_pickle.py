@@ -100,6 +100,7 @@ REFUSED = {
     "nothing on the stack": (b"\x80\x02a.", "takes what is not there"),
     "from below a mark": (b"\x80\x02](K\x01(a.", "takes what is not there"),
     "no mark": (b"\x80\x02]K\x01e.", "a mark that is not there"),
+    "a place that takes gigabytes in a list": (holding(b"r" + struct.pack("<I", 2**31)), "no batch comes to"),
     "nothing memorised": (holding(b"h\x07"), "did not memorise"),
     "two values": (b"\x80\x02}}.", "does not hold one dict"),
     "no end": (holding(ARRAY)[:-1], "before seeing STOP"),
