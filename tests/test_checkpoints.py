@@ -133,7 +133,8 @@ def test_a_signal_to_a_run_that_is_finished_is_no_failure(started, name):
 def test_a_second_signal_ends_a_run_at_once(started, name, wait):
     process = started("--n_clients", "1", "--participation", "1", "--n_client_epochs", "1000", first=True)
     process.send_signal(getattr(signal, name))
-    while "ends and saves after the client at hand (none has ended yet); again ends at once\n" not in process.stderr.readline():
+    heard = "ends and saves after the client at hand (none has ended yet); again ends at once\n"
+    while heard not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(wait)  # a SIGTERM at once is taken for the first one
     process.send_signal(getattr(signal, name))
