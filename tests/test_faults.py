@@ -1,14 +1,18 @@
 """Clients that lie, fail or diverge: attacks against twins, robust merges by hand, updates that never arrive."""
 
+import json
 import math
 
 import pytest
 import torch
-from conftest import merge
+from conftest import QUICK, merge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fedalg
+import records
 import rounds
+import utils
 from agg_utils import FedAvg, Median, MultiKrum, TrimmedMean
 from attacks import Attack
 from models import Layout
@@ -224,3 +228,20 @@ def test_if_no_update_is_finite_the_model_stays(experiment, monkeypatch):
     )
     assert rounds.train_round(exp, 1)["clients"] == 0
     assert torch.equal(exp.theta, before)
+
+
+def test_a_run_that_crashes_is_no_run_that_goes_on(tmp_path, monkeypatch):
+    """An exception that nobody foresaw, as of somebody's own algorithm."""
+    out = {"metrics_dir": "m", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
+    out = {name: str(tmp_path / file) for name, file in out.items()}
+    args = utils.resolve({**QUICK, "device": "cpu", **out})
+
+    def crash(exp, metrics, keeper):
+        records.write_json(metrics / f"{exp.name}.json", {"run": exp.name, "finished": False, "failed": None})
+        return {}["control"]
+
+    monkeypatch.setattr(fedalg, "run", crash)
+    with pytest.raises(KeyError):
+        fedalg.main(args)
+    record = json.loads((tmp_path / "m" / f"{utils.run_name(args)}.json").read_text())
+    assert record["failed"] == "KeyError: 'control'"

@@ -8,9 +8,7 @@ import random
 import time
 
 import pytest
-from conftest import QUICK
 
-import fedalg
 import records
 import utils
 
@@ -179,23 +177,6 @@ def test_why_a_run_failed_is_in_its_record(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text())["failed"].startswith("round 3, client 2")
     records.note_failure(tmp_path / "y.json", OSError("full"))
     assert not (tmp_path / "y.json").exists()
-
-
-def test_a_run_that_crashes_is_no_run_that_goes_on(tmp_path, monkeypatch):
-    """An exception that nobody foresaw, as of somebody's own algorithm."""
-    out = {"metrics_dir": "m", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
-    out = {name: str(tmp_path / file) for name, file in out.items()}
-    args = utils.resolve({**QUICK, "device": "cpu", **out})
-
-    def crash(exp, metrics, keeper):
-        records.write_json(metrics / f"{exp.name}.json", {"run": exp.name, "finished": False, "failed": None})
-        return {}["control"]
-
-    monkeypatch.setattr(fedalg, "run", crash)
-    with pytest.raises(KeyError):
-        fedalg.main(args)
-    record = json.loads((tmp_path / "m" / f"{utils.run_name(args)}.json").read_text())
-    assert record["failed"] == "KeyError: 'control'"
 
 
 def test_a_finished_run_does_not_say_that_it_failed(tmp_path):
