@@ -5,12 +5,12 @@ A round is one row of metrics/<run>_metrics.csv; a finished run is one row of re
 """
 
 if __name__ == "__main__":  # answer --help, and refuse a bad command line, before torch's seconds of importing
-    import startup
+    from fedmerge import startup
 
     startup.mend_streams()
     startup.end_at_signals()
 
-    from utils import parse_args
+    from fedmerge.config.parser import parse_args
 
     ARGS = parse_args()
 
@@ -23,32 +23,28 @@ from pathlib import Path
 
 import torch
 
-import capacity
-import data
-import evaluation
-import models
-import outputs
-import partition_files
-import partitions
-import personal
-import personalise
-import records
-import results
-import rounds
-import startup
-import utils
-from agg_utils import ALGORITHMS
-from attacks import Attack
-from checkpoints import Checkpoints, Interrupted, Keeper, resume
-from downlink import Downlink
-from local_methods import LOCAL_METHODS
-from local_training import LocalSettings, Trainer
-from options import OPTIONS
-from progress import Progress
-from ranks import Ranks, lead, serve
-from startup import NOT_FINISHED
-from utils import InputError
-from workers import Workers, how_many
+from fedmerge import datasets, locks, networks, partitions, saving, startup
+from fedmerge.checkpoint.policy import Interrupted, Keeper
+from fedmerge.checkpoint.store import Checkpoints
+from fedmerge.config import split_files
+from fedmerge.config.options import OPTIONS
+from fedmerge.config.run_name import run_name
+from fedmerge.errors import InputError, reason
+from fedmerge.local_training.settings import LocalSettings
+from fedmerge.local_training.trainer import Trainer
+from fedmerge.randomness import key_seed
+from fedmerge.registry import ALGORITHMS, LOCAL_METHODS
+from fedmerge.reporting import metrics_csv, outputs, results_csv, run_record
+from fedmerge.reporting.progress import Progress
+from fedmerge.simulation import capacity, evaluation, personal_models, personal_parts, rounds
+from fedmerge.simulation.attacks import Attack
+from fedmerge.simulation.client_threads import Workers, how_many
+from fedmerge.simulation.distributed import lead, serve
+from fedmerge.simulation.process_group import Ranks
+from fedmerge.simulation.run_state import resume
+from fedmerge.simulation.sampling import cohort_size
+from fedmerge.startup import NOT_FINISHED
+from fedmerge.wire.downlink import Downlink
 
 METRICS = ["train_losses", "train_accs", "val_losses", "val_accs", "test_losses", "test_accs"]
 COLUMNS = ["epoch", *METRICS, *rounds.BYTES, "train_seconds", "eval_seconds", "kept_share", "clients"]
@@ -61,11 +57,11 @@ class Experiment:
     args: object
     name: str
     device: torch.device
-    splits: data.Splits
+    splits: datasets.Splits
     split: str  # its name
     parts: list  # each client's indices into the training data
     empty: list  # numbers of the clients that have no samples, and never take part
-    model: models.FlatModel
+    model: networks.FlatModel
     algorithm: object
     trainer: Trainer
     theta: torch.Tensor
@@ -84,7 +80,7 @@ class Experiment:
     @property
     def cohort_size(self):
         """How many clients take part in a round."""
-        return rounds.cohort_size(len(self.parts) - len(self.empty), self.args.participation)
+        return cohort_size(len(self.parts) - len(self.empty), self.args.participation)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -105,7 +101,7 @@ def prepare(args, ranks=None):
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())  # SLURM may show each its own
     first = not ranks or ranks.rank == 0
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):  # one warns of the data
-        splits = data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
+        splits = datasets.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
         exp = assemble(args, splits, partitions.split_into_clients(args, splits.train, first), device)
     if first:
         capacity.check_room(exp)
@@ -121,7 +117,7 @@ def prepare(args, ranks=None):
 
 def assemble(args, splits, parts, device):
     """Return the Experiment on data.Splits divided into `parts`, with a fresh model and algorithm on `device`."""
-    model = models.FlatModel(build_module(args, splits, device), device)
+    model = networks.FlatModel(build_module(args, splits, device), device)
     splits = splits.to(device)
     settings = LocalSettings(
         seed=args.seed,
@@ -158,12 +154,12 @@ def assemble(args, splits, parts, device):
         real=args.wire == "real",
     )
     empty = [number for number, part in enumerate(parts) if not len(part)]
-    cohort = rounds.cohort_size(len(parts) - len(empty), args.participation)
+    cohort = cohort_size(len(parts) - len(empty), args.participation)
     if not algorithm.means:
         capacity.check_cohort(args, cohort, model.layout.dim, f"--algorithm {args.algorithm}")
     at_once = cohort if parts else args.n_clients  # without any, all are judged
     workers = Workers(trainer, 1 if trainer.draws else how_many(args.parallel_clients, device, at_once))
-    name, split = utils.run_name(args), partition_files.split_name(args)
+    name, split = run_name(args), split_files.split_name(args)
     return Experiment(
         args, name, device, splits, split, parts, empty, model, algorithm, trainer, theta, downlink, workers
     )
@@ -186,12 +182,12 @@ def pick_device(wanted, deterministic=False):
 def build_module(args, splits, device="cpu"):
     """Return the network of --model_name with its starting weights, on the CPU; the `device` is to hold it."""
     channels, size = splits.train.images.shape[1:3]
-    seed = utils.key_seed(args.seed, "init")
-    module = models.build_model(args.model_name, channels, size, splits.n_classes, args.norm, seed, device)
+    seed = key_seed(args.seed, "init")
+    module = networks.build_model(args.model_name, channels, size, splits.n_classes, args.norm, seed, device)
     if args.pretrained:
-        models.load_pretrained(module, args.model_name)
+        networks.load_pretrained(module, args.model_name)
     if args.init_weights:
-        models.load_weights(module, args.init_weights, data.label_set(args.dataset))
+        networks.load_weights(module, args.init_weights, datasets.label_set(args.dataset))
     return module
 
 
@@ -203,13 +199,13 @@ def make_algorithm(args, layout):
 
 def prepare_judge(given):
     """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
-    args, _ = personal.load(given.evaluate_clients)
+    args, _ = personal_parts.load(given.evaluate_clients)
     args.pretrained = False  # the shared model comes from the folder
     machine = [option.name for option in OPTIONS["machine"]]
     vars(args).update({name: getattr(given, name) for name in ("data_root", "quiet", *machine)})
     device = pick_device(args.device, args.deterministic)
     return assemble(
-        args, data.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift), [], device
+        args, datasets.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift), [], device
     )
 
 
@@ -242,9 +238,9 @@ def run_rounds(exp, write, keeper=None):
 def main(args, ranks=None):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
     if args.evaluate_clients:
-        personal.check_links(args.evaluate_clients)
-        return personalise.judge_clients(prepare_judge(args), args.evaluate_clients)
-    name, metrics = utils.run_name(args), Path(args.metrics_dir)
+        personal_parts.check_links(args.evaluate_clients)
+        return personal_models.judge_clients(prepare_judge(args), args.evaluate_clients)
+    name, metrics = run_name(args), Path(args.metrics_dir)
     kept = Checkpoints(args.checkpoint_dir, name)
     outputs.check_links(args, name, kept)
     finished = f"{name}: already finished, see {metrics / name}_metrics.csv (run again with --overwrite)"
@@ -253,14 +249,14 @@ def main(args, ranks=None):
     def goes_on():
         return kept.exist() and not fresh
 
-    if not goes_on() and results.already_finished(args, name):
+    if not goes_on() and run_record.already_finished(args, name):
         return print(finished)
-    records.read_results(args.results_file)  # so that a bad one is found before the work, not after
+    results_csv.read_results(args.results_file)  # so that a bad one is found before the work, not after
     keeper = Keeper(kept, args.checkpoint_every)
     with outputs.held(args, name, anew=not goes_on()), keeper.listening():
         exp = prepare(args, ranks)
         with outputs.alone(metrics / f".{name}.lock", kept.lock):
-            if not goes_on() and results.already_finished(args, name):  # by another process, meanwhile
+            if not goes_on() and run_record.already_finished(args, name):  # by another process, meanwhile
                 return print(finished)
             if fresh:
                 kept.remove()
@@ -273,20 +269,20 @@ def main(args, ranks=None):
             if not args.quiet:
                 print(about(exp), file=sys.stderr)
             for path in (kept.newest, metrics / f"{name}.json", metrics / f"{name}_metrics.csv"):
-                records.remove_leftovers(path)
+                saving.remove_leftovers(path)
             try:
                 run(exp, metrics, keeper)
             except Interrupted:
                 raise
             except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
-                records.note_failure(metrics / f"{name}.json", error)
+                run_record.note_failure(metrics / f"{name}.json", error)
                 raise
 
 
 def about(exp):
     """Return in a line what a run works with, where a wrong file or a default that was not meant can be seen."""
     args, layout = exp.args, exp.model.layout
-    words = partitions.described(results.histograms(exp), len(exp.splits.train))
+    words = partitions.described(run_record.histograms(exp), len(exp.splits.train))
     model = f"{args.model_name}, {layout.n_trainable:,} weights, norm {args.norm}, augmentation {args.augment}"
     return f"split {exp.split}: {words}; {model}"
 
@@ -294,22 +290,22 @@ def about(exp):
 def run(exp, metrics, keeper):
     """Train and evaluate `exp`, and leave everything a finished run leaves; it counts as finished at the very end."""
     args, name = exp.args, exp.name
-    records.write_json(metrics / f"{name}.json", results.record(exp, finished=False))
-    with records.MetricsCSV(metrics / f"{name}_metrics.csv", COLUMNS, exp.rows) as csv:
+    saving.write_json(metrics / f"{name}.json", run_record.record(exp, finished=False))
+    with metrics_csv.MetricsCSV(metrics / f"{name}_metrics.csv", COLUMNS, exp.rows) as csv:
         run_rounds(exp, csv.write, keeper)
     if not exp.judged:  # it went on after the last round
         *_, exp.judged = evaluation.evaluate(exp, exp.splits.test)
-    final = results.final_figures(exp)
+    final = run_record.final_figures(exp)
     if args.save_weights or args.save_clients:  # once one of them is begun, the run must be able to go on
         keeper.save(exp)
     if args.save_weights:
         exp.model.load(evaluation.served(exp))
-        records.remove_leftovers(args.save_weights)
-        models.save_weights(args.save_weights, exp.model.module, data.label_set(args.dataset))
+        saving.remove_leftovers(args.save_weights)
+        networks.save_weights(args.save_weights, exp.model.module, datasets.label_set(args.dataset))
     figures = draw(args, name)
     if args.save_clients:
         try:
-            final |= personalise.save_clients(exp, keeper)
+            final |= personal_models.save_clients(exp, keeper)
         except FloatingPointError:  # a client that diverges as it trains once more is no fault of the run
             leave_results(exp, metrics, final)
             keeper.checkpoints.remove()
@@ -327,9 +323,9 @@ def run(exp, metrics, keeper):
 
 def leave_results(exp, metrics, final):
     """Write the row of results.csv, then the record, with which the run counts as finished."""
-    record = results.record(exp, finished=True, final=final)
-    records.add_results(exp.args.results_file, [records.result_row(record)])
-    records.write_json(metrics / f"{exp.name}.json", record)
+    record = run_record.record(exp, finished=True, final=final)
+    results_csv.add_results(exp.args.results_file, [results_csv.result_row(record)])
+    saving.write_json(metrics / f"{exp.name}.json", record)
 
 
 def draw(args, name):
@@ -339,7 +335,7 @@ def draw(args, name):
     try:
         return plotting.plot_run(Path(args.metrics_dir), name, Path(args.plots_dir))
     except Exception as error:  # of whatever kind: there are years of others' code in it
-        print(f"warning: {name}: its figures could not be drawn ({utils.reason(error)})", file=sys.stderr)
+        print(f"warning: {name}: its figures could not be drawn ({reason(error)})", file=sys.stderr)
         return "no figures"
 
 
@@ -356,7 +352,7 @@ def program(args):
             status = 0
     except InputError as error:
         print(f"{here}: error: {error}", file=sys.stderr)
-        status = outputs.ELSEWHERE if isinstance(error, records.Elsewhere) else 2
+        status = outputs.ELSEWHERE if isinstance(error, locks.Elsewhere) else 2
     except (FloatingPointError, OSError) as error:
         print(f"{here}: stopped: {error}", file=sys.stderr)
         status = 1

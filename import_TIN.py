@@ -16,9 +16,9 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-import files
-from records import write_atomic
-from utils import InputError, reason
+from fedmerge import files
+from fedmerge.errors import InputError, reason
+from fedmerge.saving import write_atomic
 
 ROOT = "tiny-imagenet-200/"  # inside the zip
 MAX_BYTES = 2**26  # of one member of it, unpacked; the largest published one has less than 2 MB

@@ -16,14 +16,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import curves
-import records
-import series as grouping
-import tables
-from options import KINDS
-from run_figures import plot_clients, plot_run
-from runs import load_runs, printable
-from utils import InputError, did_you_mean, reason
+from fedmerge.config.options import KINDS
+from fedmerge.errors import InputError, did_you_mean, reason
+from fedmerge.reporting import curves, results_csv, tables
+from fedmerge.reporting import series as grouping
+from fedmerge.reporting.run_figures import plot_clients, plot_run
+from fedmerge.reporting.runs import load_runs, printable
 
 __all__ = ["compare", "main", "plot_clients", "plot_run"]
 
@@ -182,7 +180,7 @@ def main(argv=None):
         file = args.rebuild_results or str(Path(args.out, "results.csv"))
         if not Path(args.csv_dir).is_dir():
             raise InputError(f"--csv_dir {os.path.abspath(args.csv_dir)}: there is no such folder")
-        n = records.rebuild_results(args.csv_dir, file)
+        n = results_csv.rebuild_results(args.csv_dir, file)
         print(f"{file}: {n} finished runs of {args.csv_dir}")
         return 0
     if args.font:

@@ -76,8 +76,8 @@ experiments=${EXPERIMENTS:-experiments.txt}
 [ -n "${EXPERIMENTS:-}" ] || [ -e "$experiments" ] || experiments=$here/experiments.txt
 case $experiments in /*) ;; *) experiments=$PWD/$experiments ;; esac
 
-ask() { # ask WHAT: of experiments.py, which alone reads the list. No line is ever given to a shell to interpret.
-  "$python" "$here/experiments.py" "$experiments" --extra="${EXTRA:-}" "$@"
+ask() { # ask WHAT: of run_status.py, which alone reads the list. No line is ever given to a shell to interpret.
+  PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} "$python" -m fedmerge.reporting.run_status "$experiments" --extra="${EXTRA:-}" "$@"
 }
 
 words_of() { # words_of WHAT: what it answers in words, in the array $words; bash before 4.4 has no `mapfile -d`
@@ -130,7 +130,7 @@ run() { # run N: the Nth experiment, from 1
   local words status=0
   words_of --line "$1"
   [ -z "$signal" ] || return "$resumable"
-  [ ${#words[@]} -gt 0 ] || return 2 # experiments.py said why
+  [ ${#words[@]} -gt 0 ] || return 2 # it said why
   echo "experiment $1:$(printf ' %q' "${words[@]}")"
   local command=("$python" "$here/fedalg.py")
   if [ -n "${GPUS_PER_RUN:-}" ] && [ -n "$batch" ]; then

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad, vmap
 
+from fedmerge import networks
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import models
 
 WORKS = {  # model, channels, pixels, batch
     "digits": ("cnn", 1, 8, 16),
@@ -65,7 +66,7 @@ def main():
     print("| work | plain, ms a step | vmap's part of it | compiled's | s to compile |\n|---|---|---|---|---|")
     for name, (kind, channels, size, batch) in WORKS.items():
         norm = "none" if kind == "cnn" else "batch"
-        model = models.FlatModel(models.build_model(kind, channels, size, 10, norm, 0), device)
+        model = networks.FlatModel(networks.build_model(kind, channels, size, 10, norm, 0), device)
         x = torch.randn(n, batch, channels, size, size, device=device)
         x = torch.stack([images.to(memory_format=torch.channels_last) for images in x])
         y = torch.randint(10, (n, batch), device=device)

@@ -21,9 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import data
 import fedalg
-import utils
+from fedmerge import datasets
+from fedmerge.config.resolve import resolve
 
 BATCH, POOL = 64, 4
 METHODS = {
@@ -41,12 +41,12 @@ def client_of(model, optimizer, settings, steps, device):
     """Return (Experiment, Client) of one client with `steps` batches of random images."""
     pool = {"local_steps": steps // POOL, "soup_epochs": 1} if "n_verts" in settings else {"local_steps": steps}
     settings = {"model_name": model, "local_optimizer": optimizer, "batch_size": BATCH, "device": device, **settings}
-    args = utils.resolve({"algorithm": "centralised", "augment": "none", **pool, **settings})
+    args = resolve({"algorithm": "centralised", "augment": "none", **pool, **settings})
     g = torch.Generator().manual_seed(0)
     n = BATCH * steps * 10 // 8  # enough for the methods that hold out a tenth
     images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g)
-    train, half = data.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
-    splits = data.Splits(train, train[:100], train[:100], 10, half, half)
+    train, half = datasets.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
+    splits = datasets.Splits(train, train[:100], train[:100], 10, half, half)
     exp = fedalg.assemble(args, splits, [torch.arange(n)], torch.device(device))
     exp.trainer.settings = replace(exp.trainer.settings, epochs=1)
     return exp, exp.trainer.client(0, 1)

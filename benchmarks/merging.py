@@ -20,9 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import models
-from agg_utils import ALGORITHMS
-from merging import Arrived, Sums
+from fedmerge import networks
+from fedmerge.merging.aggregate import Arrived, Sums
+from fedmerge.registry import ALGORITHMS
 
 CLIENTS = 10
 WORKS = {
@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
-    layout = models.FlatModel(models.build_model("resnet50", 3, 32, 10, "batch", 0)).layout
+    layout = networks.FlatModel(networks.build_model("resnet50", 3, 32, 10, "batch", 0)).layout
     g = torch.Generator().manual_seed(0)
     deltas = torch.randn(CLIENTS, layout.dim, generator=g).mul_(1e-3).to(device)
     theta, rows, copy = deltas[0].clone(), torch.zeros_like(deltas), torch.zeros_like(deltas)

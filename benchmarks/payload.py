@@ -24,16 +24,16 @@ import zstandard
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fedalg
-import payload
-import utils
-from agg_utils import Update
-from sparse_updates import top_k_mask
+from fedmerge import wire
+from fedmerge.client_update import Update
+from fedmerge.compressors.largest import top_k_mask
+from fedmerge.config.resolve import resolve
 
 
 def trained_update():
     """Return (delta [dim], layout) of one client of a ResNet-18 on the digits, enlarged to 32x32 pixels."""
     settings = {"model_name": "resnet18", "image_size": 32, "n_client_epochs": 2, "batch_size": 16, "device": "cpu"}
-    exp = fedalg.prepare(utils.resolve(settings))
+    exp = fedalg.prepare(resolve(settings))
     return exp.trainer.client(0, 1).train(exp.theta) - exp.theta, exp.model.layout
 
 
@@ -44,10 +44,10 @@ class Ours:
         self.n, self.buffers = layout.n_trainable, layout.dim - layout.n_trainable
 
     def write(self, delta, mask):
-        return payload.encode(payload.pack(Update(delta, mask), self.n, 32))
+        return wire.encode(wire.pack(Update(delta, mask), self.n, 32))
 
     def read(self, data, out):
-        message = payload.decode(data, self.n, self.buffers)
+        message = wire.decode(data, self.n, self.buffers)
         message.unpack(out)
         return message.mask
 
@@ -141,9 +141,9 @@ def main():
 
 def positions_bytes(delta, mask):
     """Return the bytes that payload.py takes for the positions: those of a message whose values take none."""
-    one = payload.pack(Update(torch.ones_like(delta), mask), len(mask), 1, torch.Generator())
-    without = payload.Message(one.n_trainable, None, one.weights, one.buffers)
-    return payload.payload_bytes(one) - payload.payload_bytes(without)
+    one = wire.pack(Update(torch.ones_like(delta), mask), len(mask), 1, torch.Generator())
+    without = wire.Message(one.n_trainable, None, one.weights, one.buffers)
+    return wire.payload_bytes(one) - wire.payload_bytes(without)
 
 
 if __name__ == "__main__":

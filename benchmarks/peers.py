@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from fedmerge import networks
+
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: what a peer imports is its own
 
 PEERS = {"pfl": ["pfl[pytorch]", "torchvision"], "flwr": ["flwr[simulation]", "torch", "torchvision"]}
@@ -35,9 +37,8 @@ LR, MOMENTUM = 0.01, 0.9
 
 def network(work):
     """Return the work's network, as this program builds it; a peer's own Python imports it, too."""
-    import models
 
-    return models.build_model(**work["network"]).to(work["device"])
+    return networks.build_model(**work["network"]).to(work["device"])
 
 
 def with_ours(work, turns):
@@ -72,7 +73,8 @@ def in_two_processes(work, turns):
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import round_time
 
-    from ranks import Ranks, lead, serve
+    from fedmerge.simulation.distributed import lead, serve
+    from fedmerge.simulation.process_group import Ranks
 
     torch.set_num_threads(1)
     second = os.environ.get("RANK") == "1"

@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import data
 import fedalg
-import partitions
-import rounds
-import utils
+from fedmerge import datasets, partitions
+from fedmerge.config.resolve import resolve
+from fedmerge.randomness import generator
+from fedmerge.simulation import rounds
+from fedmerge.simulation.sampling import sample_clients
 
 WORKS = {
     "W1": {"n_clients": 100, "participation": 0.1, "dirichlet": 0.1, "batch_size": 32},
@@ -46,13 +47,13 @@ def synthetic(device):
     """Return data.Splits of 50,000 random images with 10 labels."""
     g = torch.Generator().manual_seed(0)
     images = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=g)
-    train = data.Images(images, torch.randint(10, (50_000,), generator=g))
+    train = datasets.Images(images, torch.randint(10, (50_000,), generator=g))
     half = torch.full((3,), 0.5)
-    return data.Splits(train, train[:100], train[:100], 10, half, half).to(device)
+    return datasets.Splits(train, train[:100], train[:100], 10, half, half).to(device)
 
 
 def experiment(work, device, **settings):
-    args = utils.resolve({"model_name": "cnn", "n_client_epochs": 1, "augment": "none", **WORKS[work], **settings})
+    args = resolve({"model_name": "cnn", "n_client_epochs": 1, "augment": "none", **WORKS[work], **settings})
     splits = synthetic("cpu")
     parts = partitions.partition(splits.train.labels, args.n_clients, args.dirichlet, args.seed)
     return fedalg.assemble(args, splits, parts, torch.device(device))
@@ -70,10 +71,10 @@ class BareLoop:
 
     def round(self, number_of_round):
         args = self.args
-        clients = rounds.sample_clients(args.n_clients, args.participation, args.seed, number_of_round)
+        clients = sample_clients(args.n_clients, args.participation, args.seed, number_of_round)
         total, merged = sum(len(self.parts[c]) for c in clients), {}
         for c in clients:
-            self.train(c, utils.generator(args.seed, "batches", number_of_round, c))
+            self.train(c, generator(args.seed, "batches", number_of_round, c))
             for key, value in self.module.state_dict().items():
                 merged[key] = merged.get(key, 0) + value * (len(self.parts[c]) / total)
         self.state = merged
@@ -90,7 +91,7 @@ class BareLoop:
 
     def batches(self, part, rng):
         order = part[torch.randperm(len(part), generator=rng)].to(self.y.device)
-        for begin, end in data.batch_bounds(len(part), self.args.batch_size):
+        for begin, end in datasets.batch_bounds(len(part), self.args.batch_size):
             chosen = order[begin:end]
             yield self.x[chosen], self.y[chosen]
 

@@ -18,11 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import data
 import fedalg
-import models
-import rounds
-import utils
+from fedmerge import datasets, networks
+from fedmerge.config.resolve import resolve
+from fedmerge.simulation import rounds
 
 EACH = 50  # images a client
 
@@ -40,13 +39,13 @@ def perceptron(hidden):
 
 def experiment(device, n_clients=100, cohort=10, hidden=128):
     name = f"perceptron {hidden}"
-    models.MODELS[name] = perceptron(hidden)
+    networks.MODELS[name] = perceptron(hidden)
     settings = {"model_name": name, "n_clients": n_clients, "participation": cohort / n_clients, "batch_size": 10}
-    args = utils.resolve({"n_client_epochs": 1, "augment": "none", **settings})
+    args = resolve({"n_client_epochs": 1, "augment": "none", **settings})
     g, n = torch.Generator().manual_seed(0), n_clients * EACH
     images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g)
-    train, half = data.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
-    splits = data.Splits(train, train[:100], train[:100], 10, half, half)
+    train, half = datasets.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
+    splits = datasets.Splits(train, train[:100], train[:100], 10, half, half)
     return fedalg.assemble(args, splits, list(torch.arange(n).split(EACH)), torch.device(device))
 
 

@@ -11,10 +11,10 @@ import torch
 from hypothesis import settings
 
 import fedalg
-import merging
-import utils
-from agg_utils import Update
-from models import Layout
+from fedmerge import merging
+from fedmerge.client_update import Update
+from fedmerge.config.resolve import resolve
+from fedmerge.networks.flat_model import Layout
 
 settings.register_profile("no clock", deadline=None)  # a busy machine is no failure
 settings.load_profile("no clock")
@@ -34,7 +34,7 @@ def experiment(tmp_path):
     """A function of settings -> Experiment on the digits."""
 
     def make(**settings):
-        args = utils.resolve({**QUICK, "device": "cpu", "metrics_dir": str(tmp_path / "metrics"), **settings})
+        args = resolve({**QUICK, "device": "cpu", "metrics_dir": str(tmp_path / "metrics"), **settings})
         return fedalg.prepare(args)
 
     return make

@@ -17,10 +17,11 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 with atheris.instrument_imports(include=["payload", "codes"]):
-    import payload
+    pass
 import torch
 
-from agg_utils import Update
+from fedmerge import wire
+from fedmerge.client_update import Update
 
 torch.set_num_threads(1)
 cases = {"refused": 0, "read": 0}
@@ -36,17 +37,17 @@ def candidate(given):
     n, buffers, kind = given.ConsumeIntInRange(1, 5000), given.ConsumeIntInRange(0, 9), given.ConsumeIntInRange(0, 2)
     if kind == 0:
         return given.ConsumeBytes(10**6), n, buffers
-    bits, seed = given.PickValueInList(list(payload.VALUE_BITS)), given.ConsumeIntInRange(0, 2**16)
+    bits, seed = given.PickValueInList(list(wire.VALUE_BITS)), given.ConsumeIntInRange(0, 2**16)
     if kind == 1:
         how, kept = [given.ConsumeIntInRange(0, 4), given.ConsumeIntInRange(0, 2)], given.ConsumeIntInRange(0, n)
-        header = payload.HEADER.pack(payload.MAGIC, payload.VERSION, bits, *how, n, buffers, kept, 1, 2)
+        header = wire.HEADER.pack(wire.MAGIC, wire.VERSION, bits, *how, n, buffers, kept, 1, 2)
         return mended(header, given.ConsumeBytes(10**6)), n, buffers
     rng = torch.Generator().manual_seed(seed)
     mask = torch.rand(n, generator=rng) < given.ConsumeProbability()
     delta = torch.randn(n + buffers, generator=rng) * 10.0 ** given.ConsumeIntInRange(-30, 30)
     delta[torch.rand(n + buffers, generator=rng) < given.ConsumeProbability()] *= 1e-6
-    data = bytearray(payload.encode(payload.pack(Update(delta, mask), n, bits, rng)))
-    size = payload.HEADER.size
+    data = bytearray(wire.encode(wire.pack(Update(delta, mask), n, bits, rng)))
+    size = wire.HEADER.size
     for _ in range(given.ConsumeIntInRange(1, 8)):
         data[given.ConsumeIntInRange(0, len(data) - 1)] = given.ConsumeIntInRange(0, 255)
     end = given.ConsumeIntInRange(size + 4, len(data)) if given.ConsumeBool() else len(data)
@@ -56,16 +57,16 @@ def candidate(given):
 def check(data):
     blob, n, buffers = candidate(atheris.FuzzedDataProvider(data))
     try:
-        message = payload.decode(blob, n, buffers)
-    except payload.PayloadError:
+        message = wire.decode(blob, n, buffers)
+    except wire.PayloadError:
         cases["refused"] += 1
     else:
         cases["read"] += 1
         vector = message.unpack(torch.empty(n + buffers))
         assert torch.isfinite(vector).all()
-        again = payload.encode(message)
-        assert len(again) == payload.payload_bytes(message)
-        assert torch.equal(payload.decode(again, n, buffers).unpack(torch.empty(n + buffers)), vector)
+        again = wire.encode(message)
+        assert len(again) == wire.payload_bytes(message)
+        assert torch.equal(wire.decode(again, n, buffers).unpack(torch.empty(n + buffers)), vector)
     if sum(cases.values()) % 100_000 == 0:
         print(cases, flush=True)
 

@@ -33,16 +33,15 @@ INSTRUMENTED = [
     "checkpoints",
 ]
 with atheris.instrument_imports(include=INSTRUMENTED):
-    import checkpoints
-    import cifar_pickle
-    import experiments
-    import partitions
-    import readers
-    import records
+    pass
 import torch  # noqa: E402
 from test_fuzz import BATCH, CONTENT, IDX, archive  # noqa: E402
 
-from utils import InputError  # noqa: E402
+from fedmerge import partitions  # noqa: E402
+from fedmerge.checkpoint.store import Checkpoints, _read  # noqa: E402
+from fedmerge.datasets import cifar_pickle, readers  # noqa: E402
+from fedmerge.errors import InputError  # noqa: E402
+from fedmerge.reporting import results_csv, run_status  # noqa: E402
 
 torch.set_num_threads(1)
 FOLDER = Path(tempfile.mkdtemp())
@@ -106,7 +105,7 @@ def split(content):
 def results(content):
     path = written("results.csv", content)
     try:
-        records.add_results(path, [{"run": "x"}])
+        results_csv.add_results(path, [{"run": "x"}])
     except InputError:
         assert path.read_bytes() == content
         raise
@@ -114,24 +113,24 @@ def results(content):
 
 def record(content):
     written("m/fedavg_DIGITS_iid_0.json", content)
-    state, _ = experiments.state_of(["--metrics_dir", str(FOLDER / "m")])
+    state, _ = run_status.state_of(["--metrics_dir", str(FOLDER / "m")])
     assert state.startswith(("failed: ", "done", "stopped after", "failed after"))
-    records.rebuild_results(FOLDER / "m", FOLDER / "rebuilt.csv")
+    results_csv.rebuild_results(FOLDER / "m", FOLDER / "rebuilt.csv")
     (FOLDER / "rebuilt.csv").unlink(missing_ok=True)
 
 
 def listed(content):
-    for words in experiments.lines_of(written("list", content)):
-        experiments.state_of([*words, "--metrics_dir", str(FOLDER / "m")])
+    for words in run_status.lines_of(written("list", content)):
+        run_status.state_of([*words, "--metrics_dir", str(FOLDER / "m")])
 
 
 def checkpoint(content):
     with contextlib.suppress(OSError, ValueError):
-        checkpoints._read(written("run.pt", content), "cpu")  # Checkpoints.load takes these for damage
+        _read(written("run.pt", content), "cpu")  # Checkpoints.load takes these for damage
 
 
 def whole_checkpoint():
-    kept = checkpoints.Checkpoints(FOLDER, "whole")
+    kept = Checkpoints(FOLDER, "whole")
     kept.save({"theta": torch.zeros(3), "rows": [{"epoch": 1}]})
     return kept.newest.read_bytes()
 

@@ -5,9 +5,10 @@ import json
 import pandas as pd
 
 import plotting
-import records
-import runs
-import utils
+from fedmerge import saving
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import run_name, settings_of
+from fedmerge.reporting import runs
 
 
 def write_run(folder, accuracies, seconds=2.0, record=(), validation=None, **settings):
@@ -15,8 +16,8 @@ def write_run(folder, accuracies, seconds=2.0, record=(), validation=None, **set
 
     record: what is otherwise in its JSON.
     """
-    args = utils.resolve({"n_epochs": len(accuracies), **settings})
-    name = utils.run_name(args)
+    args = resolve({"n_epochs": len(accuracies), **settings})
+    name = run_name(args)
     sends = args.algorithm != "centralised"
     rows = [
         {
@@ -34,14 +35,14 @@ def write_run(folder, accuracies, seconds=2.0, record=(), validation=None, **set
         "run": name,
         "finished": True,
         "failed": None,
-        "settings": utils.settings_of(args),
+        "settings": settings_of(args),
         "final": {"f1": accuracies[-1] / 2},
         "environment": {"commit": "0123456789abcdef", "uncommitted_changes": False},
         "model": {"weights": 700_000, "buffers": 50_000},
         "data": {"crc32": "0bbb6c38"},
         "partition": {"histograms": [[3, 0], [1, 7]]},
     }
-    records.write_json(folder / f"{name}.json", content | dict(record))
+    saving.write_json(folder / f"{name}.json", content | dict(record))
     return name
 
 

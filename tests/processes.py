@@ -10,7 +10,7 @@ import sys
 import torch
 
 import fedalg
-import utils
+from fedmerge.config.parser import parse_args
 
 TIMES = {"train_seconds", "eval_seconds", "train_time"}
 
@@ -37,7 +37,7 @@ def go(words, said=os.devnull, largest=None):
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     with contextlib.redirect_stdout(open(os.devnull, "w")), contextlib.redirect_stderr(open(said, "w", buffering=1)):
-        sys.exit(fedalg.program(utils.parse_args(words)))
+        sys.exit(fedalg.program(parse_args(words)))
 
 
 def outcome(folder):

@@ -9,11 +9,19 @@ from conftest import merge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import options
-import sparse_updates
-from agg_utils import ALGORITHMS, FedACG, FedAvg, FedProx, LaSFL, SignSGD, Update
-from models import Layout
-from sparse_updates import ErrorFeedback, top_k_mask
+from fedmerge import compressors
+from fedmerge.algorithms.fedacg import FedACG
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.algorithms.fedprox import FedProx
+from fedmerge.algorithms.las import LaSFL
+from fedmerge.algorithms.signsgd import SignSGD
+from fedmerge.client_update import Update
+from fedmerge.compressors import largest
+from fedmerge.compressors.error_feedback import ErrorFeedback
+from fedmerge.compressors.largest import top_k_mask
+from fedmerge.config.options import all_options
+from fedmerge.networks.flat_model import Layout
+from fedmerge.registry import ALGORITHMS, specs
 
 SIZES, N_BUFFERS = (4, 3, 2), 3
 LAYOUT = Layout(names=("a", "b", "c"), sizes=SIZES, n_trainable=9, dim=12)
@@ -493,15 +501,13 @@ def test_top_k_keeps_exactly_the_share_of_each_block_and_the_largest(values, kee
 
 
 def test_the_command_line_reads_what_is_registered():
-    specs = options.algorithm_specs()
-    assert {name: spec.options for name, spec in specs.items()} == {n: cls.options for n, cls in ALGORITHMS.items()}
-    for name, spec in specs.items():
+    found = specs("algorithm")
+    assert {name: spec.options for name, spec in found.items()} == {n: cls.options for n, cls in ALGORITHMS.items()}
+    for name, spec in found.items():
         own = vars(ALGORITHMS[name])
         assert (spec.defaults, spec.presets) == (own.get("defaults", {}), own.get("presets", {}))
-        assert set(spec.defaults) | {flag for preset in spec.presets.values() for flag in preset} <= set(
-            options.all_options()
-        )
-    assert all(spec.summary for spec in specs.values())
+        assert set(spec.defaults) | {flag for preset in spec.presets.values() for flag in preset} <= set(all_options())
+    assert all(spec.summary for spec in found.values())
 
 
 def test_an_unknown_option_is_refused(layout):
@@ -540,8 +546,8 @@ PLAIN_KINDS = ("normal", "heavy", "rounded", "constant", "zeros", "sorted", "sub
 def test_the_largest_of_many_are_those_of_a_sort(kind, n, monkeypatch):
     g = torch.Generator().manual_seed(n)
     values = spread(kind, n, g)
-    assert n >= sparse_updates.LARGE
-    monkeypatch.setattr(sparse_updates, "CHUNK", 8192)
+    assert n >= compressors.LARGE
+    monkeypatch.setattr(largest, "CHUNK", 8192)
     for keep in (1 / n, 0.001, 0.1, 0.5, 0.999, 1.0):
         mask = top_k_mask(values, keep, (n,))
         assert set(mask.nonzero().view(-1).tolist()) == largest_of(values.tolist(), max(1, round(keep * n)))
@@ -549,11 +555,11 @@ def test_the_largest_of_many_are_those_of_a_sort(kind, n, monkeypatch):
 
 def test_bounds_that_are_wrong_cost_another_pass_and_nothing_else(monkeypatch):
     values, passes = torch.randn(20_000, generator=torch.Generator().manual_seed(0)), []
-    divide = sparse_updates._divide
-    monkeypatch.setattr(sparse_updates, "_divide", lambda *given: passes.append(given[1:3]) or divide(*given))
+    divide = largest._divide
+    monkeypatch.setattr(largest, "_divide", lambda *given: passes.append(given[1:3]) or divide(*given))
     expected = top_k_mask(values, 0.1, (20_000,))
     assert len(passes) == 1
-    monkeypatch.setattr(sparse_updates, "PLACES", sparse_updates.PLACES * 0.1)  # of the first tenth only
+    monkeypatch.setattr(largest, "PLACES", compressors.PLACES * 0.1)  # of the first tenth only
     values, expected = values.sort().values, expected[values.argsort()]
     assert torch.equal(top_k_mask(values, 0.1, (20_000,)), expected)
     assert len(passes) == 3

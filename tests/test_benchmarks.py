@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-import data
-
 sys.path.append(str(ROOT / "benchmarks"))
 import limits
 import round_time
+
+from fedmerge import datasets
 
 
 def cut_down(monkeypatch, name):
@@ -20,8 +20,8 @@ def cut_down(monkeypatch, name):
     monkeypatch.setitem(round_time.WORKS, name, round_time.WORKS[name] | small)
     n, g = 64 if name == "W1" else 32, torch.Generator().manual_seed(0)
     images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g)
-    train, half = data.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
-    monkeypatch.setattr(round_time, "synthetic", lambda device: data.Splits(train, train, train, 10, half, half))
+    train, half = datasets.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
+    monkeypatch.setattr(round_time, "synthetic", lambda device: datasets.Splits(train, train, train, 10, half, half))
     return name
 
 

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-import capacity
 import fedalg
-import memory
-import rounds
-import utils
-from agg_utils import ALGORITHMS, FedAvg
-from local_methods import LOCAL_METHODS
+from fedmerge import memory
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.errors import InputError
+from fedmerge.registry import ALGORITHMS, LOCAL_METHODS
+from fedmerge.simulation import capacity, rounds
 
 KEEPS = {"algorithm": "las", "preset": "compact", "n_clients": 10, "participation": 0.2}
 CASES = [
@@ -53,10 +52,10 @@ def test_by_default_what_is_free_is_the_limit_in_memory_and_on_disk(experiment, 
     capacity.check_room(exp)
     assert "10 of them 7.2 MiB; up to 21.6 MiB on disk" in capsys.readouterr().err
     monkeypatch.setattr(capacity.shutil, "disk_usage", lambda folder: shutil_usage(3 * need - 1))
-    with pytest.raises(utils.InputError, match=r"another --checkpoint_dir"):
+    with pytest.raises(InputError, match=r"another --checkpoint_dir"):
         capacity.check_room(exp)
     monkeypatch.setattr(memory, "free", lambda device: need - 1)
-    with pytest.raises(utils.InputError, match="MiB are free: fewer --n_clients"):
+    with pytest.raises(InputError, match="MiB are free: fewer --n_clients"):
         capacity.check_room(exp)
 
 
@@ -85,7 +84,7 @@ def test_what_nobody_said_is_measured_after_the_first_round(experiment):
     exp.algorithm = Remembering(exp.model.layout)
     capacity.check_room(exp)
     with pytest.raises(
-        utils.InputError, match=r"keeps 3.9 KiB between rounds \(seen\), 10 of them 39.1 KiB, and 39.1 KiB are allowed"
+        InputError, match=r"keeps 3.9 KiB between rounds \(seen\), 10 of them 39.1 KiB, and 39.1 KiB are allowed"
     ):
         fedalg.run_rounds(exp, lambda row: None)
     assert len(exp.rows) == 0
@@ -98,13 +97,13 @@ def test_what_the_run_holds_already_is_not_missed_again(experiment, monkeypatch,
     rounds.train_round(exp, 1)
     monkeypatch.setattr(memory, "free", lambda device: 0)
     capacity.check_what_is_held(exp)
-    with pytest.raises(utils.InputError, match="KiB are free"):
+    with pytest.raises(InputError, match="KiB are free"):
         capacity._check(exp, {"seen": 4001})
     monkeypatch.undo()
     exp = experiment(**KEEPS, n_epochs=100, checkpoint_dir=str(tmp_path))
     need = 3 * 10 * 4 * exp.model.layout.n_trainable
     monkeypatch.setattr(capacity.shutil, "disk_usage", lambda folder: shutil_usage(need - 1000))
-    with pytest.raises(utils.InputError, match="another --checkpoint_dir"):
+    with pytest.raises(InputError, match="another --checkpoint_dir"):
         capacity.check_room(exp)
     (tmp_path / f"{exp.name}.pt").write_bytes(bytes(1000))
     capacity.check_room(exp)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-import captured
-import data
 import fedalg
-import rounds
-import utils
+from fedmerge import datasets
+from fedmerge.config.resolve import resolve
+from fedmerge.local_training import cuda_graph
+from fedmerge.simulation import rounds
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -17,10 +17,10 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 def experiment(device, **settings):
     """An Experiment on 90 random images of two clients, so that each has a last batch that is smaller."""
     g = torch.Generator().manual_seed(0)
-    images = data.Images(torch.randint(256, (90, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(90) % 10)
-    splits = data.Splits(images, images, images, 10, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    images = datasets.Images(torch.randint(256, (90, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(90) % 10)
+    splits = datasets.Splits(images, images, images, 10, torch.full((3,), 0.5), torch.full((3,), 0.25))
     settings = {"dataset": "CIFAR10", "model_name": "cnn", "n_clients": 2, "participation": 1.0, **settings}
-    args = utils.resolve({"n_client_epochs": 2, "batch_size": 16, "momentum": 0.5, **settings})
+    args = resolve({"n_client_epochs": 2, "batch_size": 16, "momentum": 0.5, **settings})
     return fedalg.assemble(args, splits, [torch.arange(50), torch.arange(50, 90)], torch.device(device))
 
 
@@ -43,9 +43,9 @@ CASES = [
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_captured_steps_are_the_steps(device, settings, monkeypatch):
     plain, other = experiment(device, **settings), capture(experiment(device, **settings))
-    counts, take = [], captured.CapturedStep.__call__
+    counts, take = [], cuda_graph.CapturedStep.__call__
     monkeypatch.setattr(
-        captured.CapturedStep,
+        cuda_graph.CapturedStep,
         "__call__",
         lambda step, chosen, draws: counts.append(len(chosen)) or take(step, chosen, draws),
     )
@@ -73,7 +73,7 @@ def test_captured_steps_are_the_steps(device, settings, monkeypatch):
 def test_what_cannot_be_captured_is_done_as_it_comes(settings, monkeypatch):
     plain, other = experiment("cpu", **settings), capture(experiment("cpu", **settings))
     if "attack" not in settings:
-        monkeypatch.setattr(captured, "CapturedStep", None)
+        monkeypatch.setattr(cuda_graph, "CapturedStep", None)
     for exp in (plain, other):
         rounds.train_round(exp, 1)
     assert torch.equal(other.theta, plain.theta)
@@ -81,7 +81,7 @@ def test_what_cannot_be_captured_is_done_as_it_comes(settings, monkeypatch):
 
 def test_a_result_is_not_the_next_ones_memory():
     trainer = capture(experiment("cpu", augment="none")).trainer
-    step = captured.CapturedStep(trainer, trainer.settings)
+    step = cuda_graph.CapturedStep(trainer, trainer.settings)
     step.begin()
     first = step(torch.arange(16), None)
     kept = [tensor.clone() for tensor in first]

@@ -17,19 +17,17 @@ import torch
 from conftest import QUICK, ROOT
 from processes import FEW, TIMES, flags, n_rows, outcome
 
-import agg_utils
-import checkpoint_state
-import checkpoints
-import evaluation
-import experiments
 import fedalg
-import partitions
-import personalise
-import provenance
-import rounds
-import utils
-from agg_utils import LaSFL
-from checkpoints import Checkpoints, Keeper
+from fedmerge import partitions, provenance
+from fedmerge.algorithms.las import LaSFL
+from fedmerge.checkpoint.policy import Interrupted, Keeper
+from fedmerge.checkpoint.store import Checkpoints
+from fedmerge.config.resolve import resolve
+from fedmerge.errors import InputError
+from fedmerge.registry import ALGORITHMS
+from fedmerge.reporting import run_status
+from fedmerge.simulation import evaluation, personal_models, rounds, run_state, state_checks
+from fedmerge.simulation.run_state import resume, state_of
 
 SETTINGS = [
     # One of each kind of state; that any algorithm's is whole, test_agg_utils.py and test_ranks.py tell.
@@ -149,7 +147,7 @@ def keep(tmp_path, **settings):
         **{f"{k}_dir": str(tmp_path / k) for k in ("metrics", "checkpoint")},
         **settings,
     }
-    exp = fedalg.prepare(utils.resolve(settings))
+    exp = fedalg.prepare(resolve(settings))
     keeper = Keeper(Checkpoints(tmp_path / "checkpoint", exp.name), every=1)
     for round in (1, 2):
         exp.rows.append(rounds.train_round(exp, round))
@@ -166,11 +164,11 @@ def test_a_run_that_is_stopped_within_a_round_goes_on_with_the_next_client(exper
         exp.rows.append(rounds.train_round(exp, 1))
     numbers = []
     for _ in range(4):
-        with pytest.raises(checkpoints.Interrupted, match=f"round 2, client {len(numbers) + 1} of 4"):
+        with pytest.raises(Interrupted, match=f"round 2, client {len(numbers) + 1} of 4"):
             rounds.train_round(other, 2, keeper)
         numbers.append(other.cohort.done[-1].number)
         other = experiment(algorithm="las", preset="compact", n_epochs=3)
-        assert checkpoints.resume(other, keeper.checkpoints)
+        assert resume(other, keeper.checkpoints)
     assert numbers == other.cohort.numbers
     rows = [rounds.train_round(exp, 2) for exp in (whole, other)]
     assert {k: v for k, v in rows[0].items() if k not in TIMES} == {k: v for k, v in rows[1].items() if k not in TIMES}
@@ -193,13 +191,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, experiment,
     for damaged in damages:
         kept.newest.write_bytes(damaged)
         fresh = experiment()
-        assert checkpoints.resume(fresh, kept)
+        assert resume(fresh, kept)
         assert len(fresh.rows) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"warning: {kept.newest} is damaged (")
     kept.previous.write_bytes(damages[1])
-    with pytest.raises(utils.InputError, match="no checkpoint of this run is whole: --fresh"):
-        checkpoints.resume(experiment(), kept)
+    with pytest.raises(InputError, match="no checkpoint of this run is whole: --fresh"):
+        resume(experiment(), kept)
 
 
 class Bomb:
@@ -210,8 +208,8 @@ class Bomb:
 def test_a_checkpoint_runs_no_code(tmp_path, experiment, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     kept, exp = keep(tmp_path)
-    kept.save({**checkpoints.state_of(exp), "algorithm": Bomb()})
-    assert checkpoints.resume(experiment(), kept)
+    kept.save({**state_of(exp), "algorithm": Bomb()})
+    assert resume(experiment(), kept)
     assert "is damaged" in capsys.readouterr().err
     assert not (tmp_path / "exploded").exists()
 
@@ -314,7 +312,7 @@ def compact(tmp_path_factory):
     """Settings, Checkpoints and their last state, of a run that has every kind of state; it is not written to."""
     settings = {"algorithm": "las", "preset": "compact", "n_epochs": 4, "n_clients": 6, "participation": 0.5}
     kept, exp = keep(tmp_path_factory.mktemp("compact"), **settings)
-    return settings, kept, checkpoints.state_of(exp)
+    return settings, kept, state_of(exp)
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -324,18 +322,18 @@ def test_a_checkpoint_of_odd_content_falls_back_and_leaves_nothing(tmp_path, com
     kept, state = Checkpoints(tmp_path / "c", before.newest.stem), copy.deepcopy(state)
     ODD[kind](state)
     kept.save(state)
-    exp = fedalg.prepare(utils.resolve({**QUICK, "device": "cpu", **settings, "metrics_dir": state_dir(before)}))
-    untouched = checkpoints.state_of(exp)
-    assert checkpoints.resume(exp, kept)
+    exp = fedalg.prepare(resolve({**QUICK, "device": "cpu", **settings, "metrics_dir": state_dir(before)}))
+    untouched = state_of(exp)
+    assert resume(exp, kept)
     assert len(exp.rows) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {kept.newest} is damaged (")
     kept.save(state)
     shutil.copy(kept.newest, kept.previous)
     exp = fedalg.prepare(exp.args)
-    with pytest.raises(utils.InputError, match="no checkpoint of this run is whole"):
-        checkpoints.resume(exp, kept)
-    assert same(checkpoints.state_of(exp), untouched)
+    with pytest.raises(InputError, match="no checkpoint of this run is whole"):
+        resume(exp, kept)
+    assert same(state_of(exp), untouched)
 
 
 def state_dir(kept):
@@ -352,12 +350,12 @@ def same(a, b):
 
 
 def test_every_column_has_a_kind():
-    known = checkpoint_state.ALWAYS | checkpoint_state.TRAINED | checkpoint_state.EVALUATED
+    known = state_checks.ALWAYS | state_checks.TRAINED | state_checks.EVALUATED
     assert sorted(known) == sorted(fedalg.COLUMNS)
 
 
 POOLS = ("lss", "soups", "diwa")
-KEPT = [name for name in agg_utils.ALGORITHMS if name != "centralised"]
+KEPT = [name for name in ALGORITHMS if name != "centralised"]
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -373,38 +371,38 @@ def test_every_algorithm_says_how_long_its_vectors_are(name, experiment):
 
 def test_a_checkpoint_of_other_settings_is_refused_by_their_name(tmp_path, experiment):
     kept, _ = keep(tmp_path)
-    with pytest.raises(utils.InputError, match=r"of a run with lr = 0\.05, not 0\.1"):
-        checkpoints.resume(experiment(lr=0.1), kept)
+    with pytest.raises(InputError, match=r"of a run with lr = 0\.05, not 0\.1"):
+        resume(experiment(lr=0.1), kept)
     split = tmp_path / "split.json"
     labels = experiment().splits.train.labels
     partitions.save_partition(split, labels, [torch.arange(i, 1294, 20) for i in range(20)], {})
     exp = experiment(partition_file=str(split))
     exp.args.dirichlet = "iid"  # as if it had drawn it
-    with pytest.raises(utils.InputError, match="on another split"):
-        checkpoints.resume(exp, kept)
-    with pytest.raises(utils.InputError, match="a run with dirichlet = iid, not None"):
-        checkpoints.resume(experiment(partition_file=str(split)), kept)
+    with pytest.raises(InputError, match="on another split"):
+        resume(exp, kept)
+    with pytest.raises(InputError, match="a run with dirichlet = iid, not None"):
+        resume(experiment(partition_file=str(split)), kept)
 
 
 def test_a_folder_is_the_same_by_another_name(tmp_path, experiment):
     kept, exp = keep(tmp_path)
     (tmp_path / "link").symlink_to(exp.args.metrics_dir)
     exp.args.metrics_dir = str(tmp_path / "link")
-    assert checkpoints.resume(exp, kept)
+    assert resume(exp, kept)
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path, experiment):
     kept, _ = keep(tmp_path)
     exp = experiment()
     exp.splits = replace(exp.splits, fingerprint="other")
-    with pytest.raises(utils.InputError, match="of a run on other files of DIGITS"):
-        checkpoints.resume(exp, kept)
+    with pytest.raises(InputError, match="of a run on other files of DIGITS"):
+        resume(exp, kept)
 
 
 def test_a_checkpoint_of_other_code_is_taken_with_a_warning(tmp_path, experiment, capsys, monkeypatch):
     kept, _ = keep(tmp_path)
-    monkeypatch.setattr(provenance, "code_hash", lambda: "another")
-    assert checkpoints.resume(experiment(), kept)
+    monkeypatch.setattr(provenance, "code_hash", lambda settings: "another")
+    assert resume(experiment(), kept)
     assert "another version of the code" in capsys.readouterr().err
 
 
@@ -432,7 +430,7 @@ def test_fresh_starts_over(tmp_path, program):
 def test_checkpoints_take_about_a_hundredth_of_the_time(monkeypatch, tmp_path, experiment):
     """By a clock of ours: saving takes 0.5 s, a round 7 s."""
     now = [0.0]
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_state.time, "monotonic", lambda: now[0])
     exp, saved = experiment(n_epochs=100), []
 
     def save(state):
@@ -583,7 +581,7 @@ def test_a_run_killed_while_it_saves_weights_or_clients_still_leaves_them(tmp_pa
         process.join()
         if process.exitcode == 0:
             break  # too late for the last one
-        assert experiments.state_of(words[killed])[0].startswith("stopped after round 5 of 5")
+        assert run_status.state_of(words[killed])[0].startswith("stopped after round 5 of 5")
     process = spawn(words[killed])
     process.join()
     assert process.exitcode == 0
@@ -596,15 +594,15 @@ def test_a_signal_ends_a_run_that_saves_its_clients(experiment, tmp_path):
     kept, exp = keep(tmp_path, save_clients=str(tmp_path / "clients"))
     keeper = Keeper(kept)
     keeper.asked = signal.SIGUSR1
-    with pytest.raises(checkpoints.Interrupted, match="after round 2; the same"):
-        personalise.save_clients(exp, keeper)
+    with pytest.raises(Interrupted, match="after round 2; the same"):
+        personal_models.save_clients(exp, keeper)
 
 
 @pytest.mark.parametrize(("name", "value"), [("wire", "real"), ("metrics_dir", "elsewhere")])
 def test_a_checkpoint_of_another_wire_or_place_is_refused(tmp_path, experiment, name, value):
     kept, _ = keep(tmp_path)
-    with pytest.raises(utils.InputError, match=f"of a run with {name} = "):
-        checkpoints.resume(experiment(**{name: value}), kept)
+    with pytest.raises(InputError, match=f"of a run with {name} = "):
+        resume(experiment(**{name: value}), kept)
 
 
 def test_going_on_writes_over_nothing_that_is_not_its_own(tmp_path, program):
@@ -642,13 +640,13 @@ def test_a_checkpoint_with_a_client_that_has_just_diverged_is_whole(tmp_path, ex
 
         exp.algorithm.local_update = poisoned
         if stops:
-            with pytest.raises(checkpoints.Interrupted):
+            with pytest.raises(Interrupted):
                 rounds.train_round(exp, 1, AfterClients(kept, 2))
             exp = experiment(**settings)
             exp.algorithm.local_update = lambda start, client, exp=exp: type(exp.algorithm).local_update(
                 exp.algorithm, start, client
             )
-            assert checkpoints.resume(exp, kept)
+            assert resume(exp, kept)
             assert len(exp.cohort.done) >= 2
         exp.rows.append(rounds.train_round(exp, 1))
         runs.append(exp)
@@ -669,7 +667,7 @@ class AfterClients(Keeper):
 
     def after_client(self, exp):
         self.save(exp)
-        raise checkpoints.Interrupted
+        raise Interrupted
 
 
 class OfMyOwn(LaSFL):
@@ -690,8 +688,8 @@ def test_what_an_algorithm_of_ones_own_keeps_is_taken_back(tmp_path, experiment)
     for exp in exps:
         exp.algorithm = OfMyOwn(exp.model.layout, server_momentum=0.5)
     exps[0].rows.append(rounds.train_round(exps[0], 1))
-    kept.save(checkpoints.state_of(exps[0]))
-    assert checkpoints.resume(exps[1], kept)
+    kept.save(state_of(exps[0]))
+    assert resume(exps[1], kept)
     mine, back = exps[0].algorithm, exps[1].algorithm
     assert (back.count, back.even) == (1, True)
     assert all(torch.equal(getattr(mine, name), getattr(back, name)) for name in ("lowest", "strided", "velocity"))

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from test_data import Python2Pickler, batch, pickled
 
-import cifar_pickle
-import readers
-from utils import InputError
+from fedmerge.datasets import cifar_pickle, readers
+from fedmerge.errors import InputError
 
 WHOLE = batch(3, 7) | {b"batch_label": b"testing batch 1 of 1", b"filenames": [b"a.png", b"b.png", b"c.png"]}
 

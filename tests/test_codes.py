@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import codes
-from codes import BLOCK, CHUNK, CodeError
+from fedmerge.wire import golomb
+from fedmerge.wire.bits import BLOCK, CHUNK, CodeError, Reader, field_bytes, pack_fields, unpack_fields
+from fedmerge.wire.float_coding import decode_floats, encode_floats, float_bytes
 
 
 def numbers(seed, n, mean, zeros=False):
@@ -19,7 +20,7 @@ def numbers(seed, n, mean, zeros=False):
     x = np.random.default_rng(seed).geometric(1 / (1 + mean), n) - 1
     if zeros:
         x[np.arange(n) // BLOCK % 2 == 0] = 0
-    return x.clip(max=codes.LARGEST)
+    return x.clip(max=golomb.LARGEST)
 
 
 def slow_decode(data, n):
@@ -39,7 +40,7 @@ def slow_decode(data, n):
         parameters = data[at : at + (end - begin) // size]
         at += len(parameters)
         for parameter in sorted(set(parameters) - {0}):
-            divisor = int(codes.DIVISORS[parameter - 1])
+            divisor = int(golomb.DIVISORS[parameter - 1])
             places = [p for i, q in enumerate(parameters) if q == parameter for p in range(size * i, size * (i + 1))]
             (length,) = struct.unpack_from("<I", data, at)
             at += 4
@@ -76,7 +77,7 @@ def slow_decode(data, n):
     ],
 )
 def test_by_hand(x, code):
-    assert codes.encode(np.array(x, np.int64)) == bytes.fromhex(code)
+    assert golomb.encode(np.array(x, np.int64)) == bytes.fromhex(code)
 
 
 @given(
@@ -88,10 +89,10 @@ def test_by_hand(x, code):
 )
 def test_what_is_written_is_read_and_its_size_known(seed, n, log_mean, zeros, tail):
     x = numbers(seed, n, 2**log_mean, zeros)
-    code = codes.encode(x)
-    read, length = codes.decode(code + bytes(tail), n)
+    code = golomb.encode(x)
+    read, length = golomb.decode(code + bytes(tail), n)
     assert (read.tolist(), length) == (x.tolist(), len(code))
-    assert codes.coded_bytes(torch.from_numpy(x)) == len(code)
+    assert golomb.coded_bytes(torch.from_numpy(x)) == len(code)
     assert slow_decode(code, n) == (x.tolist(), len(code))
 
 
@@ -99,33 +100,33 @@ def test_many_chunks_of_mixed_divisors():
     n = 2 * CHUNK * BLOCK + 5 * BLOCK + 77
     x = np.concatenate([numbers(i, 30_000, mean) for i, mean in enumerate((0, 1.9, 5, 30, 2.1, 3000) * 3)])[:n]
     for values in (x.astype(np.uint32), x.astype(np.int64)):
-        code = codes.encode(values)
-        assert codes.decode(code, len(x))[0].tolist() == x.tolist()
-        assert codes.coded_bytes(torch.from_numpy(x)) == len(code)
+        code = golomb.encode(values)
+        assert golomb.decode(code, len(x))[0].tolist() == x.tolist()
+        assert golomb.coded_bytes(torch.from_numpy(x)) == len(code)
     assert slow_decode(code, len(x))[0] == x.tolist()
 
 
 def test_the_largest_number():
-    x = np.array([codes.LARGEST] * 3 + [0])
-    assert codes.decode(codes.encode(x), 4)[0].tolist() == x.tolist()
+    x = np.array([golomb.LARGEST] * 3 + [0])
+    assert golomb.decode(golomb.encode(x), 4)[0].tolist() == x.tolist()
 
 
 @pytest.mark.parametrize("large", [2**16 - 1, 2**16])
 def test_numbers_around_two_bytes(large):
     x = np.array([large] + [0] * 2 * BLOCK)
-    assert codes.decode(codes.encode(x), len(x))[0].tolist() == x.tolist()
+    assert golomb.decode(golomb.encode(x), len(x))[0].tolist() == x.tolist()
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3])
 def test_places_are_written_as_their_gaps(density):
     mask = np.random.default_rng(0).random(int(2 * CHUNK * BLOCK / density)) < density
     places = np.flatnonzero(mask)
-    code = codes.encode_places(places)
-    assert code == codes.encode(gaps(mask))
-    read, length = codes.decode_places(code + b"x", len(places), len(mask))
+    code = golomb.encode_places(places)
+    assert code == golomb.encode(gaps(mask))
+    read, length = golomb.decode_places(code + b"x", len(places), len(mask))
     assert (read.tolist(), length) == (places.tolist(), len(code))
     with pytest.raises(CodeError, match="out of range"):
-        codes.decode_places(code, len(places), places[-1])
+        golomb.decode_places(code, len(places), places[-1])
 
 
 def entropy_bytes(mask):
@@ -140,13 +141,13 @@ def gaps(mask):
 @pytest.mark.parametrize("density", np.geomspace(0.001, 0.3, 12).tolist())
 def test_a_random_mask_costs_at_most_three_percent_more_than_its_entropy(density):
     mask = np.random.default_rng(0).random(3_000_000) < density
-    assert len(codes.encode(gaps(mask))) <= 1.03 * entropy_bytes(mask)
+    assert len(golomb.encode(gaps(mask))) <= 1.03 * entropy_bytes(mask)
 
 
 def test_a_mask_whose_layers_differ_costs_less_than_the_entropy_of_its_mean_density():
     rng = np.random.default_rng(0)
     mask = np.concatenate([rng.random(500_000) < q for q in (0.001, 0.05, 0.01, 0.2)])
-    assert len(codes.encode(gaps(mask))) < 0.85 * entropy_bytes(mask)
+    assert len(golomb.encode(gaps(mask))) < 0.85 * entropy_bytes(mask)
 
 
 @pytest.mark.parametrize(
@@ -159,17 +160,17 @@ def test_a_mask_whose_layers_differ_costs_less_than_the_entropy_of_its_mean_dens
         ("02 08000000 34 a0", "one end a number"),  # bits behind the last end
         ("02 06000000 30 a0", "one end a number"),  # two numbers only
         ("03 06000000 34 f3", "not five trits"),
-        (f"{len(codes.DIVISORS):02x} 12000000 0001c0 00000000000000000000", "too large"),
+        (f"{len(golomb.DIVISORS):02x} 12000000 0001c0 00000000000000000000", "too large"),
     ],
 )
 def test_what_was_not_written_here_is_refused(code, why):
     with pytest.raises(CodeError, match=why):
-        codes.decode(bytes.fromhex(code), 3)
+        golomb.decode(bytes.fromhex(code), 3)
 
 
 @given(data=st.binary(max_size=60), n=st.integers(0, 3000))
 def test_any_bytes_are_read_or_refused(data, n):
-    for read in (codes.decode, lambda data, n: codes.decode_floats(codes.Reader(data), n)):
+    for read in (golomb.decode, lambda data, n: decode_floats(Reader(data), n)):
         with suppress(CodeError):
             read(data, n)
 
@@ -177,10 +178,10 @@ def test_any_bytes_are_read_or_refused(data, n):
 @pytest.mark.parametrize("width", range(29))
 def test_fields_of_every_width(width):
     x = np.random.default_rng(width).integers(0, 1 << width, 1003)
-    data = codes.pack_fields(x, width)
-    reader = codes.Reader(data)
-    assert len(data) == codes.field_bytes(1003, width)
-    assert codes.unpack_fields(reader, 1003, width).tolist() == x.tolist()
+    data = pack_fields(x, width)
+    reader = Reader(data)
+    assert len(data) == field_bytes(1003, width)
+    assert unpack_fields(reader, 1003, width).tolist() == x.tolist()
     assert not len(reader.rest())
 
 
@@ -191,9 +192,9 @@ def test_floats_come_back_bit_for_bit(seed, n, spread, zeros):
     x = (rng.standard_normal(n) * 2.0 ** rng.uniform(-spread, spread, n)).astype(np.float32)
     if zeros:
         x[rng.random(n) < 0.1] = -0.0
-    code = b"".join(codes.encode_floats(x))
-    assert len(code) == codes.float_bytes(torch.from_numpy(x))
-    assert codes.decode_floats(codes.Reader(code), n).tobytes() == x.tobytes()
+    code = b"".join(encode_floats(x))
+    assert len(code) == float_bytes(torch.from_numpy(x))
+    assert decode_floats(Reader(code), n).tobytes() == x.tobytes()
     blocks = [x[i : i + BLOCK].view(np.uint32) >> 23 & 255 for i in range(0, n, BLOCK)]
     widths = [int(block.max() - block.min()).bit_length() for block in blocks]
     assert len(code) == sum(
@@ -203,7 +204,7 @@ def test_floats_come_back_bit_for_bit(seed, n, spread, zeros):
 
 def test_odd_floats_come_back_too():
     x = np.array([np.inf, -np.inf, np.nan, 1e-45, -1e-45, 0, -0.0, 3.4e38], np.float32)
-    assert codes.decode_floats(codes.Reader(b"".join(codes.encode_floats(x))), 8).tobytes() == x.tobytes()
+    assert decode_floats(Reader(b"".join(encode_floats(x))), 8).tobytes() == x.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -212,13 +213,13 @@ def test_odd_floats_come_back_too():
 )
 def test_floats_that_were_not_written_here_are_refused(code, why):
     with pytest.raises(CodeError, match=why):
-        codes.decode_floats(codes.Reader(bytes.fromhex(code)), 1)
+        decode_floats(Reader(bytes.fromhex(code)), 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_counts_what_is_written():
     for mean in (0.5, 3.5, 1000):
         x = numbers(0, 100_000, mean)
-        assert codes.coded_bytes(torch.from_numpy(x).cuda()) == len(codes.encode(x))
+        assert golomb.coded_bytes(torch.from_numpy(x).cuda()) == len(golomb.encode(x))
     x = torch.randn(100_001)
-    assert codes.float_bytes(x.cuda()) == len(b"".join(codes.encode_floats(x.numpy())))
+    assert float_bytes(x.cuda()) == len(b"".join(encode_floats(x.numpy())))

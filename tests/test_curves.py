@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 from made_runs import change, compared, loaded, write_run
 
-import curves
 import plotting
-import run_figures
-import series as grouping
+from fedmerge.reporting import curves, run_figures
+from fedmerge.reporting import series as grouping
 
 
 @pytest.fixture

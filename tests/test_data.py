@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import data
-import readers
-from utils import InputError, generator
+from fedmerge import datasets
+from fedmerge.datasets import readers
+from fedmerge.errors import InputError
+from fedmerge.randomness import generator
 
 # --------------------------------------------------------------------------------------------------------------------
 # CIFAR-10
@@ -61,7 +62,7 @@ def cifar(tmp_path):
 
 
 def test_cifar_is_read_pixel_for_pixel_and_a_foreign_sum_is_said(cifar, capsys):
-    train, test, n_classes = data.load_cifar10(cifar, seed=0)
+    train, test, n_classes = datasets.load_cifar10(cifar, seed=0)
     warned = capsys.readouterr().err
     assert "MD5 differs" in warned
     assert "data_batch_3, data_batch_4, data_batch_5 missing" in warned
@@ -74,16 +75,16 @@ def test_cifar_is_read_pixel_for_pixel_and_a_foreign_sum_is_said(cifar, capsys):
 
 @pytest.mark.parametrize("place", readers.CIFAR_ARCHIVES["CIFAR10"])
 def test_cifar_is_read_from_its_archive_in_every_place(cifar, tmp_path, place):
-    expected, _, _ = data.load_cifar10(cifar, seed=0)
+    expected, _, _ = datasets.load_cifar10(cifar, seed=0)
     archive = tmp_path / "other" / place
     archive.parent.mkdir(parents=True)
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(cifar / "cifar-10-batches-py", "cifar-10-batches-py")
-    train, _, _ = data.load_cifar10(tmp_path / "other", seed=0)
+    train, _, _ = datasets.load_cifar10(tmp_path / "other", seed=0)
     assert torch.equal(train.images, expected.images)
     archive.write_bytes(archive.read_bytes()[:5000])
     with pytest.raises(InputError, match="not a whole tar"):
-        data.load_cifar10(tmp_path / "other", seed=0)
+        datasets.load_cifar10(tmp_path / "other", seed=0)
 
 
 def test_an_archive_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
@@ -93,7 +94,7 @@ def test_an_archive_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
     content = header.tobuf() + bytes(2**24)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(gzip.compress(content))
     with pytest.raises(InputError, match=r"not a whole tar\.gz archive \(unpacks to more than 1048576 bytes"):
-        data.load_cifar10(tmp_path, seed=0)
+        datasets.load_cifar10(tmp_path, seed=0)
 
 
 class Evil:
@@ -122,7 +123,7 @@ def test_a_bad_batch_is_refused_in_one_line(cifar, kind, monkeypatch):
     monkeypatch.chdir(cifar)
     (cifar / "cifar-10-batches-py" / "data_batch_2").write_bytes(BAD[kind]())
     with pytest.raises(InputError) as caught:
-        data.load_dataset("CIFAR10", cifar, seed=0)
+        datasets.load_dataset("CIFAR10", cifar, seed=0)
     assert "data_batch_2" in str(caught.value) or "outside 0..9" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (cifar / "evil").exists()
@@ -131,19 +132,19 @@ def test_a_bad_batch_is_refused_in_one_line(cifar, kind, monkeypatch):
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "FashionMNIST", "TinyImageNet"])
 def test_missing_data_names_the_command_and_the_way_without(tmp_path, name):
     with pytest.raises(InputError, match=r"python .*\.py .*--data_root .*--dataset DIGITS") as caught:
-        data.load_dataset(name, tmp_path, seed=0)
+        datasets.load_dataset(name, tmp_path, seed=0)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_test_batch_is_refused(cifar):
     (cifar / "cifar-10-batches-py" / "test_batch").unlink()
     with pytest.raises(InputError, match="holds no test batch"):
-        data.load_cifar10(cifar, seed=0)
+        datasets.load_cifar10(cifar, seed=0)
 
 
 def test_cifar10t_is_a_thousand_by_seed(cifar):
     (cifar / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickled(batch(1500, 1)))
-    sets = [data.load_cifar10_thousand(cifar, seed)[0] for seed in (0, 0, 1)]
+    sets = [datasets.load_cifar10_thousand(cifar, seed)[0] for seed in (0, 0, 1)]
     assert [len(s) for s in sets] == [1000] * 3
     assert torch.equal(sets[0].images, sets[1].images)
     assert not torch.equal(sets[0].images, sets[2].images)
@@ -163,7 +164,7 @@ def test_cifar100_is_read_with_its_fine_labels(tmp_path, capsys):
         truth[name] = batch(n, 5) | labels
         (folder / name).write_bytes(pickled(truth[name]))
     (folder / "meta").write_bytes(b"never read")
-    splits = data.load_dataset("CIFAR100", tmp_path, seed=0)
+    splits = datasets.load_dataset("CIFAR100", tmp_path, seed=0)
     assert "MD5 differs" in capsys.readouterr().err
     assert (len(splits.train), len(splits.val), splits.n_classes) == (27, 3, 100)
     assert splits.test.labels.tolist() == truth["test"][b"fine_labels"]
@@ -188,7 +189,7 @@ def fashion(tmp_path):
 
 
 def test_fashion_mnist_is_read_as_torchvision_reads_it(fashion, capsys):
-    train, test, n_classes = data.load_fashion_mnist(fashion, seed=0)
+    train, test, n_classes = datasets.load_fashion_mnist(fashion, seed=0)
     assert "MD5 differs" in capsys.readouterr().err
     assert (train.images.shape, len(test), n_classes) == ((40, 1, 28, 28), 10, 10)
     folder = fashion / "FashionMNIST" / "raw"
@@ -218,7 +219,7 @@ BAD_IDX = {
 def test_a_bad_idx_file_is_refused_in_one_line(fashion, kind):
     (fashion / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz").write_bytes(BAD_IDX[kind])
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz") as caught:
-        data.load_dataset("FashionMNIST", fashion, seed=0)
+        datasets.load_dataset("FashionMNIST", fashion, seed=0)
     assert "\n" not in str(caught.value)
 
 
@@ -227,7 +228,7 @@ def test_a_bad_idx_file_is_refused_in_one_line(fashion, kind):
 
 
 def test_digits_are_split_into_three_disjoint_sets():
-    splits = data.load_dataset("DIGITS", ".", seed=0)
+    splits = datasets.load_dataset("DIGITS", ".", seed=0)
     sets = [splits.train, splits.val, splits.test]
     assert [len(s) for s in sets] == [1294, 143, 360]
     assert len(set.union(*map(keys, sets))) == sum(len(keys(s)) for s in sets)
@@ -236,28 +237,28 @@ def test_digits_are_split_into_three_disjoint_sets():
 
 
 def test_the_seed_moves_the_validation_set_and_never_the_test_set():
-    a, b, c = (data.load_dataset("DIGITS", ".", seed) for seed in (0, 0, 1))
+    a, b, c = (datasets.load_dataset("DIGITS", ".", seed) for seed in (0, 0, 1))
     assert torch.equal(a.val.images, b.val.images)
     assert not torch.equal(a.val.images, c.val.images)
     assert torch.equal(a.test.images, c.test.images)
 
 
 def test_a_fingerprint_tells_other_samples_and_not_other_seeds(cifar):
-    first = data.load_dataset("CIFAR10", cifar, 0)
-    assert data.load_dataset("CIFAR10", cifar, 1, image_size=16).fingerprint == first.fingerprint
+    first = datasets.load_dataset("CIFAR10", cifar, 0)
+    assert datasets.load_dataset("CIFAR10", cifar, 1, image_size=16).fingerprint == first.fingerprint
     path = cifar / "cifar-10-batches-py" / "test_batch"
     batch = pickle.loads(path.read_bytes(), encoding="bytes")
     batch[b"labels"][0] ^= 1
     path.write_bytes(pickle.dumps(batch))
-    assert data.load_dataset("CIFAR10", cifar, 0).fingerprint != first.fingerprint
+    assert datasets.load_dataset("CIFAR10", cifar, 0).fingerprint != first.fingerprint
     batch[b"labels"][0] ^= 1
     batch[b"data"][0, 0] ^= 1
     path.write_bytes(pickle.dumps(batch))
-    assert data.load_dataset("CIFAR10", cifar, 0).fingerprint != first.fingerprint
+    assert datasets.load_dataset("CIFAR10", cifar, 0).fingerprint != first.fingerprint
 
 
 def test_normalised_training_images_have_mean_0_and_deviation_1():
-    splits = data.load_dataset("DIGITS", ".", seed=0)
+    splits = datasets.load_dataset("DIGITS", ".", seed=0)
     x = splits.normalise(splits.train.images)
     assert abs(x.mean()) < 1e-4
     assert abs(x.std() - 1) < 1e-3
@@ -271,7 +272,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1():
 
 @given(n=st.integers(1, 300), size=st.integers(1, 70))
 def test_batches_cover_everything_once_and_leave_no_single_sample(n, size):
-    bounds = data.batch_bounds(n, size)
+    bounds = datasets.batch_bounds(n, size)
     assert [begin for begin, _ in bounds] == [0, *(end for _, end in bounds)][:-1]
     assert bounds[-1][1] == n
     sizes = [end - begin for begin, end in bounds]
@@ -282,7 +283,7 @@ def test_batches_cover_everything_once_and_leave_no_single_sample(n, size):
 def test_every_epoch_is_another_order_of_the_same_samples(experiment):
     exp = experiment()
     epochs = 3
-    seen = list(data.client_batches(exp.splits, exp.parts[0], 16, epochs, generator(0, "x")))
+    seen = list(datasets.client_batches(exp.splits, exp.parts[0], 16, epochs, generator(0, "x")))
     images = torch.cat([x for x, _ in seen]).chunk(epochs)
     labels = torch.cat([y for _, y in seen]).chunk(epochs)
     own = exp.splits.train.labels[exp.parts[0]]
@@ -300,32 +301,32 @@ def test_augmentation_equals_padding_cropping_and_flipping_one_by_one():
     for image, (down, right, flip) in zip(images, draws.tolist(), strict=True):
         crop = F.pad(image, [4] * 4)[:, down : down + 12, right : right + 10]
         expected.append(crop.flip(-1) if flip else crop)
-    assert torch.equal(data.augment(images, draws), torch.stack(expected))
+    assert torch.equal(datasets.augment(images, draws), torch.stack(expected))
 
 
 @pytest.mark.parametrize("augmented", [False, True])
 @pytest.mark.parametrize("n_steps", [1, 3, 4, 9, 50])
 def test_fewer_steps_are_the_first_ones_and_draw_no_more_than_they_need(augmented, n_steps, monkeypatch):
-    splits = data.load_dataset("DIGITS", ".", 0)
+    splits = datasets.load_dataset("DIGITS", ".", 0)
     made = []
     for limit in (None, n_steps):
-        choices = data.client_choices(splits, torch.arange(25), 8, 5, generator(0, "x"), augmented, limit)
+        choices = datasets.client_choices(splits, torch.arange(25), 8, 5, generator(0, "x"), augmented, limit)
         made.append([t.tolist() for pair in islice(choices, n_steps) for t in pair if t is not None])
     assert made[0] == made[1]
     stack, kept = torch.stack, []
     monkeypatch.setattr(torch, "stack", lambda orders: kept.append(len(orders)) or stack(orders))
-    next(data.client_choices(splits, torch.arange(25), 8, 10**6, generator(0, "x"), n_steps=n_steps))
+    next(datasets.client_choices(splits, torch.arange(25), 8, 10**6, generator(0, "x"), n_steps=n_steps))
     assert kept == [-(-n_steps // 3)]  # the last sample left over joins the third batch
 
 
 def test_augmented_batches_draw_for_each_sample_and_epoch():
     image = torch.arange(3 * 32 * 32).remainder(251).to(torch.uint8).view(1, 3, 32, 32)
-    same = data.Images(image.repeat(200, 1, 1, 1), torch.arange(200) % 10)
-    splits = data.Splits(same, same, same, 10, torch.zeros(3), torch.ones(3))
+    same = datasets.Images(image.repeat(200, 1, 1, 1), torch.arange(200) % 10)
+    splits = datasets.Splits(same, same, same, 10, torch.zeros(3), torch.ones(3))
     kinds = [
         {
             x.numpy().tobytes()
-            for x in torch.cat([x for x, _ in data.client_batches(splits, torch.arange(200), 32, 1, g, True)])
+            for x in torch.cat([x for x, _ in datasets.client_batches(splits, torch.arange(200), 32, 1, g, True)])
         }
         for g in (generator(0, "a"), generator(0, "b"))
     ]
@@ -334,14 +335,14 @@ def test_augmented_batches_draw_for_each_sample_and_epoch():
 
 def test_resized_images_keep_their_look():
     ramp = torch.arange(64, dtype=torch.uint8).mul(4).expand(2, 3, 64, 64)
-    small = data.resize(ramp, 32)
+    small = datasets.resize(ramp, 32)
     assert small.shape == (2, 3, 32, 32)
     assert small.dtype == torch.uint8
     inside = small[0, 0, 5, 2:-2].int()
     assert (inside - torch.arange(32)[2:-2].mul(8).add(2)).abs().max() <= 1  # each the mean of two neighbours
-    flat = data.resize(torch.full((1, 1, 8, 8), 200, dtype=torch.uint8), 16)
+    flat = datasets.resize(torch.full((1, 1, 8, 8), 200, dtype=torch.uint8), 16)
     assert flat.eq(200).all()
-    splits = data.load_dataset("DIGITS", ".", 0, image_size=16)
+    splits = datasets.load_dataset("DIGITS", ".", 0, image_size=16)
     assert splits.train.images.shape[-2:] == splits.test.images.shape[-2:] == (16, 16)
 
 
@@ -350,8 +351,8 @@ def test_resized_images_keep_their_look():
 
 
 def test_the_domains_of_the_digits_by_hand():
-    plain = data.load_dataset("DIGITS", ".", 0)
-    splits = data.load_dataset("DIGITS", ".", 0, shift="feature")
+    plain = datasets.load_dataset("DIGITS", ".", 0)
+    splits = datasets.load_dataset("DIGITS", ".", 0, shift="feature")
     assert splits.domains == ("clean", "inverted", "blurred", "rotated", "noisy")
     for part in ("train", "val", "test"):
         one, all_five = getattr(plain, part), getattr(splits, part)
@@ -364,13 +365,13 @@ def test_the_domains_of_the_digits_by_hand():
         assert all(views[3][7 - j, i] == image[i, j] for i in range(8) for j in range(8))
         noise = (all_five.images[all_five.domains == 4].float() - one.images)[one.images == 120]
         assert 50 < noise.std() < 70
-    other = data.load_dataset("DIGITS", ".", 1, shift="feature")
+    other = datasets.load_dataset("DIGITS", ".", 1, shift="feature")
     assert torch.equal(other.test.images, splits.test.images)
 
 
 def test_the_two_halves_of_the_digits_are_of_different_writers():
-    a, b = (data.load_dataset(f"DIGITS{half}", ".", 0, shift="feature") for half in "AB")
-    whole = data.load_dataset("DIGITS", ".", 0)
+    a, b = (datasets.load_dataset(f"DIGITS{half}", ".", 0, shift="feature") for half in "AB")
+    whole = datasets.load_dataset("DIGITS", ".", 0)
     of = {part: keys(getattr(whole, part)) for part in ("train", "val", "test")}
     halves = [[keys(getattr(half, part)) for part in ("train", "val", "test")] for half in (a, b)]
     seen = [pixels for half in halves for part in half for pixels in part]
@@ -381,13 +382,13 @@ def test_the_two_halves_of_the_digits_are_of_different_writers():
     for half in (a, b):
         counts = (10 * half.train.domains + half.train.labels).bincount(minlength=50)
         assert (counts > 0).all()  # every writer writes every digit
-    again = data.load_dataset("DIGITSB", ".", 0)
+    again = datasets.load_dataset("DIGITSB", ".", 0)
     assert torch.equal(again.train.images, b.train.images)
 
 
 def test_digits_of_one_writer_are_alike():
     """Images of one class lie nearer to the mean of their writer's than to that of the class."""
-    b = data.load_dataset("DIGITSB", ".", 0).train
+    b = datasets.load_dataset("DIGITSB", ".", 0).train
     images = b.images.flatten(1).float()
     inside = around = 0.0
     for label in range(10):
@@ -414,15 +415,15 @@ def two_domains(tmp_path):
 
 
 def test_a_folder_of_domains_is_read_resized_and_split(two_domains):
-    splits = data.load_dataset("pets", two_domains, 0, shift="feature")
+    splits = datasets.load_dataset("pets", two_domains, 0, shift="feature")
     assert splits.domains == ("drawn", "real")
     assert (len(splits.train), len(splits.val), len(splits.test), splits.n_classes) == (29, 3, 8, 2)
     assert splits.train.images.shape[1:] == (3, 32, 32)
     groups = (2 * splits.test.domains + splits.test.labels).bincount()
     assert groups.tolist() == [2, 2, 2, 2]  # a fifth of every class of every domain
-    again = data.load_dataset("pets", two_domains, 1, shift="feature")
+    again = datasets.load_dataset("pets", two_domains, 1, shift="feature")
     assert torch.equal(again.test.images, splits.test.images)
-    large = data.load_dataset("pets", two_domains, 0, image_size=24)
+    large = datasets.load_dataset("pets", two_domains, 0, image_size=24)
     drawn = keys(large.test[large.test.domains == 0])
     files = (two_domains / "pets" / "drawn").glob("*/*.png")
     exact = {np.array(Image.open(path)).transpose(2, 0, 1).tobytes() for path in files}
@@ -433,19 +434,19 @@ def test_a_bad_folder_is_refused_in_one_line(two_domains):
     bad = two_domains / "pets" / "real" / "dog" / "3.png"
     bad.write_bytes(bad.read_bytes()[:100])
     with pytest.raises(InputError, match=r"3\.png: not an image") as caught:
-        data.load_dataset("pets", two_domains, 0)
+        datasets.load_dataset("pets", two_domains, 0)
     assert "\n" not in str(caught.value)
     (two_domains / "none" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match="no images in"):
-        data.load_dataset("none", two_domains, 0)
+        datasets.load_dataset("none", two_domains, 0)
 
 
 def test_feature_shift_needs_domains(cifar):
     with pytest.raises(InputError, match="CIFAR10 has one domain"):
-        data.load_dataset("CIFAR10", cifar, 0, shift="feature")
+        datasets.load_dataset("CIFAR10", cifar, 0, shift="feature")
 
 
 def test_an_image_of_absurd_size_is_refused_before_it_is_decoded(two_domains, monkeypatch):
     monkeypatch.setattr(readers, "MAX_PIXELS", 24 * 24 - 1)
     with pytest.raises(InputError, match="24 x 24 pixels are too many"):
-        data.load_dataset("pets", two_domains, 0)
+        datasets.load_dataset("pets", two_domains, 0)

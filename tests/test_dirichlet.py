@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import dirichlet
-import partitions
-from utils import InputError
+from fedmerge import partitions
+from fedmerge.errors import InputError
+from fedmerge.partitions import dirichlet
 
 
 def random_labels(n, n_classes):

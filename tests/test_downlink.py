@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-import payload
-from agg_utils import Update
-from downlink import Downlink
-from models import Layout
+from fedmerge import wire
+from fedmerge.client_update import Update
+from fedmerge.networks.flat_model import Layout
+from fedmerge.randomness import generator
+from fedmerge.wire import downlink
+from fedmerge.wire.downlink import Downlink
 
 N, BUFFERS, CLIENTS = 4000, 6, 9
 LAYOUT = Layout(names=("a", "b"), sizes=(3000, 1000), n_trainable=N, dim=N + BUFFERS)
@@ -27,7 +29,7 @@ def start():
 
 
 def message_bytes(mask, model, bits=32):
-    return len(payload.encode(payload.pack(Update(model, mask), N, bits)))
+    return len(wire.encode(wire.pack(Update(model, mask), N, bits)))
 
 
 @pytest.mark.parametrize("shared_init", [False, True])
@@ -119,7 +121,7 @@ def test_the_weights_changed_are_cheaper_than_many_broadcasts():
     for _ in range(5):
         down.publish(down.model + change)
     assert down.fetch(0)[0] == message_bytes(change[:N] > 0, down.model)
-    assert 4 * payload.dense_bytes(LAYOUT.dim) < 10 * down.sizes[-1]
+    assert 4 * wire.dense_bytes(LAYOUT.dim) < 10 * down.sizes[-1]
 
 
 @pytest.mark.parametrize("mode", ["sparse", "individual"])
@@ -134,9 +136,7 @@ def test_weights_that_did_not_change_are_not_sent(mode):
 
 @pytest.mark.parametrize("mode", ["sparse", "individual"])
 def test_rounding_has_a_key_of_its_own_every_time(mode, monkeypatch):
-    import downlink
-
-    keys, make = [], downlink.generator
+    keys, make = [], generator
     monkeypatch.setattr(downlink, "generator", lambda *key: keys.append(key) or make(*key))
     down = Downlink(start(), LAYOUT, CLIENTS, mode, bits=4, keep=0.5, shared_init=True, seed=11)
     for clients, change in rounds(10, 4):
@@ -169,10 +169,10 @@ def test_a_client_that_never_comes_costs_no_memory(mode, bits):
         state = down.state()
         kept = sum(len(data) for data in state["messages"].values())
         most = max(most, len(down.messages))
-        assert kept == sum(down.sizes) <= payload.dense_bytes(LAYOUT.dim)
+        assert kept == sum(down.sizes) <= wire.dense_bytes(LAYOUT.dim)
         assert len(state["sizes"]) == len(state["messages"]) == len(down.sizes)
     assert 1 < most < 120
-    assert down.fetch(8)[0] <= payload.dense_bytes(LAYOUT.dim)
+    assert down.fetch(8)[0] <= wire.dense_bytes(LAYOUT.dim)
     assert torch.equal(down.copies[8], down.model)
 
 
@@ -182,7 +182,7 @@ def test_what_is_forgotten_would_never_have_been_sent(mode, bits, real):
     """Against the sizes of all broadcasts ever, for clients that come every third, 20th and 120th round."""
     down = Downlink(start(), LAYOUT, 3, mode, bits=bits, keep=0.02, shared_init=True, real=real)
     sizes, changed_at, seen, ways = [], torch.zeros(N), [0, 0, 0], set()
-    whole = payload.dense_bytes(LAYOUT.dim)
+    whole = wire.dense_bytes(LAYOUT.dim)
     for version, (_, change) in enumerate(rounds(13, 121)):
         for number, every in enumerate((3, 20, 120)):
             if version and version % every == 0:

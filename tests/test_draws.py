@@ -10,14 +10,16 @@ from test_ranks import environments
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-import checkpoints
-import evaluation
 import fedalg
-import models
-import ranks
-import rounds
-import utils
-from models import FlatModel, draws_at_random, keyed_draws
+from fedmerge import networks
+from fedmerge.checkpoint.policy import Interrupted, Keeper
+from fedmerge.checkpoint.store import Checkpoints
+from fedmerge.config.resolve import resolve
+from fedmerge.networks.draws import draws_at_random, keyed_draws
+from fedmerge.networks.flat_model import FlatModel
+from fedmerge.simulation import distributed, evaluation, rounds
+from fedmerge.simulation.process_group import Ranks
+from fedmerge.simulation.run_state import resume
 
 SHORT = {"model_name": "dropping", "n_epochs": 2, "batch_size": 16, "local_steps": 3, "participation": 0.25, "lr": 0.05}
 CASES = [
@@ -48,7 +50,7 @@ def dropping(channels, image_size, n_classes, norm):
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "dropping", dropping)
+    monkeypatch.setitem(networks.MODELS, "dropping", dropping)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +63,7 @@ def one_thread():
 
 def train(settings, group=None):
     """Train two rounds; return the rows, times aside, and the sum of the model, as plain values."""
-    exp = fedalg.prepare(utils.resolve({**SHORT, "device": "cpu", **settings}), group)
+    exp = fedalg.prepare(resolve({**SHORT, "device": "cpu", **settings}), group)
     for round in (1, 2):
         torch.rand(round)  # somebody else's draws
         row = rounds.train_round(exp, round)
@@ -84,7 +86,7 @@ def test_nobody_elses_draws_change():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    exp = fedalg.prepare(utils.resolve({**SHORT, "device": "cpu"}))
+    exp = fedalg.prepare(resolve({**SHORT, "device": "cpu"}))
     rounds.train_round(exp, 1)
     assert torch.equal(torch.rand(3), expected)
 
@@ -96,7 +98,7 @@ def test_the_network_really_draws_and_each_client_in_each_round_its_own(monkeypa
         seeds.append(seed)
         return keyed_draws(seed, device)
 
-    exp = fedalg.prepare(utils.resolve({**SHORT, "device": "cpu"}))
+    exp = fedalg.prepare(resolve({**SHORT, "device": "cpu"}))
     assert exp.trainer.draws
     assert exp.workers.n == 1
     monkeypatch.setattr("local_training.keyed_draws", noting)
@@ -118,7 +120,7 @@ def test_one_without_draws_is_told_apart_and_left_as_it_was():
     before = model.vector.clone()
     assert not draws_at_random(model, x)
     assert torch.equal(model.vector, before)
-    exp = fedalg.prepare(utils.resolve({**SHORT, "model_name": "cnn", "parallel_clients": 3, "device": "cpu"}))
+    exp = fedalg.prepare(resolve({**SHORT, "model_name": "cnn", "parallel_clients": 3, "device": "cpu"}))
     assert not exp.trainer.draws
     assert exp.workers.n == 3
     assert all("draws" in vars(trainer) for trainer in exp.workers.idle)  # no thread has to find it out
@@ -126,25 +128,25 @@ def test_one_without_draws_is_told_apart_and_left_as_it_was():
 
 def test_a_run_resumed_within_a_round_goes_on_as_if_it_had_not_ended(tmp_path):
     settings = {**SHORT, "device": "cpu", "checkpoint_dir": str(tmp_path)}
-    whole = fedalg.prepare(utils.resolve(settings))
+    whole = fedalg.prepare(resolve(settings))
     for round in (1, 2):
         whole.rows.append(rounds.train_round(whole, round))
-    kept = checkpoints.Checkpoints(tmp_path, "run")
+    kept = Checkpoints(tmp_path, "run")
 
-    class Stop(checkpoints.Keeper):
+    class Stop(Keeper):
         def after_client(self, exp):
             self.save(exp)
-            raise checkpoints.Interrupted
+            raise Interrupted
 
         def due(self):
             return True
 
-    cut = fedalg.prepare(utils.resolve(settings))
+    cut = fedalg.prepare(resolve(settings))
     cut.rows.append(rounds.train_round(cut, 1))
-    with pytest.raises(checkpoints.Interrupted):
+    with pytest.raises(Interrupted):
         rounds.train_round(cut, 2, Stop(kept))
-    again = fedalg.prepare(utils.resolve(settings))
-    checkpoints.resume(again, kept)
+    again = fedalg.prepare(resolve(settings))
+    resume(again, kept)
     assert 0 < len(again.cohort.done) < len(again.cohort.numbers)
     torch.rand(7)
     again.rows.append(rounds.train_round(again, 2))
@@ -154,12 +156,12 @@ def test_a_run_resumed_within_a_round_goes_on_as_if_it_had_not_ended(tmp_path):
 def in_a_group(path):
     """What one process of a group does: train all cases, and, if it is the first, write what they came to."""
     torch.set_num_threads(1)
-    models.MODELS["dropping"] = dropping
-    group, found = ranks.Ranks.join(), []
+    networks.MODELS["dropping"] = dropping
+    group, found = Ranks.join(), []
     for case in CASES:
         if group.rank:
-            prepare = partial(fedalg.prepare, utils.resolve({**SHORT, "device": "cpu", **case}), group)
-            ranks.serve(group, prepare)
+            prepare = partial(fedalg.prepare, resolve({**SHORT, "device": "cpu", **case}), group)
+            distributed.serve(group, prepare)
         else:
             found.append(train(case, group))
             group.tell({"status": 0})
@@ -181,6 +183,6 @@ def test_any_number_of_processes_draws_the_same(tmp_path, spawn, n):
 def test_no_graph_is_recorded_of_a_network_that_draws():
     """Its recording would draw, for the client at which it happens to be made."""
     for name, captured in (("dropping", False), ("cnn", True)):
-        exp = fedalg.prepare(utils.resolve({**SHORT, "model_name": name, "device": "cpu"}))
+        exp = fedalg.prepare(resolve({**SHORT, "model_name": name, "device": "cpu"}))
         exp.trainer.settings = replace(exp.trainer.settings, capture=True)
         assert exp.trainer.client(0, 1).can_capture() == captured

@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedalg
-import records
-import rounds
-import utils
-from agg_utils import FedAvg, Median, MultiKrum, TrimmedMean
-from attacks import Attack
-from models import Layout
+from fedmerge import saving
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.algorithms.robust import Median, MultiKrum, TrimmedMean
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import run_name
+from fedmerge.networks.flat_model import Layout
+from fedmerge.simulation import rounds, sampling
+from fedmerge.simulation.attacks import Attack
+from fedmerge.simulation.sampling import dropped, sample_clients
 
 LAYOUT = Layout(names=("a",), sizes=(2,), n_trainable=2, dim=3)
 EVEN = torch.full((5,), 0.2)
@@ -144,8 +147,8 @@ def test_nobody_lying_is_an_honest_run(experiment):
 
 def test_who_drops_out_has_downloaded_and_the_rest_is_merged_as_if_alone(experiment):
     exp, whole = experiment(dropout=0.5, participation=0.5, shared_init=False), experiment(participation=0.5)
-    sampled = rounds.sample_clients(20, 0.5, 0, 1)
-    lost = rounds.dropped(sampled, 0.5, 0, 1)
+    sampled = sample_clients(20, 0.5, 0, 1)
+    lost = dropped(sampled, 0.5, 0, 1)
     assert 0 < len(lost) < 10
     row = rounds.train_round(exp, 1)
     arrived = [number for number in sampled if number not in lost]
@@ -160,9 +163,9 @@ def test_who_drops_out_has_downloaded_and_the_rest_is_merged_as_if_alone(experim
 
 
 def test_who_drops_out_is_drawn_anew_each_round():
-    losses = [len(rounds.dropped(range(100), 0.3, 0, round)) for round in range(50)]
+    losses = [len(dropped(range(100), 0.3, 0, round)) for round in range(50)]
     assert 0.27 < sum(losses) / 5000 < 0.33
-    assert rounds.dropped(range(100), 0.3, 0, 1) != rounds.dropped(range(100), 0.3, 0, 2)
+    assert dropped(range(100), 0.3, 0, 1) != dropped(range(100), 0.3, 0, 2)
 
 
 @pytest.mark.parametrize("extra", [(), ("--algorithm", "las", "--preset", "compact", "--wire", "real")])
@@ -193,12 +196,12 @@ def poison(exp, number, monkeypatch):
 def test_an_update_that_is_not_finite_is_left_out_if_asked(experiment, monkeypatch, capsys, wire):
     exp = experiment(algorithm="las", residual="client", on_nan="skip", wire=wire)
     alone = experiment(algorithm="las", residual="client", wire=wire)
-    number, *others = rounds.sample_clients(20, 0.2, 0, 1)
+    number, *others = sample_clients(20, 0.2, 0, 1)
     poison(exp, number, monkeypatch)
     row = rounds.train_round(exp, 1)
     assert row["clients"] == 3
     assert f"round 1, client {number}: the update is not finite: left out" in capsys.readouterr().err
-    monkeypatch.setattr(rounds, "sample_clients", lambda *arguments: others)
+    monkeypatch.setattr(sampling, "sample_clients", lambda *arguments: others)
     expected = rounds.train_round(alone, 1)
     assert torch.equal(exp.theta, alone.theta)
     assert {k: row[k] for k in ("train_losses", "train_accs", "kept_share")} == {
@@ -212,7 +215,7 @@ def test_an_update_that_is_not_finite_is_left_out_if_asked(experiment, monkeypat
 
 def test_a_client_whose_update_is_left_out_does_not_keep_the_model_behind_it(experiment, monkeypatch):
     exp = experiment(algorithm="moon", on_nan="skip")
-    number, *others = rounds.sample_clients(20, 0.2, 0, 1)
+    number, *others = sample_clients(20, 0.2, 0, 1)
     poison(exp, number, monkeypatch)
     rounds.train_round(exp, 1)
     assert sorted(exp.trainer.local.last) == sorted(others)
@@ -234,14 +237,14 @@ def test_a_run_that_crashes_is_no_run_that_goes_on(tmp_path, monkeypatch):
     """An exception that nobody foresaw, as of somebody's own algorithm."""
     out = {"metrics_dir": "m", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
     out = {name: str(tmp_path / file) for name, file in out.items()}
-    args = utils.resolve({**QUICK, "device": "cpu", **out})
+    args = resolve({**QUICK, "device": "cpu", **out})
 
     def crash(exp, metrics, keeper):
-        records.write_json(metrics / f"{exp.name}.json", {"run": exp.name, "finished": False, "failed": None})
+        saving.write_json(metrics / f"{exp.name}.json", {"run": exp.name, "finished": False, "failed": None})
         return {}["control"]
 
     monkeypatch.setattr(fedalg, "run", crash)
     with pytest.raises(KeyError):
         fedalg.main(args)
-    record = json.loads((tmp_path / "m" / f"{utils.run_name(args)}.json").read_text())
+    record = json.loads((tmp_path / "m" / f"{run_name(args)}.json").read_text())
     assert record["failed"] == "KeyError: 'control'"

@@ -9,17 +9,19 @@ import pytest
 import torch
 from conftest import ROOT
 
-import data
-import evaluation
 import fedalg
-import outputs
-import payload
 import plotting
-import records
-import results
-import rounds
-import utils
-from agg_utils import ALGORITHMS
+from fedmerge import datasets, locks, randomness, wire
+from fedmerge.config.parser import parse_args
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import run_name
+from fedmerge.datasets import batches
+from fedmerge.randomness import generator
+from fedmerge.registry import ALGORITHMS
+from fedmerge.reporting import outputs, results_csv, run_record
+from fedmerge.simulation import evaluation, rounds
+from fedmerge.simulation.cohort import Sent
+from fedmerge.simulation.sampling import sample_clients
 
 QUICK = ["--dataset=DIGITS", "--n_epochs=2", "--n_client_epochs=1", "--batch_size=16", "--device=cpu"]
 ABSENT = "cuda" if torch.backends.mps.is_available() else "mps"  # no machine has both
@@ -140,8 +142,8 @@ def test_a_partition_file_is_written_reused_and_not_confused(program, tmp_path):
 
 
 def test_a_run_that_goes_on_elsewhere_is_left_alone(program, tmp_path):
-    name = utils.run_name(utils.parse_args(QUICK))
-    with records.exclusively(tmp_path / "metrics" / f".{name}.lock"):
+    name = run_name(parse_args(QUICK))
+    with locks.exclusively(tmp_path / "metrics" / f".{name}.lock"):
         done = program(*QUICK)
     assert done.returncode == outputs.ELSEWHERE
     assert "going on in another process" in done.stderr
@@ -191,13 +193,13 @@ def test_a_run_whose_figures_fail_is_finished(tmp_path, monkeypatch, capsys):
         raise RuntimeError("no fonts\nand more")
 
     monkeypatch.setattr(plotting, "plot_run", fail)
-    args = utils.parse_args([*QUICK, "--out", str(tmp_path)])
+    args = parse_args([*QUICK, "--out", str(tmp_path)])
     fedalg.main(args)
     said = capsys.readouterr()
-    assert said.err.endswith(f"\nwarning: {utils.run_name(args)}: its figures could not be drawn (no fonts)\n")
+    assert said.err.endswith(f"\nwarning: {run_name(args)}: its figures could not be drawn (no fonts)\n")
     assert said.out.endswith("_metrics.csv, no figures\n")
-    assert len(records.read_results(tmp_path / "results.csv")) == 1
-    assert results.already_finished(args, utils.run_name(args))
+    assert len(results_csv.read_results(tmp_path / "results.csv")) == 1
+    assert run_record.already_finished(args, run_name(args))
 
 
 def test_out_is_the_folder_of_all_that_a_run_leaves(tmp_path):
@@ -255,7 +257,7 @@ def test_what_cannot_run_ends_with_one_line_and_nothing_finished(program, tmp_pa
 
 def test_a_client_that_turns_nan_is_named_before_it_is_merged(experiment):
     exp = experiment()
-    number = rounds.sample_clients(20, 0.2, 0, 1)[2]
+    number = sample_clients(20, 0.2, 0, 1)[2]
     train = exp.algorithm.local_update
 
     def poisoned(start, client):
@@ -273,7 +275,7 @@ def test_a_client_that_turns_nan_is_named_before_it_is_merged(experiment):
 
 def test_a_loss_that_is_not_finite_is_named_even_if_the_update_is():
     zero, losses = torch.tensor(0.0), {5: torch.tensor(1.0), 6: torch.tensor(float("inf"))}
-    clients = [rounds.Sent(number, 9, 99, 9, loss, torch.tensor(3), zero, 7) for number, loss in losses.items()]
+    clients = [Sent(number, 9, 99, 9, loss, torch.tensor(3), zero, 7) for number, loss in losses.items()]
     figures, faults = rounds.faults_of(2, clients)
     assert faults == {1: "round 2, client 6: the loss is not finite"}
     assert figures[0].tolist() == [1.0, 3.0]
@@ -300,7 +302,7 @@ def test_augmentation_reaches_the_clients():
     models = []
     for augment in ("none", "standard", "standard"):
         settings = {"dataset": "CIFAR10", "model_name": "cnn", "augment": augment, "n_client_epochs": 1, "n_clients": 1}
-        exp = fedalg.assemble(utils.resolve(settings), splits, [torch.arange(40)], torch.device("cpu"))
+        exp = fedalg.assemble(resolve(settings), splits, [torch.arange(40)], torch.device("cpu"))
         rounds.train_round(exp, 1)
         models.append(exp.theta)
     assert not torch.equal(models[0], models[1])
@@ -318,7 +320,7 @@ def test_deterministic_asks_torch_for_it(experiment):
 def test_a_round_of_fedavg_is_the_weighted_mean_of_separately_trained_clients(experiment):
     exp = experiment(dirichlet=0.5, norm="batch", min_client_samples=2, shared_init=False)
     start = exp.theta.clone()
-    numbers = rounds.sample_clients(20, 0.2, 0, 1)
+    numbers = sample_clients(20, 0.2, 0, 1)
     row = rounds.train_round(exp, 1)
     total = sum(len(exp.parts[n]) for n in numbers)
     mean = sum(exp.trainer.client(n, 1).train(start).clone() * (len(exp.parts[n]) / total) for n in numbers)
@@ -338,7 +340,7 @@ def test_fedacg_merges_into_the_servers_model_and_not_into_the_lookahead(experim
     for round in (1, 2, 3):
         rounds.train_round(exp, round)
         lookahead = theta + 0.5 * momentum
-        numbers = rounds.sample_clients(20, 0.2, 0, round)
+        numbers = sample_clients(20, 0.2, 0, round)
         mean = sum(exp.trainer.client(n, round).train(lookahead).clone() for n in numbers) / 4
         momentum = 0.5 * momentum + mean - lookahead
         theta = theta + momentum
@@ -398,7 +400,7 @@ def test_each_domain_is_judged_by_its_own_clients_model(experiment):
     assert loss == pytest.approx(sum(losses) / 10, rel=1e-5)
     means = {name: sum(both) / 2 for name, both in accuracies.items()}
     assert accuracy == pytest.approx(sum(means.values()) / 5)
-    assert results.domain_accuracy(exp) == pytest.approx(means)
+    assert run_record.domain_accuracy(exp) == pytest.approx(means)
 
 
 def test_under_feature_shift_a_run_tells_the_accuracy_of_every_domain(program, tmp_path):
@@ -448,8 +450,8 @@ def test_zero_strength_or_keeping_everything_trains_fedavgs_model(experiment, re
 
 
 def test_las_sends_the_share_it_says_and_its_bytes(experiment, monkeypatch):
-    sent, carry = [], payload.carry
-    monkeypatch.setattr(payload, "carry", lambda message, real: sent.append(message) or carry(message, real))
+    sent, carry = [], wire.carry
+    monkeypatch.setattr(wire, "carry", lambda message, real: sent.append(message) or carry(message, real))
     exp = experiment(algorithm="las", sparsity=0.1, shared_init=False)
     row = rounds.train_round(exp, 1)
     layout = exp.model.layout
@@ -457,7 +459,7 @@ def test_las_sends_the_share_it_says_and_its_bytes(experiment, monkeypatch):
     assert row["kept_share"] == pytest.approx(kept / layout.n_trainable)
     up = [m for m in sent if m.client >= 0]
     assert [(len(m.positions), m.round, m.client) for m in up] == [(kept, 1, n) for n in exp.traffic]
-    assert row["bytes_up"] == sum(len(payload.encode(m)) for m in up)
+    assert row["bytes_up"] == sum(len(wire.encode(m)) for m in up)
     assert row["bytes_down"] == 4 * (32 + 4 * layout.dim)
 
 
@@ -475,8 +477,8 @@ WIRES = [
 def test_real_bytes_change_nothing_but_the_time(experiment, settings):
     """Every upload and download is written and read, and every client's copy compared, in rounds that clients skip."""
     runs = []
-    for wire in ("size", "real"):
-        exp = experiment(norm="batch", min_client_samples=2, n_epochs=7, quiet=True, wire=wire, **settings)
+    for way in ("size", "real"):
+        exp = experiment(norm="batch", min_client_samples=2, n_epochs=7, quiet=True, wire=way, **settings)
         fedalg.run_rounds(exp, lambda row: None)
         runs.append(
             (exp.theta, [{k: v for k, v in row.items() if "seconds" not in k} for row in exp.rows], exp.traffic)
@@ -542,7 +544,7 @@ def test_what_a_client_keeps_is_what_did_not_arrive(experiment, monkeypatch):
 
 def test_who_sends_everything_masks_nothing(experiment, monkeypatch):
     exp, merged = experiment(algorithm="las"), {}
-    update, first = exp.algorithm.local_update, rounds.sample_clients(20, 0.2, 0, 1)[0]
+    update, first = exp.algorithm.local_update, sample_clients(20, 0.2, 0, 1)[0]
 
     def all_but_the_first(start, client):
         sent = update(start, client)
@@ -568,20 +570,20 @@ def test_settings_reach_the_wire(experiment, monkeypatch):
     down = experiment(value_bits=8, **settings).downlink
     assert (down.mode, down.bits, down.keep, down.seen[0], down.seed, down.real) == ("sparse", 4, 0.3, 0, 5, True)
     assert experiment(value_bits=8, downlink="individual").downlink.bits == 8
-    keys, make = [], utils.generator
-    monkeypatch.setattr(rounds, "generator", lambda *key: keys.append(key) or make(*key))
+    keys, make = [], generator
+    monkeypatch.setattr(randomness, "generator", lambda *key: keys.append(key) or make(*key))
     exp = experiment(value_bits=8)
     for round in (1, 2):
         rounds.train_round(exp, round)
     rounding = [key for key in keys if "rounding" in key]
-    assert rounding == [(0, "rounding", r, n) for r in (1, 2) for n in rounds.sample_clients(20, 0.2, 0, r)]
+    assert rounding == [(0, "rounding", r, n) for r in (1, 2) for n in sample_clients(20, 0.2, 0, r)]
 
 
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"centralised"}))
 def test_the_initial_model_is_free_or_counted_for_every_algorithm_alike(experiment, algorithm):
     free, counted = (experiment(algorithm=algorithm, **how).downlink for how in ({}, {"shared_init": False}))
     assert free.fetch(0)[0] == 0
-    assert counted.fetch(0)[0] == payload.dense_bytes(len(counted.model))
+    assert counted.fetch(0)[0] == wire.dense_bytes(len(counted.model))
 
 
 def test_no_preset_and_no_algorithm_has_a_convention_of_counting_of_its_own():
@@ -604,8 +606,8 @@ def test_sparse_messages_have_deterministic_kernels(experiment, settings):
 def test_variances_that_vanish_stay_finite_in_few_bits(experiment):
     """Weight decay shuts channels down; their variances fall towards 0 from one round to the next."""
     settings = {"norm": "batch", "min_client_samples": 2, "weight_decay": 2.0, "lr": 0.02, "n_epochs": 4, "quiet": True}
-    for wire in ({"value_bits": 4}, {"downlink": "sparse", "down_bits": 8, "down_sparsity": 1.0}):
-        exp = experiment(n_client_epochs=3, n_clients=4, participation=1.0, **{**settings, **wire})
+    for way in ({"value_bits": 4}, {"downlink": "sparse", "down_bits": 8, "down_sparsity": 1.0}):
+        exp = experiment(n_client_epochs=3, n_clients=4, participation=1.0, **{**settings, **way})
         fedalg.run_rounds(exp, lambda row: None)
         assert torch.isfinite(evaluation.served(exp)).all()
 
@@ -618,14 +620,14 @@ def test_local_steps_end_a_clients_round(experiment):
 
 
 def test_clients_are_sampled_by_round_and_seed_and_nothing_else():
-    drawn = [rounds.sample_clients(20, 0.2, 0, r) for r in range(1, 101)]
+    drawn = [sample_clients(20, 0.2, 0, r) for r in range(1, 101)]
     assert all(len(set(numbers)) == 4 and numbers == sorted(numbers) for numbers in drawn)
     assert set().union(*drawn) == set(range(20))
-    assert drawn == [rounds.sample_clients(20, 0.2, 0, r) for r in range(1, 101)]
-    assert drawn != [rounds.sample_clients(20, 0.2, 1, r) for r in range(1, 101)]
-    assert rounds.sample_clients(20, 0.001, 0, 1) == rounds.sample_clients(20, 0.05, 0, 1)
-    assert rounds.sample_clients(5, 1.0, 0, 1) == [0, 1, 2, 3, 4]
-    assert len(rounds.sample_clients(10, 0.25, 0, 1)) == len(rounds.sample_clients(10, 0.35, 0, 1)) - 1
+    assert drawn == [sample_clients(20, 0.2, 0, r) for r in range(1, 101)]
+    assert drawn != [sample_clients(20, 0.2, 1, r) for r in range(1, 101)]
+    assert sample_clients(20, 0.001, 0, 1) == sample_clients(20, 0.05, 0, 1)
+    assert sample_clients(5, 1.0, 0, 1) == [0, 1, 2, 3, 4]
+    assert len(sample_clients(10, 0.25, 0, 1)) == len(sample_clients(10, 0.35, 0, 1)) - 1
 
 
 def test_evaluation_is_of_the_servers_model_in_evaluation_mode(experiment):
@@ -673,7 +675,7 @@ def test_final_figures_by_hand(experiment):
     exp.traffic = {3: [1, 5, 15], 8: [2, 10, 30]}
     exp.judged = exp.splits.test.labels.clone(), exp.splits.test
     exp.judged[0][exp.splits.test.labels == 3] = 4
-    final = results.final_figures(exp)
+    final = run_record.final_figures(exp)
     assert final["accuracy"] == 0.7
     assert final["accuracy_last10"] == pytest.approx(sum(accuracies[2:]) / 10)
     assert (final["best_val_round"], final["accuracy_best_val"]) == (5, accuracies[4])
@@ -698,7 +700,7 @@ def test_the_compact_preset_learns_the_digits_with_a_hundredth_of_the_bytes_up(e
         algorithm="las", preset="compact", n_epochs=30, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True
     )
     fedalg.run_rounds(exp, lambda row: None)
-    dense = sum(row["clients"] for row in exp.rows) * payload.dense_bytes(exp.model.layout.dim)
+    dense = sum(row["clients"] for row in exp.rows) * wire.dense_bytes(exp.model.layout.dim)
     assert exp.rows[-1]["test_accs"] >= 0.94
     assert dense > 100 * exp.rows[-1]["bytes_up_total"]
     assert dense > 25 * exp.rows[-1]["bytes_down_total"]
@@ -721,7 +723,7 @@ def test_every_algorithm_learns_the_digits(experiment, algorithm):
 
 def test_saved_weights_start_another_run_where_the_first_ended(program, tmp_path):
     assert program(*QUICK, "--norm", "batch", "--save_weights", tmp_path / "w.pt").returncode == 0
-    args = utils.resolve({"init_weights": str(tmp_path / "w.pt"), "norm": "batch", "device": "cpu"})
+    args = resolve({"init_weights": str(tmp_path / "w.pt"), "norm": "batch", "device": "cpu"})
     exp = fedalg.prepare(args)
     _, accuracy, _ = evaluation.evaluate(exp, exp.splits.test)
     assert accuracy == pytest.approx(metrics_of(tmp_path)["test_accs"].iloc[-1])
@@ -740,20 +742,20 @@ def test_a_gpu_trains_what_a_cpu_trains(experiment):
 def test_what_is_predicted_does_not_hang_on_how_many_images_are_taken_at_a_time(experiment, monkeypatch):
     exp = experiment()
     at_once = evaluation.predict(exp, exp.theta, exp.splits.test)
-    monkeypatch.setattr(evaluation, "batch_size", lambda images: 7)
+    monkeypatch.setattr(batches, "batch_size", lambda images: 7)
     assert torch.allclose(evaluation.predict(exp, exp.theta, exp.splits.test), at_once, atol=1e-5)
     assert len(at_once) == len(exp.splits.test)
 
 
 @pytest.mark.parametrize(("side", "n"), [(32, 2048), (64, 512), (4096, 1)])
 def test_a_gpu_evaluates_as_many_pixels_at_a_time_whatever_their_images(side, n):
-    images = data.Images(torch.empty(9, 3, side, side, device="meta"), torch.empty(9, device="meta"))
-    assert evaluation.batch_size(images) == n
+    images = datasets.Images(torch.empty(9, 3, side, side, device="meta"), torch.empty(9, device="meta"))
+    assert datasets.batch_size(images) == n
 
 
 @pytest.mark.parametrize(("side", "n"), [(8, 512), (32, 128), (64, 32), (512, 1)])
 @pytest.mark.parametrize("threads", [1, 64])
 def test_a_cpu_evaluates_as_many_pixels_at_a_time_however_many_threads_it_has(side, n, threads, monkeypatch):
-    images = data.Images(torch.empty(1, 3, side, side), torch.empty(1))
+    images = datasets.Images(torch.empty(1, 3, side, side), torch.empty(1))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert evaluation.batch_size(images) == n
+    assert datasets.batch_size(images) == n

@@ -6,20 +6,19 @@ import re
 import pytest
 import torch
 
-import checkpoints
-import data
-import experiments
 import fedalg
-import files
 import import_TIN
-import models
-import partitions
-import personal
-import readers
-import records
-import utils
-from models import Layout
-from utils import InputError
+from fedmerge import datasets, files, networks, partitions, saving
+from fedmerge.checkpoint.store import _read
+from fedmerge.config.options import all_options
+from fedmerge.config.parser import parse_args
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import run_name
+from fedmerge.datasets import readers
+from fedmerge.errors import InputError
+from fedmerge.networks.flat_model import Layout
+from fedmerge.reporting import results_csv, run_status
+from fedmerge.simulation import personal_parts
 
 
 def sparse(path):
@@ -32,7 +31,7 @@ KINDS = {"FIFO": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"),
 
 def config(path):
     try:
-        utils.parse_args(["--config", str(path)])
+        parse_args(["--config", str(path)])
     except SystemExit as error:
         raise InputError(str(path)) from error
 
@@ -80,32 +79,32 @@ def unpacked(path):
 
 def cache(path):
     path.rename(path.with_name("tinyimagenet_train_cache.pt"))
-    data.load_tiny_imagenet(path.parent, 0)
+    datasets.load_tiny_imagenet(path.parent, 0)
 
 
 def clients(path):
-    path.rename(path.with_name(personal.INDEX))
-    personal.load(path.parent)
+    path.rename(path.with_name(personal_parts.INDEX))
+    personal_parts.load(path.parent)
 
 
 def record(path):
     path.rename(path.with_name("fedavg_DIGITS_iid_0.json"))
-    state, _ = experiments.state_of(["--metrics_dir", str(path.parent)])
+    state, _ = run_status.state_of(["--metrics_dir", str(path.parent)])
     raise InputError(state) if state.startswith("failed") else AssertionError(state)
 
 
 READERS = {
     "config": config,
-    "list": experiments.lines_of,
-    "json": records.read_json,
+    "list": run_status.lines_of,
+    "json": saving.read_json,
     "record": record,
-    "results": records.read_results,
+    "results": results_csv.read_results,
     "partition": lambda path: partitions.load_partition(path, torch.zeros(4, dtype=torch.int64), 2),
-    "partition that names a run": lambda path: utils.run_name(utils.resolve({"partition_file": str(path)})),
-    "weights": lambda path: models.load_weights(models.build_model("cnn", 1, 8, 10, "none", 0), path),
-    "checkpoint": lambda path: checkpoints._read(path, "cpu"),
+    "partition that names a run": lambda path: run_name(resolve({"partition_file": str(path)})),
+    "weights": lambda path: networks.load_weights(networks.build_model("cnn", 1, 8, 10, "none", 0), path),
+    "checkpoint": lambda path: _read(path, "cpu"),
     "clients.json": clients,
-    "part": lambda path: personal._read(path, Layout(("a",), (5,), 5, 7), "cpu"),
+    "part": lambda path: personal_parts._read(path, Layout(("a",), (5,), 5, 7), "cpu"),
     "tar": tar,
     "CIFAR batch": cifar,
     "IDX": idx,
@@ -137,19 +136,19 @@ def test_a_file_of_just_the_largest_size_is_read(tmp_path):
         files.read_bytes(tmp_path / "x", 4)
 
 
-PATHS = [name for name, option in utils.all_options().items() if option.kind == "path"]
+PATHS = [name for name, option in all_options().items() if option.kind == "path"]
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_a_path_with_a_nul_is_refused_in_one_line(tmp_path, capsys, name):
     (tmp_path / "flags").write_text(f"--dataset DIGITS\n--{name} '{tmp_path}/a\0b.json'\n")
     with pytest.raises(SystemExit):
-        utils.parse_args(["--config", str(tmp_path / "flags")])
+        parse_args(["--config", str(tmp_path / "flags")])
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "flags: line 2: holds a NUL character" in said
-    with pytest.raises(utils.InputError, match="NUL"):
-        utils.resolve({name: f"{tmp_path}/a\0b.json"})
+    with pytest.raises(InputError, match="NUL"):
+        resolve({name: f"{tmp_path}/a\0b.json"})
 
 
 RUN = "fedavg_DIGITS_iid_0"
@@ -168,7 +167,7 @@ def test_a_run_says_before_its_work_which_of_its_files_is_a_link(tmp_path, place
     link = tmp_path / place.format(run=RUN)
     link.symlink_to(tmp_path / "precious")
     with pytest.raises(InputError, match="is not a file that can be written, but a symbolic link") as caught:
-        fedalg.main(utils.resolve({**{k: str(tmp_path / v) for k, v in outputs.items()}, "overwrite": True}))
+        fedalg.main(resolve({**{k: str(tmp_path / v) for k, v in outputs.items()}, "overwrite": True}))
     assert link.name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -177,4 +176,4 @@ def test_clients_are_not_judged_into_a_link(tmp_path, monkeypatch):
     monkeypatch.setattr(fedalg, "prepare_judge", lambda *_: pytest.fail("work has begun"))
     (tmp_path / "accuracy.png").symlink_to(tmp_path / "precious")
     with pytest.raises(InputError, match=r"accuracy\.png: is not a file"):
-        fedalg.main(utils.resolve({"evaluate_clients": str(tmp_path)}))
+        fedalg.main(resolve({"evaluate_clients": str(tmp_path)}))

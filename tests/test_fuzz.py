@@ -17,12 +17,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import data
-import experiments
-import partitions
-import readers
-import records
-from utils import InputError
+from fedmerge import datasets, partitions
+from fedmerge.datasets import readers
+from fedmerge.errors import InputError
+from fedmerge.reporting import results_csv, run_status
 
 settings.register_profile("fuzz", max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FUZZ = settings.get_profile("fuzz")
@@ -152,7 +150,7 @@ def test_any_partition_file(tmp_path, content):
 def test_any_csv_of_results_is_kept_or_read(tmp_path, content):
     path = tmp_path / "results.csv"
     path.write_bytes(content)
-    if not refused_or(lambda: records.add_results(path, [{"run": "x"}])):
+    if not refused_or(lambda: results_csv.add_results(path, [{"run": "x"}])):
         assert path.read_bytes() == content
 
 
@@ -161,10 +159,10 @@ def test_any_csv_of_results_is_kept_or_read(tmp_path, content):
 def test_any_record_of_a_run(tmp_path, content):
     (tmp_path / "m").mkdir(exist_ok=True)
     (tmp_path / "m" / "fedavg_DIGITS_iid_0.json").write_text(content)
-    state, name = experiments.state_of(["--metrics_dir", str(tmp_path / "m")])
+    state, name = run_status.state_of(["--metrics_dir", str(tmp_path / "m")])
     assert name == "fedavg_DIGITS_iid_0"
     assert state.startswith(("failed: ", "done", "stopped after", "failed after"))
-    records.rebuild_results(tmp_path / "m", tmp_path / "results.csv")
+    results_csv.rebuild_results(tmp_path / "m", tmp_path / "results.csv")
 
 
 @given(st.lists(st.text(alphabet="-=abc \t$`();&|>*'\"0\n\x00é", max_size=20), max_size=4))
@@ -173,13 +171,13 @@ def test_any_list_of_experiments(tmp_path, lines):
     path = tmp_path / "list"
     path.write_text("\n".join(lines), encoding="utf-8")
     try:
-        found = experiments.lines_of(path)
+        found = run_status.lines_of(path)
     except InputError:  # a quote that is not closed, a NUL
         return
     for words in found:
         assert words
         assert not any(set(word) & {"\n", "\0"} for word in words)
-        experiments.state_of([*words, "--metrics_dir", str(tmp_path / "m")])
+        run_status.state_of([*words, "--metrics_dir", str(tmp_path / "m")])
 
 
 @given(st.binary(max_size=100))
@@ -188,4 +186,4 @@ def test_any_list_of_experiments(tmp_path, lines):
 def test_any_cache_of_tiny_imagenet(tmp_path, content):
     for part in ("train", "val"):
         (tmp_path / f"tinyimagenet_{part}_cache.pt").write_bytes(content)
-    assert not refused_or(lambda: data.load_tiny_imagenet(tmp_path, 0))
+    assert not refused_or(lambda: datasets.load_tiny_imagenet(tmp_path, 0))

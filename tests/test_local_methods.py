@@ -9,11 +9,14 @@ from conftest import flat_state
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data
 import fedalg
-import rounds
-import utils
-from local_methods import LOCAL_METHODS, LocalMethod, LocalSuperiorSoups, hold_out, low_stretch
+from fedmerge import datasets
+from fedmerge.local_methods.base import LocalMethod, hold_out
+from fedmerge.local_methods.lss import LocalSuperiorSoups
+from fedmerge.local_methods.swad import low_stretch
+from fedmerge.randomness import generator, round_half_up
+from fedmerge.registry import LOCAL_METHODS
+from fedmerge.simulation import rounds
 
 
 def trained(exp, number=1, round=1):
@@ -22,8 +25,8 @@ def trained(exp, number=1, round=1):
 
 def twin_batches(exp, client, epochs, *model):
     """The batches of one run, at most --local_steps of them."""
-    rng = utils.generator(exp.args.seed, "batches", client.round, client.number, *model)
-    found = data.client_batches(exp.splits, client.indices, exp.args.batch_size, epochs, rng)
+    rng = generator(exp.args.seed, "batches", client.round, client.number, *model)
+    found = datasets.client_batches(exp.splits, client.indices, exp.args.batch_size, epochs, rng)
     return itertools.islice(found, exp.args.local_steps)
 
 
@@ -74,8 +77,8 @@ def twin_lss(exp, client):
         more = {"momentum": a.momentum} if a.local_optimizer == "sgd" else {}
         optimiser = optimiser(list(new.values()), lr=a.lr, weight_decay=a.weight_decay, **more)
         batches = list(twin_batches(exp, client, a.soup_epochs, *([i - 1] if i > 1 else [])))
-        rng = utils.generator(a.seed, "interpolation", client.round, client.number, i)
-        batches = batches[: max(1, utils.round_half_up(a.later_share * len(batches)))] if i > 1 else batches
+        rng = generator(a.seed, "interpolation", client.round, client.number, i)
+        batches = batches[: max(1, round_half_up(a.later_share * len(batches)))] if i > 1 else batches
         draws = torch.rand(len(batches), i + 1, generator=rng)
         for (x, y), draw in zip(batches, draws, strict=True):
             shares = draw / draw.sum()
@@ -138,8 +141,8 @@ def test_lss_averages_batchnorm_statistics_of_the_pool_or_measures_them(experime
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
-    rng = utils.generator(0, "recalibrate", 1, 1)
-    for x, _ in data.client_batches(exp.splits, exp.parts[1], exp.args.batch_size, 1, rng):
+    rng = generator(0, "recalibrate", 1, 1)
+    for x, _ in datasets.client_batches(exp.splits, exp.parts[1], exp.args.batch_size, 1, rng):
         module(x)
     assert torch.allclose(flat_state(module)[n:], measured[n:], atol=1e-5)
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from conftest import flat_state
 
-import data
 import fedalg
-import utils
-from local_training import Trainer
+from fedmerge import datasets
+from fedmerge.local_training.trainer import Trainer
+from fedmerge.randomness import generator
 
 
 def plain_sgd(exp, number, round=1, penalty=None):
@@ -24,8 +24,8 @@ def plain_sgd(exp, number, round=1, penalty=None):
         momentum=args.momentum,
         weight_decay=args.weight_decay,
     )
-    rng = utils.generator(args.seed, "batches", round, number)
-    batches = data.client_batches(exp.splits, exp.parts[number], args.batch_size, args.n_client_epochs, rng)
+    rng = generator(args.seed, "batches", round, number)
+    batches = datasets.client_batches(exp.splits, exp.parts[number], args.batch_size, args.n_client_epochs, rng)
     losses, hits = [], 0
     for x, y in batches:
         logits = module(x)
@@ -119,8 +119,8 @@ def twin_mask(exp, client, delta, mask, epochs, lr, bias, l1_strength):
         name: torch.where(m, bias, -bias).requires_grad_()
         for name, m in zip(layout.names, mask.split(layout.sizes), strict=True)
     }
-    rng = utils.generator(exp.args.seed, "mask", client.round, client.number)
-    for x, y in data.client_batches(exp.splits, client.indices, exp.args.batch_size, epochs, rng):
+    rng = generator(exp.args.seed, "mask", client.round, client.number)
+    for x, y in datasets.client_batches(exp.splits, client.indices, exp.args.batch_size, epochs, rng):
         soft = {name: logit.sigmoid() for name, logit in logits.items()}
         weights = {n: start[n].detach() + (soft[n] * change[n]).view_as(start[n]) for n in layout.names}
         loss = lr * F.cross_entropy(torch.func.functional_call(module, weights, (x,)), y)

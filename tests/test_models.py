@@ -10,20 +10,19 @@ import torchvision
 from conftest import flat_state
 from torch import nn
 
-import data
 import fedalg
-import models
-import utils
-from utils import InputError
+from fedmerge import datasets, networks
+from fedmerge.config.resolve import resolve
+from fedmerge.errors import InputError
 
-build = partial(models.build_model, image_size=32, n_classes=10, seed=0)
+build = partial(networks.build_model, image_size=32, n_classes=10, seed=0)
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_the_vector_is_the_module_and_the_module_is_the_vector(norm):
     module = build("cnn", channels=3, norm=norm)
     before = flat_state(module)
-    flat = models.FlatModel(module)
+    flat = networks.FlatModel(module)
     assert torch.equal(flat.vector, before)
     assert flat.layout.n_trainable == sum(p.numel() for p in module.parameters())
     flat.vector.mul_(2)
@@ -35,7 +34,7 @@ def test_the_vector_is_the_module_and_the_module_is_the_vector(norm):
 
 def test_backward_fills_the_gradient_vector_and_forward_moves_the_buffers():
     module, twin = (build("cnn", channels=3, norm="batch") for _ in range(2))
-    flat, x = models.FlatModel(module), torch.randn(5, 3, 32, 32)
+    flat, x = networks.FlatModel(module), torch.randn(5, 3, 32, 32)
     for m in (module, twin):
         m(x).square().sum().backward()
     assert torch.allclose(flat.gradient, torch.cat([p.grad.flatten() for p in twin.parameters()]), rtol=1e-4, atol=1e-4)
@@ -48,7 +47,7 @@ def test_a_shared_parameter_is_refused():
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
     with pytest.raises(ValueError, match="two places"):
-        models.FlatModel(nn.Sequential(first, second))
+        networks.FlatModel(nn.Sequential(first, second))
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -67,12 +66,12 @@ def test_group_norm_replaces_every_batch_norm():
     modules = list(build("resnet18", channels=1, norm="group", image_size=8).modules())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in modules)
     assert sum(isinstance(m, nn.GroupNorm) for m in modules) == 20
-    assert models.FlatModel(modules[0]).layout.dim == models.FlatModel(modules[0]).layout.n_trainable
+    assert networks.FlatModel(modules[0]).layout.dim == networks.FlatModel(modules[0]).layout.n_trainable
 
 
 def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone():
     state = torch.random.get_rng_state()
-    a, b = build("cnn", channels=1, norm="none"), models.build_model("cnn", 1, 32, 10, "none", seed=1)
+    a, b = build("cnn", channels=1, norm="none"), networks.build_model("cnn", 1, 32, 10, "none", seed=1)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(flat_state(a), flat_state(build("cnn", channels=1, norm="none")))
     assert not torch.equal(flat_state(a), flat_state(b))
@@ -80,13 +79,13 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_generator_alone():
 
 def test_saved_weights_come_back_and_get_a_new_head_for_other_classes(tmp_path):
     path, saved = tmp_path / "weights.pt", build("cnn", channels=3, norm="batch", seed=5)
-    models.save_weights(path, saved)
+    networks.save_weights(path, saved)
     same = build("cnn", channels=3, norm="batch")
-    models.load_weights(same, path)
+    networks.load_weights(same, path)
     assert torch.equal(flat_state(same), flat_state(saved))
-    other = models.build_model("cnn", 3, 32, 7, "batch", seed=0)
+    other = networks.build_model("cnn", 3, 32, 7, "batch", seed=0)
     head = other[-1].weight.clone()
-    models.load_weights(other, path)
+    networks.load_weights(other, path)
     assert torch.equal(other[-1].weight, head)
     assert torch.equal(other[0].weight, saved[0].weight)
 
@@ -96,8 +95,8 @@ def test_saved_weights_come_back_and_get_a_new_head_for_other_classes(tmp_path):
 )
 def test_a_head_is_kept_for_the_same_classes_only(tmp_path, saved_for, wanted, kept):
     saved, other = build("cnn", channels=3, norm="none", seed=5), build("cnn", channels=3, norm="none")
-    models.save_weights(tmp_path / "weights.pt", saved, saved_for)
-    models.load_weights(other, tmp_path / "weights.pt", wanted)
+    networks.save_weights(tmp_path / "weights.pt", saved, saved_for)
+    networks.load_weights(other, tmp_path / "weights.pt", wanted)
     assert torch.equal(other[0].weight, saved[0].weight)
     assert torch.equal(other[-1].weight, saved[-1].weight) == kept
     assert torch.equal(other[-1].bias, saved[-1].bias) == kept
@@ -108,14 +107,14 @@ def test_a_head_is_kept_for_the_same_classes_only(tmp_path, saved_for, wanted, k
     [(1, 1), (3, 1), (6, 1), (16, 4), (32, 8), (64, 16), (100, 25), (240, 30), (97, 1)],
 )
 def test_group_norm_takes_any_number_of_channels(channels, groups):
-    layer = models._norm_layer("group")(channels)
+    layer = networks.norm_layer("group")(channels)
     assert layer.num_groups == groups
     assert layer(torch.randn(2, channels, 2, 2)).shape == (2, channels, 2, 2)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_the_layout_knows_what_belongs_to_norm_layers(norm):
-    model = models.FlatModel(build("cnn", channels=3, norm=norm))
+    model = networks.FlatModel(build("cnn", channels=3, norm=norm))
     own = torch.zeros(model.layout.dim, dtype=torch.bool)
     for begin, end in model.layout.norms:
         own[begin:end] = True
@@ -129,7 +128,7 @@ def test_the_layout_knows_what_belongs_to_norm_layers(norm):
 
 
 def test_features_of_another_vector_are_those_of_its_model_and_change_nothing():
-    model, other = (models.FlatModel(build("cnn", channels=1, norm="batch", seed=s)) for s in (0, 1))
+    model, other = (networks.FlatModel(build("cnn", channels=1, norm="batch", seed=s)) for s in (0, 1))
     before, other_before = model.vector.clone(), other.vector.clone()
     x = torch.randn(5, 1, 32, 32)
     with model.keeping_features():
@@ -149,19 +148,19 @@ class Evil:
 
 def test_weights_of_another_model_or_nobody_knows_what_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    models.save_weights("cnn.pt", build("cnn", channels=3, norm="batch"))
+    networks.save_weights("cnn.pt", build("cnn", channels=3, norm="batch"))
     with pytest.raises(InputError, match=r"cnn\.pt: is for another model"):
-        models.load_weights(build("cnn", channels=3, norm="none"), "cnn.pt")
+        networks.load_weights(build("cnn", channels=3, norm="none"), "cnn.pt")
     with pytest.raises(InputError, match="another model"):
-        models.load_weights(build("cnn", channels=1, norm="batch"), "cnn.pt")
+        networks.load_weights(build("cnn", channels=1, norm="batch"), "cnn.pt")
     state = build("cnn", channels=3, norm="batch").state_dict()
     for odd in ({3: torch.zeros(1)}, {"0.weight": "text"}):
         torch.save({"format": "fedalg-weights-1", "state": {**state, **odd}}, "odd.pt")
         if 3 in odd:
-            models.load_weights(build("cnn", channels=3, norm="batch"), "odd.pt")  # ignored
+            networks.load_weights(build("cnn", channels=3, norm="batch"), "odd.pt")  # ignored
             continue
         with pytest.raises(InputError, match="another model"):
-            models.load_weights(build("cnn", channels=3, norm="batch"), "odd.pt")
+            networks.load_weights(build("cnn", channels=3, norm="batch"), "odd.pt")
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"weights": torch.zeros(3)}, "foreign.pt")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
@@ -170,7 +169,7 @@ def test_weights_of_another_model_or_nobody_knows_what_are_refused(tmp_path, mon
     torch.save({"format": "fedalg-weights-1", "state": [1]}, "list.pt")
     for name in ("text.pt", "foreign.pt", "evil.pt", "evil2.pt", "empty.pt", "list.pt"):
         with pytest.raises(InputError, match="not a file of --save_weights"):
-            models.load_weights(build("cnn", channels=3, norm="batch"), name)
+            networks.load_weights(build("cnn", channels=3, norm="batch"), name)
     assert not os.path.exists("evil")
 
 
@@ -184,7 +183,7 @@ def test_pretrained_takes_all_but_the_head_and_the_centre_of_the_stem(tmp_path, 
     torch.save(published.state_dict(), tmp_path / "checkpoints" / url.rsplit("/", 1)[1])
     module = build("resnet18", channels=channels, norm="batch")
     head = module.fc.weight.clone()
-    models.load_pretrained(module, "resnet18")
+    networks.load_pretrained(module, "resnet18")
     centre = published.conv1.weight[:, :, 2:5, 2:5]
     assert torch.equal(module.conv1.weight, centre if channels == 3 else centre.sum(1, keepdim=True))
     assert torch.equal(module.layer3[0].conv1.weight, published.layer3[0].conv1.weight)
@@ -198,15 +197,15 @@ def test_pretrained_without_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(InputError, match=r"python models\.py --download resnet50"):
-        models.load_pretrained(build("resnet50", channels=3, norm="batch"), "resnet50")
+        networks.load_pretrained(build("resnet50", channels=3, norm="batch"), "resnet50")
 
 
 def test_the_pretrained_flag_reaches_the_model(monkeypatch):
     asked = []
-    monkeypatch.setattr(models, "load_pretrained", lambda module, name: asked.append(name))
+    monkeypatch.setattr(networks, "load_pretrained", lambda module, name: asked.append(name))
     settings = {"model_name": "resnet18", "dataset": "CIFAR10", "pretrained": True}
-    tiny = data.Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))
-    splits = data.Splits(tiny, tiny, tiny, 4, torch.zeros(3), torch.ones(3))
-    module = fedalg.build_module(utils.resolve(settings), splits)
+    tiny = datasets.Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))
+    splits = datasets.Splits(tiny, tiny, tiny, 4, torch.zeros(3), torch.ones(3))
+    module = fedalg.build_module(resolve(settings), splits)
     assert asked == ["resnet18"]
     assert module.fc.out_features == 4

@@ -9,9 +9,8 @@ from conftest import keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data
-import partitions
-from utils import InputError
+from fedmerge import datasets, partitions
+from fedmerge.errors import InputError
 
 
 @given(
@@ -39,7 +38,7 @@ def test_every_sample_belongs_to_exactly_one_client(labels, n_clients, dirichlet
 def test_histograms_are_those_of_the_images_a_client_really_trains_on(experiment):
     """Trap: positions within a subset are not positions within the whole. Here the images themselves are looked up."""
     exp = experiment(dirichlet=0.3)
-    truth = {image: label for label, image in keys(data.load_dataset("DIGITS", ".", 0).train)}
+    truth = {image: label for label, image in keys(datasets.load_dataset("DIGITS", ".", 0).train)}
     table = partitions.histograms(exp.splits.train.labels, exp.parts, 10)
     for number, part in enumerate(exp.parts):
         counts = [0] * 10

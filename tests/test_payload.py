@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import payload
-from agg_utils import Update
-from codes import BLOCK
-from payload import PayloadError
-from utils import generator
+from fedmerge import wire
+from fedmerge.client_update import Update
+from fedmerge.randomness import generator
+from fedmerge.wire import message as wire_message
+from fedmerge.wire.bits import BLOCK
+from fedmerge.wire.message import PayloadError
 
 N, BUFFERS = 3000, 5
 
@@ -55,20 +56,20 @@ def unpacked(message, dim=N + BUFFERS):
 def test_a_small_message_by_hand():
     """Weights 1 and 3 of four kept, as float32, and one buffer."""
     update = Update(torch.tensor([0.0, 1.5, 0, -2.0, 7.0]), torch.tensor([False, True, False, True]))
-    data = payload.encode(payload.pack(update, 4, 32, round=9, client=3))
+    data = wire.encode(wire.pack(update, 4, 32, round=9, client=3))
     header = b"FSU" + bytes([2, 32, 1, 0, 0]) + struct.pack("<IIIIi", 4, 1, 2, 9, 3)
     body = bytes([0b01010000]) + struct.pack("<fff", 1.5, -2.0, 7.0)
     assert data == header + struct.pack("<I", zlib.crc32(header + body)) + body
 
 
-@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.VALUE_BITS)
 @pytest.mark.parametrize(
     ("share", "n"), [(None, 3000), (0.003, 3000), (0.2, 3000), (0.7, 3000), (0.99, 3000), (0.97, 270_000)]
 )
 def test_what_the_docstrings_say_suffices_to_decode(bits, share, n):
     update = draw(bits, n=n, share=share)
-    message = payload.pack(update, n, bits, generator(0, "x"), round=7, client=2)
-    vector, round, client = plain_decoder.decode(payload.encode(message))
+    message = wire.pack(update, n, bits, generator(0, "x"), round=7, client=2)
+    vector, round, client = plain_decoder.decode(wire.encode(message))
     assert (round, client) == (7, 2)
     expected = unpacked(message, n + BUFFERS)
     assert torch.allclose(torch.tensor(vector), expected, rtol=1e-6, atol=0)
@@ -78,8 +79,8 @@ def test_what_the_docstrings_say_suffices_to_decode(bits, share, n):
 
 def test_dense_float32_is_four_bytes_a_number_and_shares_the_memory():
     update = draw(0, share=None)
-    message = payload.pack(update, N, 32)
-    assert payload.payload_bytes(message) == 32 + 4 * (N + BUFFERS)
+    message = wire.pack(update, N, 32)
+    assert wire.payload_bytes(message) == 32 + 4 * (N + BUFFERS)
     assert message.unpack(update.delta) is update.delta
     assert message.weights.data.data_ptr() == update.delta.data_ptr()
 
@@ -89,61 +90,61 @@ def test_dense_float32_is_four_bytes_a_number_and_shares_the_memory():
     n=st.integers(1, 3 * BLOCK),
     buffers=st.integers(0, 9),
     share=st.sampled_from([None, 0.0, 0.001, 0.01, 0.2, 0.5, 0.8, 0.99, 1.0]),
-    bits=st.sampled_from(payload.VALUE_BITS),
+    bits=st.sampled_from(wire.VALUE_BITS),
     power=st.integers(-30, 30),
 )
 def test_what_is_written_is_read_and_its_size_known(seed, n, buffers, share, bits, power):
     update = draw(seed, n, buffers, share, 10.0**power)
-    message = payload.pack(update, n, bits, torch.Generator().manual_seed(seed), round=seed, client=seed % 7 - 1)
-    data = payload.encode(message)
-    assert len(data) == payload.payload_bytes(message)
-    read = payload.decode(data, n, buffers)
+    message = wire.pack(update, n, bits, torch.Generator().manual_seed(seed), round=seed, client=seed % 7 - 1)
+    data = wire.encode(message)
+    assert len(data) == wire.payload_bytes(message)
+    read = wire.decode(data, n, buffers)
     assert same(fields(read), fields(message))
     assert same(unpacked(read, n + buffers), unpacked(message, n + buffers))
-    assert payload.carry(message, real=True)[0] == payload.carry(message, real=False)[0] == len(data)
+    assert wire.carry(message, real=True)[0] == wire.carry(message, real=False)[0] == len(data)
     if bits == 32:
         assert torch.equal(unpacked(read, n + buffers), update.delta)
 
 
 def test_real_bytes_are_really_read(monkeypatch):
-    message = payload.pack(draw(8), N, 8, torch.Generator())
-    size, arrived = payload.carry(message, real=True)
+    message = wire.pack(draw(8), N, 8, torch.Generator())
+    size, arrived = wire.carry(message, real=True)
     assert arrived is not message
-    assert payload.carry(message, real=False) == (size, message)
-    write = payload.encode
-    monkeypatch.setattr(payload, "encode", lambda message: write(message)[:-1])
+    assert wire.carry(message, real=False) == (size, message)
+    write = wire.encode
+    monkeypatch.setattr(wire_message, "encode", lambda message: write(message)[:-1])
     with pytest.raises(PayloadError):
-        payload.carry(message, real=True)
+        wire.carry(message, real=True)
 
 
 def test_a_whole_model_by_hand():
-    assert payload.dense_bytes(N + BUFFERS) == 32 + 4 * (N + BUFFERS)
+    assert wire.dense_bytes(N + BUFFERS) == 32 + 4 * (N + BUFFERS)
 
 
-@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.VALUE_BITS)
 def test_buffers_are_never_rounded(bits):
     """A rounded change of a variance that nearly vanishes would leave it negative."""
     update = draw(9)
-    assert torch.equal(unpacked(payload.pack(update, N, bits, torch.Generator()))[N:], update.delta[N:])
+    assert torch.equal(unpacked(wire.pack(update, N, bits, torch.Generator()))[N:], update.delta[N:])
 
 
 def test_a_mask_that_keeps_all_is_none():
     update = draw(1, share=1.0)
-    assert payload.pack(update, N, 32).mask is None
-    assert payload.encode(payload.pack(update, N, 32)) == payload.encode(payload.pack(Update(update.delta), N, 32))
+    assert wire.pack(update, N, 32).mask is None
+    assert wire.encode(wire.pack(update, N, 32)) == wire.encode(wire.pack(Update(update.delta), N, 32))
 
 
 @pytest.mark.parametrize(("share", "how"), [(None, 0), (0.5, 1), (0.1, 2), (0.9, 3)])
 def test_positions_are_written_in_the_shortest_way(share, how):
-    message = payload.pack(draw(2, 100_000, 0, share), 100_000, 32)
-    assert payload.encode(message)[5] == how
-    assert payload._positions_bytes(message)[1] == how
+    message = wire.pack(draw(2, 100_000, 0, share), 100_000, 32)
+    assert wire.encode(message)[5] == how
+    assert wire_message._positions_bytes(message)[1] == how
 
 
 def test_layers_that_differ_in_density_cost_less_than_their_mean_density():
     g = torch.Generator().manual_seed(0)
     mask = torch.cat([torch.rand(300_000, generator=g) < q for q in (0.001, 0.05, 0.002)])
-    size, _ = payload._positions_bytes(payload.pack(Update(mask.float(), mask), len(mask), 32))
+    size, _ = wire_message._positions_bytes(wire.pack(Update(mask.float(), mask), len(mask), 32))
     q = mask.float().mean().item()
     assert 8 * size < 0.9 * len(mask) * -(q * math.log2(q) + (1 - q) * math.log2(1 - q))
 
@@ -153,7 +154,7 @@ def test_layers_that_differ_in_density_cost_less_than_their_mean_density():
 
 
 def rounded(values, bits, seed=0):
-    return payload.dequantise(payload.quantise(values, bits, torch.Generator().manual_seed(seed)))
+    return wire.dequantise(wire.quantise(values, bits, torch.Generator().manual_seed(seed)))
 
 
 def twin(values, bits, draws):
@@ -216,7 +217,7 @@ def test_sixteen_bits_keep_eleven_of_the_mantissa_at_any_scale(seed, power):
     assert ((rounded(values, 16) - values).abs() <= values.abs() / 2**11)[large].all()
 
 
-@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.VALUE_BITS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(bits, bad):
     values = torch.ones(3)
@@ -224,15 +225,15 @@ def test_what_is_not_finite_stays_so(bits, bad):
     assert not torch.isfinite(rounded(values, bits)).all()
 
 
-@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.VALUE_BITS)
 def test_zeros_and_nothing_at_all(bits):
     assert torch.equal(rounded(torch.zeros(5), bits), torch.zeros(5))
     assert rounded(torch.zeros(0), bits).shape == (0,)
 
 
 def test_the_key_decides_the_rounding():
-    messages = [payload.pack(draw(5), N, 4, generator(0, "rounding", round, 2)) for round in (1, 1, 2)]
-    codes = list(map(payload.encode, messages))
+    messages = [wire.pack(draw(5), N, 4, generator(0, "rounding", round, 2)) for round in (1, 1, 2)]
+    codes = list(map(wire.encode, messages))
     assert codes[0] == codes[1] != codes[2]
 
 
@@ -247,23 +248,23 @@ def mended(data):
 
 
 def message_bytes(bits=32, share=0.1):
-    return payload.encode(payload.pack(draw(6, share=share), N, bits, torch.Generator().manual_seed(0)))
+    return wire.encode(wire.pack(draw(6, share=share), N, bits, torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.VALUE_BITS)
 def test_every_truncation_and_every_flipped_bit_is_noticed(bits):
     data = message_bytes(bits)
     for length in range(0, len(data), 7):
         with pytest.raises(PayloadError):
-            payload.decode(data[:length], N, BUFFERS)
+            wire.decode(data[:length], N, BUFFERS)
         if length >= 32:
             with pytest.raises(PayloadError, match="not a message"):
-                payload.decode(mended(data[:length]), N, BUFFERS)
+                wire.decode(mended(data[:length]), N, BUFFERS)
     for at in range(0, len(data), 5):
         flipped = bytearray(data)
         flipped[at] ^= 1 << at % 8
         with pytest.raises(PayloadError):
-            payload.decode(flipped, N, BUFFERS)
+            wire.decode(flipped, N, BUFFERS)
 
 
 def changed(at, kind, value, bits=32, share=0.1):
@@ -302,82 +303,82 @@ def changed(at, kind, value, bits=32, share=0.1):
 )
 def test_a_message_that_nobody_wrote_is_refused(data, why):
     with pytest.raises(PayloadError, match=why) as caught:
-        payload.decode(data, N, BUFFERS)
+        wire.decode(data, N, BUFFERS)
     assert "\n" not in str(caught.value)
 
 
 def test_positions_out_of_range_and_bits_behind_the_end():
     mask = torch.zeros(N, dtype=torch.bool)
     mask[[5, N - 1]] = True
-    data = payload.encode(payload.pack(Update(torch.ones(N + BUFFERS), mask), N, 32))
+    data = wire.encode(wire.pack(Update(torch.ones(N + BUFFERS), mask), N, 32))
     smaller = bytearray(data)
     struct.pack_into("<I", smaller, 8, N - 1)
     with pytest.raises(PayloadError, match="place out of range"):
-        payload.decode(mended(smaller), N - 1, BUFFERS)
+        wire.decode(mended(smaller), N - 1, BUFFERS)
     odd = Update(torch.ones(11), torch.arange(11) % 2 == 0)
-    data = bytearray(payload.encode(payload.pack(odd, 11, 32)))
-    assert data[5] == payload.BITMAP
+    data = bytearray(wire.encode(wire.pack(odd, 11, 32)))
+    assert data[5] == wire.BITMAP
     data[33] |= 1
     with pytest.raises(PayloadError, match="bits behind the end"):
-        payload.decode(mended(data), 11, 0)
+        wire.decode(mended(data), 11, 0)
     data[33] ^= 1
     data[32] ^= 0b11000000
-    payload.decode(mended(data), 11, 0)  # as many, elsewhere
+    wire.decode(mended(data), 11, 0)  # as many, elsewhere
     data[32] ^= 0b00100000
     with pytest.raises(PayloadError, match="number of weights"):
-        payload.decode(mended(data), 11, 0)
+        wire.decode(mended(data), 11, 0)
 
 
 def test_a_level_that_its_bits_cannot_hold():
     values = torch.cat([torch.zeros(990), torch.full((10,), 1.0)])
-    data = bytearray(payload.encode(payload.pack(Update(values), 1000, 8, torch.Generator())))
-    assert data[6] == payload.CODED
+    data = bytearray(wire.encode(wire.pack(Update(values), 1000, 8, torch.Generator())))
+    assert data[6] == wire.CODED
     data[4] = 4
     with pytest.raises(PayloadError, match="level out of range"):
-        payload.decode(mended(data), 1000, 0)
+        wire.decode(mended(data), 1000, 0)
 
 
 def test_absurd_lengths_allocate_nothing_absurd():
     unary = changed(33, "<I", 2**32 - 1)  # the gaps' unary part: 4 gigabits
-    assert message_bytes()[5] == payload.KEPT
+    assert message_bytes()[5] == wire.KEPT
     tracemalloc.start()
     try:
         for data in (unary, changed(8, "<I", 2**32 - 1), changed(12, "<I", 2**32 - 1), changed(16, "<I", 2**32 - 1)):
             with pytest.raises(PayloadError):
-                payload.decode(data, N, BUFFERS)
+                wire.decode(data, N, BUFFERS)
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
         tracemalloc.stop()
 
 
-@given(body=st.binary(max_size=200), bits=st.sampled_from(payload.VALUE_BITS), data=st.data())
+@given(body=st.binary(max_size=200), bits=st.sampled_from(wire.VALUE_BITS), data=st.data())
 def test_any_body_behind_a_good_header_is_read_or_refused(body, bits, data):
     n, buffers = data.draw(st.integers(1, 2 * BLOCK)), data.draw(st.integers(0, 3))
     how = [data.draw(st.integers(0, 3)), data.draw(st.integers(0, 1))]
     kept = data.draw(st.integers(0, min(n, 100)) | st.just(n))
-    header = payload.HEADER.pack(payload.MAGIC, payload.VERSION, bits, *how, n, buffers, kept, 1, 0)
+    header = wire.HEADER.pack(wire.MAGIC, wire.VERSION, bits, *how, n, buffers, kept, 1, 0)
     try:
-        message = payload.decode(mended(header + bytes(4) + body), n, buffers)
+        message = wire.decode(mended(header + bytes(4) + body), n, buffers)
     except PayloadError:
         return
     assert torch.isfinite(unpacked(message, n + buffers)).all()
-    assert payload.payload_bytes(message) == len(payload.encode(message))
+    assert wire.payload_bytes(message) == len(wire.encode(message))
 
 
 @given(st.binary(max_size=100))
 def test_any_bytes_are_refused(data):
     with pytest.raises(PayloadError):
-        payload.decode(data, N, BUFFERS)
+        wire.decode(data, N, BUFFERS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("bits", payload.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.VALUE_BITS)
 def test_a_gpu_packs_and_counts_what_a_cpu_does(bits):
     for share in (None, 0.01, 0.3, 0.9):
         update = draw(7, 100_000, 5, share)
         on_gpu = Update(*(None if t is None else t.cuda() for t in update))
-        messages = [payload.pack(u, 100_000, bits, torch.Generator().manual_seed(0)) for u in (update, on_gpu)]
-        data = [payload.encode(m) for m in messages]
-        assert [payload.payload_bytes(m) for m in messages] == list(map(len, data))
-        a, b = (payload.decode(d, 100_000, 5).unpack(torch.empty(100_005)) for d in data)
+        messages = [wire.pack(u, 100_000, bits, torch.Generator().manual_seed(0)) for u in (update, on_gpu)]
+        data = [wire.encode(m) for m in messages]
+        assert [wire.payload_bytes(m) for m in messages] == list(map(len, data))
+        a, b = (wire.decode(d, 100_000, 5).unpack(torch.empty(100_005)) for d in data)
         assert torch.allclose(a, b, rtol=1e-5, atol=(0 if bits > 8 else a.abs().max().item() / 2 ** (bits - 2)))

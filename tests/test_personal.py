@@ -10,20 +10,15 @@ import pytest
 import torch
 from conftest import QUICK
 
-import checkpoints
-import data
-import evaluation
 import fedalg
-import outputs
-import payload
-import personal
-import personalise
-import provenance
-import records
-import results
-import rounds
-import utils
-from utils import InputError
+from fedmerge import datasets, locks, provenance, wire
+from fedmerge.checkpoint.policy import Interrupted
+from fedmerge.config.parser import checked_settings
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import run_name, settings_of
+from fedmerge.errors import InputError
+from fedmerge.reporting import outputs, run_record
+from fedmerge.simulation import evaluation, personal_models, personal_parts, rounds
 
 TRAIN = ["--dataset=DIGITS", "--dirichlet=0.3", "--n_epochs=2", "--n_client_epochs=3", "--batch_size=16", "--lr=0.02"]
 FEW = [*TRAIN, "--n_clients=5", "--participation=0.4", "--device=cpu", "--quiet"]
@@ -32,17 +27,17 @@ FEW = [*TRAIN, "--n_clients=5", "--participation=0.4", "--device=cpu", "--quiet"
 def test_accuracy_on_a_clients_own_mix_of_labels_by_hand():
     """Class 0: 1 of 2 right, class 1: 3 of 3, class 2: 0 of 1; the client holds 3 of class 0 and 1 of class 2."""
     labels, predictions = torch.tensor([0, 0, 1, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 1, 0])
-    assert personal.own_accuracy(predictions, labels, [3, 0, 1]) == pytest.approx((3 * 0.5 + 1 * 0) / 4)
-    assert personal.own_accuracy(predictions, labels, [0, 9, 0]) == 1
-    assert personal.own_accuracy(predictions, labels, [1, 0, 0, 5]) == 0.5  # no test image of class 3
+    assert personal_parts.own_accuracy(predictions, labels, [3, 0, 1]) == pytest.approx((3 * 0.5 + 1 * 0) / 4)
+    assert personal_parts.own_accuracy(predictions, labels, [0, 9, 0]) == 1
+    assert personal_parts.own_accuracy(predictions, labels, [1, 0, 0, 5]) == 0.5  # no test image of class 3
 
 
 def test_the_summary_by_hand():
     rows = [
-        dict(zip(personal.COLUMNS, values, strict=True))
+        dict(zip(personal_parts.COLUMNS, values, strict=True))
         for values in ((0, 9, 100, 0.2, 0.6, 0.8), (1, 9, 300, 0.4, 0.8, 1))
     ]
-    found = personal.summary(rows, 992)
+    found = personal_parts.summary(rows, 992)
     assert found == {
         "shared_accuracy": pytest.approx(0.3),
         "personal_accuracy": pytest.approx(0.7),
@@ -96,7 +91,7 @@ def test_what_was_saved_is_judged_alike_from_the_files_alone(saved, program, par
     assert (parts / "accuracy.png").stat().st_size > 5000
     rows = pd.read_csv(parts / "accuracy.csv")
     assert rows.equals(before)
-    assert list(rows) == personal.COLUMNS
+    assert list(rows) == personal_parts.COLUMNS
     assert rows["client"].tolist() == [0, 1, 2, 3, 4]
     assert rows["samples"].sum() == 1294
     assert rows["bytes"].tolist() == [(parts / f"client_000{i}.payload").stat().st_size for i in range(5)]
@@ -111,13 +106,13 @@ def test_what_was_saved_is_judged_alike_from_the_files_alone(saved, program, par
 def test_parts_hold_the_share_and_their_client(parts):
     index = json.loads((parts / "clients.json").read_text())
     shared = (parts / "shared.payload").read_bytes()
-    n = payload.HEADER.unpack(shared[: payload.HEADER.size])[5]
+    n = wire.HEADER.unpack(shared[: wire.HEADER.size])[5]
     for number in range(5):
-        message = payload.decode((parts / f"client_000{number}.payload").read_bytes(), n, 0)
+        message = wire.decode((parts / f"client_000{number}.payload").read_bytes(), n, 0)
         assert (message.client, message.weights.bits) == (number, 4)
         assert len(message.positions) / n == pytest.approx(0.1, rel=0.01)
     assert index["settings"]["sparsity"] == 0.1
-    assert payload.decode(shared, n, 0).weights.bits == 32
+    assert wire.decode(shared, n, 0).weights.bits == 32
 
 
 @pytest.mark.parametrize("flags", [["--algorithm=fedavg"], ["--algorithm=las", "--preset=compact"]], ids=str)
@@ -125,9 +120,9 @@ def test_a_part_may_hold_more_than_crosses_the_wire(program, tmp_path, flags):
     more = ["--part_sparsity", 0.2, "--part_bits", 4]
     done = program(*flags, *FEW, "--save_clients", tmp_path / "parts", *more)
     assert done.returncode == 0, done.stderr
-    n = payload.HEADER.unpack((tmp_path / "parts" / "shared.payload").read_bytes()[: payload.HEADER.size])[5]
+    n = wire.HEADER.unpack((tmp_path / "parts" / "shared.payload").read_bytes()[: wire.HEADER.size])[5]
     for path in (tmp_path / "parts").glob("client_*.payload"):
-        message = payload.decode(path.read_bytes(), n, 0)
+        message = wire.decode(path.read_bytes(), n, 0)
         assert message.weights.bits == 4
         assert len(message.positions) == round(0.2 * n)
     refused = program(*flags, *FEW, *more)
@@ -146,7 +141,7 @@ def test_a_part_that_keeps_everything_is_the_full_copy(program, tmp_path):
 def test_what_clients_held_back_while_training_is_no_part_of_their_own(experiment):
     exp = experiment(algorithm="las", residual="client", sparsity=0.05, save_clients="unused")
     rounds.train_round(exp, 1)
-    chooser = personalise.part_chooser(exp.algorithm, exp.args)
+    chooser = personal_models.part_chooser(exp.algorithm, exp.args)
     assert exp.algorithm.memory.left
     assert chooser.memory is None
     assert chooser.sparsity == 0.05
@@ -156,7 +151,7 @@ def test_the_share_in_a_part_changes_nothing_in_how_clients_train(experiment):
     """Nor what full copies are worth."""
     exp = experiment(algorithm="fedprox", prox_momentum=0.5)
     exp.args.part_sparsity = 0.1
-    chooser = personalise.part_chooser(exp.algorithm, exp.args)
+    chooser = personal_models.part_chooser(exp.algorithm, exp.args)
     assert (chooser.sparsity, chooser.pull) == (0.1, exp.algorithm.pull)
 
 
@@ -167,18 +162,18 @@ def trained(exp, number, start):
 
 def made(exp, number=0):
     """What personalise.make_part makes of a client: (the part [dim], {accuracy: figure})."""
-    chooser, shared = personalise.part_chooser(exp.algorithm, exp.args), evaluation.served(exp)
-    histogram = results.histograms(exp).tolist()[number]
-    judge, n = personalise.Judge(exp), exp.model.layout.n_trainable
-    _, data, accuracies = personalise.make_part(exp, judge, chooser, shared, number, histogram, exp.trainer)
-    return payload.decode(data, n, len(shared) - n).unpack(torch.empty_like(shared)), accuracies
+    chooser, shared = personal_models.part_chooser(exp.algorithm, exp.args), evaluation.served(exp)
+    histogram = run_record.histograms(exp).tolist()[number]
+    judge, n = personal_models.Judge(exp), exp.model.layout.n_trainable
+    _, data, accuracies = personal_models.make_part(exp, judge, chooser, shared, number, histogram, exp.trainer)
+    return wire.decode(data, n, len(shared) - n).unpack(torch.empty_like(shared)), accuracies
 
 
 def on_all_images(exp, vector, number):
     """The accuracy of `vector [dim]` on the client's mix of labels, from all of the test set."""
     test = exp.splits.test
     predictions = evaluation.predict(exp, vector, test).argmax(1)
-    return personal.own_accuracy(predictions, test.labels, results.histograms(exp).tolist()[number])
+    return personal_parts.own_accuracy(predictions, test.labels, run_record.histograms(exp).tolist()[number])
 
 
 def test_a_full_copy_is_all_that_the_client_trained(experiment):
@@ -204,11 +199,11 @@ def test_a_client_that_diverges_is_named(experiment):
 def test_images_of_classes_that_a_client_lacks_are_not_evaluated_and_change_nothing(experiment, monkeypatch, dirichlet):
     exp, seen = experiment(dirichlet=dirichlet), []
     rounds.train_round(exp, 1)
-    judge, normalise = personalise.Judge(exp), data.Splits.normalise
-    for number, histogram in enumerate(results.histograms(exp).tolist()):
+    judge, normalise = personal_models.Judge(exp), datasets.Splits.normalise
+    for number, histogram in enumerate(run_record.histograms(exp).tolist()):
         expected = on_all_images(exp, exp.theta, number)
         with monkeypatch.context() as patch:
-            patch.setattr(data.Splits, "normalise", lambda splits, x: seen.append(len(x)) or normalise(splits, x))
+            patch.setattr(datasets.Splits, "normalise", lambda splits, x: seen.append(len(x)) or normalise(splits, x))
             assert judge(exp.theta, histogram, exp.model) == expected
         counts = torch.bincount(exp.splits.test.labels, minlength=10)
         assert seen.pop() == sum(n for n, held in zip(counts.tolist(), histogram, strict=True) if held)
@@ -218,7 +213,7 @@ def test_a_client_whose_classes_nobody_tests_is_judged_as_nothing(experiment):
     exp = experiment()
     labels = exp.splits.test.labels
     exp.splits = replace(exp.splits, test=exp.splits.test[labels != 3])
-    assert personalise.Judge(exp)(exp.theta, [0, 0, 0, 5, *[0] * 6], exp.model) == 0
+    assert personal_models.Judge(exp)(exp.theta, [0, 0, 0, 5, *[0] * 6], exp.model) == 0
 
 
 @pytest.mark.parametrize("part_sparsity", [None, 0.05])
@@ -261,7 +256,7 @@ class Impatient:
         return signal.SIGTERM if len(list(self.folder.glob("client_*.payload"))) >= self.at else None
 
     def heed(self, exp):
-        raise checkpoints.Interrupted("stopped")
+        raise Interrupted("stopped")
 
 
 SAVED = {"algorithm": "las", "sparsity": 0.1, "value_bits": 4, "dirichlet": 0.3, "n_clients": 7, "parallel_clients": 1}
@@ -270,16 +265,16 @@ SAVED = {"algorithm": "las", "sparsity": 0.1, "value_bits": 4, "dirichlet": 0.3,
 @pytest.fixture
 def saving(experiment, tmp_path, monkeypatch):
     """A function (folder's name, Keeper's patience, settings) -> (numbers of the clients that trained, the summary)."""
-    numbers, make = [], personalise.make_part
-    monkeypatch.setattr(personalise, "make_part", lambda *given: numbers.append(given[4]) or make(*given))
+    numbers, make = [], personal_models.make_part
+    monkeypatch.setattr(personal_models, "make_part", lambda *given: numbers.append(given[4]) or make(*given))
 
     def save(name, patience=None, theta=0.0, **settings):
         exp = experiment(**SAVED | settings, save_clients=str(tmp_path / name))
         exp.theta = exp.theta + theta
         keeper, found = patience and Impatient(tmp_path / name, patience), None
         numbers.clear()
-        with contextlib.suppress(checkpoints.Interrupted):
-            found = personalise.save_clients(exp, keeper)
+        with contextlib.suppress(Interrupted):
+            found = personal_models.save_clients(exp, keeper)
         return list(numbers), found
 
     return save
@@ -338,7 +333,7 @@ def test_parts_to_another_model_or_of_another_kind_are_made_again(saving, change
 
 def test_parts_of_another_code_are_made_again(saving, monkeypatch):
     saving("ended", 3)
-    monkeypatch.setattr(provenance, "code_hash", lambda: "other")
+    monkeypatch.setattr(provenance, "code_hash", lambda settings: "other")
     assert saving("ended")[0] == list(range(7))
 
 
@@ -360,10 +355,10 @@ def test_clients_are_saved_alike_side_by_side(saving, tmp_path):
 
 def test_progress_is_shown_where_there_is_a_terminal(experiment, monkeypatch, capsys):
     exp = experiment()
-    assert list(personalise.progress(exp, iter("abc"), 2, 5)) == ["a", "b", "c"]
+    assert list(personal_models.progress(exp, iter("abc"), 2, 5)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    list(personalise.progress(exp, iter("abc"), 2, 5))
+    list(personal_models.progress(exp, iter("abc"), 2, 5))
     assert "personal models: 100%" in capsys.readouterr().err
 
 
@@ -375,7 +370,7 @@ def settings_in(tmp_path, **settings):
     """Settings of a quick run with all outputs under tmp_path."""
     files = {"metrics_dir": "m", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
     quick = {**QUICK, "n_clients": 5, "quiet": True, "device": "cpu"}
-    return utils.resolve({**quick, **{name: str(tmp_path / file) for name, file in files.items()}, **settings})
+    return resolve({**quick, **{name: str(tmp_path / file) for name, file in files.items()}, **settings})
 
 
 OUTPUTS = {"save_clients": ("parts", "parts/.lock"), "save_weights": ("w.pt", ".w.pt.lock")}
@@ -385,12 +380,12 @@ OUTPUTS = {"save_clients": ("parts", "parts/.lock"), "save_weights": ("w.pt", ".
 def test_a_run_has_its_outputs_to_itself_from_its_start_to_its_record(tmp_path, monkeypatch, flag):
     path, lock = (tmp_path / name for name in OUTPUTS[flag])
     prepare, leave, moments = fedalg.prepare, fedalg.leave_results, []
-    monkeypatch.setattr(fedalg, "prepare", lambda *given: moments.append(records.is_held(lock)) or prepare(*given))
-    monkeypatch.setattr(fedalg, "leave_results", lambda *given: leave(*given) or moments.append(records.is_held(lock)))
+    monkeypatch.setattr(fedalg, "prepare", lambda *given: moments.append(locks.is_held(lock)) or prepare(*given))
+    monkeypatch.setattr(fedalg, "leave_results", lambda *given: leave(*given) or moments.append(locks.is_held(lock)))
     args = settings_in(tmp_path, **{flag: str(path)})
     fedalg.main(args)
     assert moments == [True, True]
-    assert not records.is_held(lock)
+    assert not locks.is_held(lock)
     fedalg.main(args)  # already finished
     assert len(moments) == 2
 
@@ -419,36 +414,36 @@ def test_one_file_by_two_names_is_one_output(tmp_path):
 
 def test_what_was_written_while_a_run_waited_for_the_lock_counts(tmp_path, monkeypatch):
     args = settings_in(tmp_path, save_weights=str(tmp_path / "w.pt"))
-    lock = records.exclusively
+    lock = locks.exclusively
 
     def late(*given):
         (tmp_path / "w.pt").write_bytes(b"of the other")
         return lock(*given)
 
-    monkeypatch.setattr(records, "exclusively", late)
+    monkeypatch.setattr(locks, "exclusively", late)
     with pytest.raises(InputError, match="is there already"), outputs.held(args, "mine", anew=True):
         pass
 
 
 def test_a_folder_that_is_held_can_be_judged(parts):
-    with records.exclusively(parts / ".lock", "another"):
-        args = utils.resolve({"evaluate_clients": str(parts), "device": "cpu", "quiet": True})
+    with locks.exclusively(parts / ".lock", "another"):
+        args = resolve({"evaluate_clients": str(parts), "device": "cpu", "quiet": True})
         assert fedalg.main(args)["personal_accuracy"] > 0.5
 
 
 def test_a_finished_run_whose_parts_another_wrote_over_is_not_called_finished(tmp_path, saving):
     args = settings_in(tmp_path, save_clients=str(tmp_path / "parts"))
-    name = utils.run_name(args)
+    name = run_name(args)
     fedalg.main(args)
-    assert results.already_finished(args, name)
+    assert run_record.already_finished(args, name)
     args.part_bits = 8
     with pytest.raises(InputError, match="is of a run with part_bits = None, not 8"):
-        results.already_finished(args, name)
+        run_record.already_finished(args, name)
     args.part_bits, path = None, tmp_path / "parts" / "clients.json"
     index = json.loads(path.read_text())
     path.write_text(json.dumps(index | {"run": "another"}))
     with pytest.raises(InputError, match="is of another: name its own folder"):
-        results.already_finished(args, name)
+        run_record.already_finished(args, name)
     fedalg.main(settings_in(tmp_path, save_clients=args.save_clients, seed=1, overwrite=True))
     for older in (False, True):  # which says its settings only
         if older:
@@ -461,7 +456,7 @@ def test_a_finished_run_whose_parts_another_wrote_over_is_not_called_finished(tm
 def test_a_run_that_goes_on_writes_over_nothing_of_another(tmp_path, saving):
     """The other came while it was away."""
     args = settings_in(tmp_path, save_clients=str(tmp_path / "parts"), save_weights=str(tmp_path / "w.pt"))
-    name, earlier = utils.run_name(args), vars(args)
+    name, earlier = run_name(args), vars(args)
     outputs.check(args, name, earlier)
     saving("parts", 2)
     with pytest.raises(InputError, match="parts: holds what is not of this run"):
@@ -561,21 +556,21 @@ def test_a_shared_model_that_began_pretrained_needs_no_download(program, parts):
 
 
 def test_settings_of_a_file_are_checked_like_typed_ones():
-    settings = utils.settings_of(utils.resolve({"algorithm": "las", "seed": 7, "eval_train": True, "data_root": "/x"}))
-    args = utils.checked_settings(settings, "here")
+    settings = settings_of(resolve({"algorithm": "las", "seed": 7, "eval_train": True, "data_root": "/x"}))
+    args = checked_settings(settings, "here")
     assert (args.algorithm, args.seed, args.eval_train, args.data_root) == ("las", 7, True, "./data")
     with pytest.raises(InputError, match="here: there is no setting lrr"):
-        utils.checked_settings({"lrr": 1}, "here")
+        checked_settings({"lrr": 1}, "here")
 
 
 def test_a_run_goes_on_though_its_other_outputs_lie_in_the_folder_of_its_parts(tmp_path):
     (tmp_path / "metrics").mkdir()
-    personal.check_folder(tmp_path, "run")
+    personal_parts.check_folder(tmp_path, "run")
     with pytest.raises(InputError, match="is not empty"):
-        personal.check_folder(tmp_path)
+        personal_parts.check_folder(tmp_path)
     (tmp_path / "client_0000.payload").write_bytes(b"of another")
     with pytest.raises(InputError, match="holds what is not of this run"):
-        personal.check_folder(tmp_path, "run")
+        personal_parts.check_folder(tmp_path, "run")
 
 
 def test_nobody_needs_to_read_what_is_said_of_the_parts(saving, monkeypatch, capsys):

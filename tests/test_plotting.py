@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 from made_runs import change, write_run
 
-import curves
 import plotting
+from fedmerge.reporting import curves
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import sys
 import pytest
 
 import fedalg
-import progress
-import rounds
-from checkpoints import Checkpoints, Keeper
-from progress import Progress, duration
-from ranks import load_of
+from fedmerge.checkpoint.policy import Keeper
+from fedmerge.checkpoint.store import Checkpoints
+from fedmerge.reporting import progress
+from fedmerge.reporting.progress import Progress, duration
+from fedmerge.simulation import rounds
+from fedmerge.simulation.distributed import load_of
 
 
 @pytest.fixture

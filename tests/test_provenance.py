@@ -7,45 +7,70 @@ import pytest
 import torch
 from conftest import QUICK, ROOT
 
-import provenance
-import results
-import utils
+from fedmerge import datasets, provenance, registry, wire
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import run_name, settings_of
+from fedmerge.errors import InputError
+from fedmerge.reporting import run_record
 
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A copy of the program's source in which a test may change things; the hash is of that."""
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
+    shutil.copy(ROOT / "fedalg.py", tmp_path)
+    shutil.copytree(ROOT / "fedmerge", tmp_path / "fedmerge", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "HERE", tmp_path)
-    provenance.code_hash.cache_clear()
+    monkeypatch.setattr(registry, "HERE", tmp_path / "fedmerge")
+    forget()
     yield tmp_path
-    provenance.code_hash.cache_clear()
+    forget()
+
+
+def forget():
+    for cache in (provenance._hash_of, registry._specs, registry._text, registry._tree):
+        cache.cache_clear()
+
+
+def current_hash(**settings):
+    return provenance.code_hash({**QUICK, "algorithm": "las", "model_name": "cnn", **settings})
 
 
 def hash_after(path, before, after):
     text = path.read_text()
     assert before in text
     path.write_text(text.replace(before, after))
-    provenance.code_hash.cache_clear()
-    return provenance.code_hash()
+    forget()
+    return current_hash()
 
 
 def test_the_hash_is_of_what_computes_and_not_of_words_or_figures(copy):
-    first = provenance.code_hash()
-    assert hash_after(copy / "agg_utils.py", "# [n_trainable], m in the paper", "#  something else") == first
-    assert hash_after(copy / "agg_utils.py", "half may lie", "half may cheat") == first
-    assert hash_after(copy / "plotting.py", "mean", "median") == first
-    assert hash_after(copy / "codes.py", " + 1", " + 2") != first  # imported by what fedalg imports
+    first, package = current_hash(), copy / "fedmerge"
+    assert hash_after(package / "algorithms" / "las.py", "# [n_trainable], what", "#  something else") == first
+    assert hash_after(package / "algorithms" / "las.py", "each client sends a sparse part", "it is sparse") == first
+    assert hash_after(package / "reporting" / "tables.py", "mean", "median") == first
+    assert hash_after(package / "algorithms" / "fedprox.py", "self.", "2 * self.") == first  # of another algorithm
+    assert current_hash(algorithm="fedprox") != first
+    assert hash_after(package / "wire" / "golomb.py", " + 1", " + 2") != first  # imported by what fedalg imports
 
 
 def test_every_module_that_fedalg_loads_has_a_part_in_it(copy):
-    for name in ("local_training", "payload", "downlink", "partitions", "models", "data", "options"):
-        before = provenance.code_hash()
-        with (copy / f"{name}.py").open("a") as file:
+    modules = [
+        *("local_training/client", "wire/message", "wire/downlink", "partitions/drawn", "networks/building"),
+        *(
+            "datasets/digits",
+            "networks/cnn",
+            "config/options",
+            "algorithms/fedavg",
+            "algorithms/las",
+            "local_methods/base",
+        ),
+    ]
+    for name in modules:
+        before = current_hash()
+        with (copy / "fedmerge" / f"{name}.py").open("a") as file:
             file.write("\nA_NEW_NAME = 1\n")
-        provenance.code_hash.cache_clear()
-        assert provenance.code_hash() != before, name
+        forget()
+        assert current_hash() != before, name
 
 
 @pytest.fixture
@@ -94,21 +119,21 @@ def test_a_run_finished_on_other_data_is_refused(finished):
 
 
 def test_a_finished_run_whose_data_is_gone_says_that_it_cannot_be_told(tmp_path, capsys, monkeypatch):
-    args = utils.resolve({**QUICK, "metrics_dir": str(tmp_path)})
-    name = utils.run_name(args)
-    record = {"finished": True, "settings": utils.settings_of(args), "partition": {"sha256": ""}}
-    record |= {"payload_version": results.payload.VERSION, "data": {"crc32": "1"}, "environment": {}}
+    args = resolve({**QUICK, "metrics_dir": str(tmp_path)})
+    name = run_name(args)
+    record = {"finished": True, "settings": settings_of(args), "partition": {"sha256": ""}}
+    record |= {"payload_version": wire.VERSION, "data": {"crc32": "1"}, "environment": {}}
     (tmp_path / f"{name}.json").write_text(json.dumps(record))
     (tmp_path / f"{name}_metrics.csv").touch()
 
     def gone(*what):
-        raise utils.InputError("no DIGITS in ./data")
+        raise InputError("no DIGITS in ./data")
 
-    monkeypatch.setattr(results.data, "fingerprint", gone)
-    assert results.already_finished(args, name)
+    monkeypatch.setattr(datasets, "fingerprint", gone)
+    assert run_record.already_finished(args, name)
     assert "on the same data cannot be told: no DIGITS in ./data" in capsys.readouterr().err
 
 
 def test_what_an_old_record_does_not_tell_is_no_difference():
-    assert provenance.differences({}) == []
-    assert provenance.differences({"commit": "abc", "python": "2.7"}) == []
+    assert provenance.differences({}, QUICK) == []
+    assert provenance.differences({"commit": "abc", "python": "2.7"}, QUICK) == []

@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import FEW, TIMES, flags, n_rows, outcome
 
-import checkpoints
-import evaluation
 import fedalg
-import ranks
-import rounds
-import utils
-from agg_utils import ALGORITHMS
-from checkpoints import Checkpoints, Keeper
-from local_methods import LOCAL_METHODS
+from fedmerge.checkpoint.policy import Interrupted, Keeper
+from fedmerge.checkpoint.store import Checkpoints
+from fedmerge.config.parser import parse_args
+from fedmerge.config.resolve import resolve
+from fedmerge.registry import ALGORITHMS, LOCAL_METHODS
+from fedmerge.simulation import distributed, evaluation, rounds
+from fedmerge.simulation.process_group import Ranks
+from fedmerge.simulation.run_state import resume
 
 SMALL = {**QUICK, "device": "cpu", "local_steps": 2, "participation": 0.3, "dirichlet": 0.5, "min_client_samples": 2}
 CASES = [
@@ -51,7 +51,7 @@ def settings_of(case):
 
 def train(case, group=None):
     """Train two rounds; return what can be known of the run as plain values."""
-    exp = fedalg.prepare(utils.resolve(settings_of(case)), group)
+    exp = fedalg.prepare(resolve(settings_of(case)), group)
     for round in (1, 2):
         exp.rows.append(rounds.train_round(exp, round))
     held = {**exp.algorithm.held(), **exp.trainer.local.held()}
@@ -72,10 +72,10 @@ def digest(tensor):
 def all_cases(path):
     """What one process of a group does: train all cases, and, if it is the first, write what they came to."""
     torch.set_num_threads(1)
-    group, found = ranks.Ranks.join(), []
+    group, found = Ranks.join(), []
     for case in CASES:
         if group.rank:
-            ranks.serve(group, partial(fedalg.prepare, utils.resolve(settings_of(case)), group))
+            distributed.serve(group, partial(fedalg.prepare, resolve(settings_of(case)), group))
         else:
             found.append(train(case, group))
             group.tell({"status": 0})
@@ -129,7 +129,7 @@ def test_what_diverges_is_really_among_the_cases(alone):
 
 @given(loads=st.lists(st.integers(1, 50), max_size=8), n=st.integers(1, 5))
 def test_shares_are_consecutive_and_none_is_larger_than_it_must_be(loads, n):
-    plan = ranks.shares(loads, n)
+    plan = distributed.shares(loads, n)
     assert len(plan) == n
     assert [i for begin, end in plan for i in range(begin, end)] == list(range(len(loads)))
 
@@ -235,13 +235,13 @@ def test_a_share_that_does_not_fit_ends_the_run_in_one_line(tmp_path, spawn):
 @pytest.mark.parametrize("n_done", [1, 2])
 def test_a_round_that_one_process_began_is_ended_by_several(tmp_path, spawn, undisturbed, n_done):
     settings = {**LONG, "save_weights": tmp_path / "w.pt"}
-    args = utils.parse_args(flags(settings, tmp_path))
+    args = parse_args(flags(settings, tmp_path))
     for _ in range(n_done):
         exp = fedalg.prepare(args)
         keeper = Keeper(Checkpoints(args.checkpoint_dir, exp.name))
-        checkpoints.resume(exp, keeper.checkpoints)
+        resume(exp, keeper.checkpoints)
         keeper.asked = signal.SIGTERM
-        with pytest.raises(checkpoints.Interrupted):
+        with pytest.raises(Interrupted):
             rounds.train_round(exp, 1, keeper)
     assert len(exp.cohort.done) == n_done
     group, said = start(spawn, settings, tmp_path, 2)

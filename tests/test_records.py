@@ -9,24 +9,27 @@ import time
 
 import pytest
 
-import records
-import utils
+from fedmerge import locks, saving
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import settings_of
+from fedmerge.errors import InputError
+from fedmerge.reporting import metrics_csv, results_csv, run_record
 
 
 def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path):
     file = tmp_path / "x.json"
-    records.write_json(file, {"a": 1})
+    saving.write_json(file, {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
-        records.write_json(file, {"a": float("nan")})
+        saving.write_json(file, {"a": float("nan")})
     with pytest.raises(AttributeError):
-        records.write_atomic(file, 3)
+        saving.write_atomic(file, 3)
     assert json.loads(file.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["x.json"]
 
 
 def finish(path, i):
     for j in range(5):
-        records.add_results(path, [{"method": "x", "accuracy": i, "run": f"run{i}-{j}"}])
+        results_csv.add_results(path, [{"method": "x", "accuracy": i, "run": f"run{i}-{j}"}])
 
 
 def test_results_of_sixteen_processes_that_finish_at_once_are_all_there_though_some_are_killed(tmp_path):
@@ -64,13 +67,13 @@ def test_results_of_sixteen_processes_that_finish_at_once_are_all_there_though_s
 def test_a_file_that_is_no_csv_of_results_is_left_alone(tmp_path, content):
     path = tmp_path / "results.csv"
     path.write_bytes(content)
-    with pytest.raises(utils.InputError, match=r"results\.csv"):
-        records.add_results(path, [{"run": "x"}])
+    with pytest.raises(InputError, match=r"results\.csv"):
+        results_csv.add_results(path, [{"run": "x"}])
     assert path.read_bytes() == content
 
 
 def test_every_row_of_the_metrics_is_on_disk_when_it_is_written(tmp_path):
-    with records.MetricsCSV(tmp_path / "m.csv", ["epoch", "loss"], [{"epoch": 1, "loss": 0.5}]) as metrics:
+    with metrics_csv.MetricsCSV(tmp_path / "m.csv", ["epoch", "loss"], [{"epoch": 1, "loss": 0.5}]) as metrics:
         metrics.write({"epoch": 2})
         assert (tmp_path / "m.csv").read_text().split() == ["epoch,loss", "1,0.5", "2,"]
         (tmp_path / "m.csv").rename(tmp_path / "elsewhere")
@@ -85,12 +88,12 @@ KINDS = {
     "folder": os.mkdir,
 }
 WRITES = {
-    "a file": lambda path: records.write_atomic(path, "new"),
-    "the earlier of two": lambda path: records.replacing(path.with_name("other"), path).__enter__(),
-    "metrics": lambda path: records.MetricsCSV(path, ["epoch"]),
-    "a lock": lambda path: records.exclusively(path).__enter__(),
-    "results": lambda path: records.add_results(path, [{"run": "x"}]),
-    "the lock of results": lambda path: records.add_results(path.with_suffix(""), [{"run": "x"}]),
+    "a file": lambda path: saving.write_atomic(path, "new"),
+    "the earlier of two": lambda path: saving.replacing(path.with_name("other"), path).__enter__(),
+    "metrics": lambda path: metrics_csv.MetricsCSV(path, ["epoch"]),
+    "a lock": lambda path: locks.exclusively(path).__enter__(),
+    "results": lambda path: results_csv.add_results(path, [{"run": "x"}]),
+    "the lock of results": lambda path: results_csv.add_results(path.with_suffix(""), [{"run": "x"}]),
 }
 
 
@@ -101,7 +104,7 @@ def test_links_and_devices_are_neither_followed_nor_replaced(tmp_path, kind, wha
     (tmp_path / "real").write_text("run\n")
     KINDS[kind](path)
     before = os.lstat(path)
-    with pytest.raises(utils.InputError, match=r"x\.csv\.lock: is not a"):
+    with pytest.raises(InputError, match=r"x\.csv\.lock: is not a"):
         WRITES[what](path)
     assert os.path.samestat(os.lstat(path), before)
     assert (tmp_path / "real").read_text() == "run\n"
@@ -111,14 +114,14 @@ def test_links_and_devices_are_neither_followed_nor_replaced(tmp_path, kind, wha
 def test_a_link_where_the_new_file_is_made_is_not_followed(tmp_path):
     (tmp_path / "real").write_text("old")
     (tmp_path / f".x.{os.getpid()}.tmp").symlink_to(tmp_path / "real")
-    records.write_atomic(tmp_path / "x", "new")
+    saving.write_atomic(tmp_path / "x", "new")
     assert (tmp_path / "x").read_text() == "new"
     assert (tmp_path / "real").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["real", "x"]
 
 
 def test_metrics_that_became_a_link_are_not_followed(tmp_path):
-    with records.MetricsCSV(tmp_path / "m.csv", ["epoch"]) as metrics:
+    with metrics_csv.MetricsCSV(tmp_path / "m.csv", ["epoch"]) as metrics:
         (tmp_path / "m.csv").rename(tmp_path / "real")
         (tmp_path / "m.csv").symlink_to(tmp_path / "real")
         with pytest.raises(OSError, match="was removed while the run wrote to it"):
@@ -128,7 +131,7 @@ def test_metrics_that_became_a_link_are_not_followed(tmp_path):
 def test_a_result_replaces_that_of_the_same_run_and_keeps_foreign_columns(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text("method,run,mine\na,one,note\nb,two,\n")
-    records.add_results(path, [{"method": "c", "accuracy": 0.5, "run": "two"}])
+    results_csv.add_results(path, [{"method": "c", "accuracy": 0.5, "run": "two"}])
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
@@ -138,18 +141,18 @@ def test_a_result_replaces_that_of_the_same_run_and_keeps_foreign_columns(tmp_pa
 
 
 def test_the_row_of_a_run_tells_validation_and_test_apart_and_every_setting_that_acts():
-    args = utils.resolve({"algorithm": "las", "lr": 0.05, "precision": "bf16", "dirichlet": 0.5, "seed": 3})
+    args = resolve({"algorithm": "las", "lr": 0.05, "precision": "bf16", "dirichlet": 0.5, "seed": 3})
     final = {"accuracy": 0.9, "precision": 0.8, "val_accuracy": 0.7, "train_seconds": 1.0}
-    record = {"run": "x", "settings": utils.settings_of(args), "final": final, "partition": {"name": "0.5"}}
-    row = records.result_row(record)
+    record = {"run": "x", "settings": settings_of(args), "final": final, "partition": {"name": "0.5"}}
+    row = results_csv.result_row(record)
     assert list(row)[:6] == ["method", "dataset", "Dirichlet", "rounds", "accuracy", "precision"]
     assert (row["precision"], row["settings.precision"], row["val_accuracy"]) == (0.8, "bf16", 0.7)
     assert (row["settings.lr"], row["settings.sparsity"], row["Dirichlet"]) == (0.05, 0.2, 0.5)
     assert not {"settings.seed", "settings.metrics_dir", "settings.down_bits", "settings.soup_epochs"} & set(row)
     del record["partition"]["name"]  # as older records are
-    assert records.result_row(record)["Dirichlet"] == 0.5
+    assert results_csv.result_row(record)["Dirichlet"] == 0.5
     by_hand = record | {"settings": record["settings"] | {"dirichlet": None}, "partition": {"name": "patho"}}
-    assert records.result_row(by_hand)["Dirichlet"] == "patho"
+    assert results_csv.result_row(by_hand)["Dirichlet"] == "patho"
 
 
 def test_results_are_rebuilt_from_the_runs(tmp_path, program):
@@ -172,14 +175,14 @@ def test_results_are_rebuilt_from_the_runs(tmp_path, program):
 
 
 def test_why_a_run_failed_is_in_its_record(tmp_path):
-    records.write_json(tmp_path / "x.json", {"run": "x", "finished": False, "failed": None})
-    records.note_failure(tmp_path / "x.json", FloatingPointError("round 3, client 2: the loss is not finite"))
+    saving.write_json(tmp_path / "x.json", {"run": "x", "finished": False, "failed": None})
+    run_record.note_failure(tmp_path / "x.json", FloatingPointError("round 3, client 2: the loss is not finite"))
     assert json.loads((tmp_path / "x.json").read_text())["failed"].startswith("round 3, client 2")
-    records.note_failure(tmp_path / "y.json", OSError("full"))
+    run_record.note_failure(tmp_path / "y.json", OSError("full"))
     assert not (tmp_path / "y.json").exists()
 
 
 def test_a_finished_run_does_not_say_that_it_failed(tmp_path):
-    records.write_json(tmp_path / "x.json", {"run": "x", "finished": True, "failed": None})
-    records.note_failure(tmp_path / "x.json", FloatingPointError("--save_clients: client 3 diverges"))
+    saving.write_json(tmp_path / "x.json", {"run": "x", "finished": True, "failed": None})
+    run_record.note_failure(tmp_path / "x.json", FloatingPointError("--save_clients: client 3 diverges"))
     assert json.loads((tmp_path / "x.json").read_text())["failed"] is None

@@ -12,10 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_runs import change, compared, write_run
 
-import curves
-import records
-import runs
-import scores
+from fedmerge import locks
+from fedmerge.reporting import curves, runs, scores
 
 
 def test_accuracies_in_single_figures_by_hand():
@@ -78,7 +76,7 @@ def test_how_a_run_ended_that_did_not_finish(tmp_path, failed, state):
     (run,), _ = runs.load_runs(tmp_path)
     assert (run.state, len(run.rounds)) == (state, 2)
     assert math.isnan(run.f1)
-    with records.exclusively(tmp_path / f".{name}.lock"):
+    with locks.exclusively(tmp_path / f".{name}.lock"):
         assert runs.load_runs(tmp_path)[0][0].state == ("running" if failed is None else state)
     (tmp_path / f"{name}_metrics.csv").unlink()
     (run,), _ = runs.load_runs(tmp_path)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import experiments
-import records
-import utils
+from fedmerge import locks, saving
+from fedmerge.config.parser import parse_args
+from fedmerge.config.run_name import run_name, settings_of
+from fedmerge.reporting import run_status
 
 BATCH = {"ENVIRONMENT": "BATCH", "SLURM_SUBMIT_DIR": str(ROOT)}  # what a batch job has
 
@@ -154,27 +155,27 @@ def test_an_environment_is_set_up_before_python_is_looked_for(launch, tmp_path, 
 def test_the_state_of_each_line(tmp_path):
     lines = ["--seed 1", "--seed 2", "--seed 3", "--seed 4", "--lr -1", "--seed 6 # twice", "--seed 7"]
     lines = [f"--n_epochs 5 --metrics_dir {tmp_path} {line}" for line in lines]
-    args = [utils.parse_args(line.split("#")[0].split()) if "--lr" not in line else None for line in lines]
-    names = [each and utils.run_name(each) for each in args]
+    args = [parse_args(line.split("#")[0].split()) if "--lr" not in line else None for line in lines]
+    names = [each and run_name(each) for each in args]
 
     def leave(n, rows=3, **more):
-        record = {"settings": utils.settings_of(args[n]), "finished": False, "failed": None, **more}
-        records.write_json(tmp_path / f"{names[n]}.json", record)
+        record = {"settings": settings_of(args[n]), "finished": False, "failed": None, **more}
+        saving.write_json(tmp_path / f"{names[n]}.json", record)
         (tmp_path / f"{names[n]}_metrics.csv").write_text("epoch\n" + "1\n" * rows)
 
     leave(0, finished=True)
     leave(1)
     leave(3, failed="round 4, client 2: the loss is not finite")
     leave(5)
-    leave(6, settings=utils.settings_of(args[6]) | {"lr": 7.0})
-    with records.exclusively(tmp_path / f".{names[5]}.lock"):
+    leave(6, settings=settings_of(args[6]) | {"lr": 7.0})
+    with locks.exclusively(tmp_path / f".{names[5]}.lock"):
         command = [
             sys.executable,
             "-c",
             f"import experiments as e; print(e.state_of({lines[5].split('#')[0].split()}))",
         ]
         other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    states = [experiments.state_of(words) for words in experiments.lines_of(write(tmp_path / "list", lines))]
+    states = [run_status.state_of(words) for words in run_status.lines_of(write(tmp_path / "list", lines))]
     assert states[0] == ("done", names[0])
     assert states[1] == ("stopped after round 3 of 5", names[1])
     assert states[2] == ("not started", names[2])
@@ -183,7 +184,7 @@ def test_the_state_of_each_line(tmp_path):
     assert "running, after round 3 of 5" in other.stdout
     assert states[5][0] == "stopped after round 3 of 5"
     assert states[6][0].endswith("is of a run with another lr")
-    assert experiments.ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
+    assert run_status.ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
 
 
 ODD = (
@@ -195,7 +196,7 @@ ODD = (
 
 def test_the_launcher_and_the_status_see_the_same_lines_and_words(launch, tmp_path):
     (tmp_path / "odd.txt").write_text(ODD, encoding="utf-8", newline="")
-    lines = experiments.lines_of(tmp_path / "odd.txt")
+    lines = run_status.lines_of(tmp_path / "odd.txt")
     assert lines[-2:] == [["--h", "# no comment", "", "x"], ["# ", "$(touch evil)", "*", "#", "it's", "é è"]]
     odd = {"EXPERIMENTS": str(tmp_path / "odd.txt"), "EXTRA": "--metrics_dir 'a b' # not this"}
     assert int(launch("--count", **odd).stdout) == len(lines) == 8
@@ -378,8 +379,8 @@ def lines_of(file):
 
 def test_the_grid_is_whole_and_parses():
     lines = lines_of(ROOT / "experiments.txt")
-    runs = [utils.parse_args(line.split()) for line in lines]
-    assert len({utils.run_name(args) for args in runs}) == 4 * 2 * 4 * 3
+    runs = [parse_args(line.split()) for line in lines]
+    assert len({run_name(args) for args in runs}) == 4 * 2 * 4 * 3
     assert {args.algorithm for args in runs} == {"fedavg", "fedprox", "fedacg", "las"}
 
 
@@ -394,7 +395,7 @@ def test_the_readmes_command_lines_parse(command, tmp_path, monkeypatch):
     for weights in re.findall(r"--save_weights (\S+)", "\n".join(commands_of_the_readme())):
         Path(weights).touch()  # as if the command that writes it had run
     words = shlex.split(command.replace("$seed", "0"), comments=True)
-    utils.parse_args(words[words.index("fedalg.py") + 1 :])
+    parse_args(words[words.index("fedalg.py") + 1 :])
 
 
 def test_the_readme_names_only_files_that_are_there():
@@ -426,12 +427,12 @@ def test_what_runs_or_is_finished_is_not_missing(tmp_path, capsys):
     (tmp_path / "list").write_text("\n".join(lines) + "\n")
     names = []
     for line in lines[:3]:
-        args = utils.parse_args(line.split())
-        names.append(utils.run_name(args))
-        settings = utils.settings_of(args)
-        records.write_json(tmp_path / f"{names[-1]}.json", {"settings": settings, "finished": args.seed == 0})
-    with records.exclusively(tmp_path / f".{names[1]}.lock"):
-        experiments.main([str(tmp_path / "list"), "--missing"])
+        args = parse_args(line.split())
+        names.append(run_name(args))
+        settings = settings_of(args)
+        saving.write_json(tmp_path / f"{names[-1]}.json", {"settings": settings, "finished": args.seed == 0})
+    with locks.exclusively(tmp_path / f".{names[1]}.lock"):
+        run_status.main([str(tmp_path / "list"), "--missing"])
     assert capsys.readouterr().out.strip() == "3-4"
-    experiments.main([str(tmp_path / "list"), "--missing"])
+    run_status.main([str(tmp_path / "list"), "--missing"])
     assert capsys.readouterr().out.strip() == "2-4"

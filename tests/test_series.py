@@ -6,8 +6,8 @@ import shutil
 import pytest
 from made_runs import change, loaded, write_run
 
-import series as grouping
-from utils import InputError
+from fedmerge.errors import InputError
+from fedmerge.reporting import series as grouping
 
 
 def labels_of(folder):

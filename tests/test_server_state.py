@@ -7,11 +7,11 @@ import torch
 from test_ranks import digest, environments, settings_of
 
 import fedalg
-import ranks
-import rounds
-import utils
-from agg_utils import ALGORITHMS, FedAvg
-from local_methods import LOCAL_METHODS
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.config.resolve import resolve
+from fedmerge.registry import ALGORITHMS, LOCAL_METHODS
+from fedmerge.simulation import distributed, rounds
+from fedmerge.simulation.process_group import Ranks
 
 ROUNDS = 3
 
@@ -64,7 +64,7 @@ CASES = {
 
 
 def prepare(name, group=None):
-    exp = fedalg.prepare(utils.resolve({**settings_of(CASES[name]), "norm": "none"}), group)
+    exp = fedalg.prepare(resolve({**settings_of(CASES[name]), "norm": "none"}), group)
     cls = {"Controlled": Controlled, "Keeping": Keeping}.get(name)
     if cls:
         exp.algorithm = cls(exp.model.layout)
@@ -73,7 +73,7 @@ def prepare(name, group=None):
 
 def seen(exp):
     """What this process knows of what the server keeps, as plain values."""
-    return [[name, digest(v) if torch.is_tensor(v) else v] for _, name, v in ranks.own_of(exp)]
+    return [[name, digest(v) if torch.is_tensor(v) else v] for _, name, v in distributed.own_of(exp)]
 
 
 def sorted_state(algorithm):
@@ -85,7 +85,7 @@ def sorted_state(algorithm):
 def follow(path):
     """What one process of a group does: train all cases; write what it sees as each round begins, and the models."""
     torch.set_num_threads(1)
-    group, found, train = ranks.Ranks.join(), [], rounds.train_clients
+    group, found, train = Ranks.join(), [], rounds.train_clients
 
     def noting(exp, *what):
         found.append(seen(exp))
@@ -94,7 +94,7 @@ def follow(path):
     rounds.train_clients = noting
     for name in CASES:
         if group.rank:
-            ranks.serve(group, lambda name=name: prepare(name, group))
+            distributed.serve(group, lambda name=name: prepare(name, group))
         else:
             exp = prepare(name, group)
             for round in range(1, ROUNDS + 1):

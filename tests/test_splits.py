@@ -14,18 +14,16 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-import data
-import dataset_tools
-import evaluation
-import experiments
 import fedalg
-import partitions
 import plotting
-import records
-import results
-import rounds
-import utils
-from utils import InputError
+from fedmerge import datasets, partitions, saving
+from fedmerge.config.parser import checked_settings, parse_args
+from fedmerge.config.run_name import differing_settings, run_name, settings_of
+from fedmerge.datasets import tools
+from fedmerge.errors import InputError
+from fedmerge.reporting import results_csv, run_record, run_status
+from fedmerge.simulation import evaluation, rounds
+from fedmerge.simulation.sampling import cohort_size, sample_clients
 
 QUICK = ["--dataset=DIGITS", "--n_epochs=1", "--n_client_epochs=1", "--batch_size=16", "--device=cpu"]
 
@@ -35,10 +33,10 @@ def patho(tmp_path, monkeypatch):
     """patho_0.json and patho_1.json in the current folder, for DIGITS and its seeds: five clients, two classes each."""
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
-        labels = data.load_dataset("DIGITS", ".", seed).train.labels
+        labels = datasets.load_dataset("DIGITS", ".", seed).train.labels
         clients = [((labels == 2 * c) | (labels == 2 * c + 1)).nonzero().flatten().tolist() for c in range(5)]
         Path(f"patho_{seed}.json").write_text(json.dumps({"clients": clients}))
-        dataset_tools.main(["--stamp", "patho_{seed}.json", "--dataset", "DIGITS", "--seed", str(seed)])
+        tools.main(["--stamp", "patho_{seed}.json", "--dataset", "DIGITS", "--seed", str(seed)])
     return tmp_path
 
 
@@ -52,7 +50,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def go(*flags):
         capsys.readouterr()
-        fedalg.main(utils.parse_args([str(flag) for flag in flags]))
+        fedalg.main(parse_args([str(flag) for flag in flags]))
         return capsys.readouterr()
 
     return go
@@ -65,13 +63,13 @@ def change(path, **content):
 
 
 def name_of(*flags):
-    return utils.run_name(utils.parse_args([*QUICK, "--n_clients=5", *flags]))
+    return run_name(parse_args([*QUICK, "--n_clients=5", *flags]))
 
 
 def refusal(capsys, *flags):
     """What the command line is refused with, in one line."""
     with pytest.raises(SystemExit) as caught:
-        utils.parse_args([*QUICK, "--n_clients=5", *flags])
+        parse_args([*QUICK, "--n_clients=5", *flags])
     said = capsys.readouterr().err
     assert (caught.value.code, said.count("\n")) == (2, 1)
     return said
@@ -98,7 +96,7 @@ def test_a_run_on_a_split_made_by_hand_is_named_after_it_everywhere(run, patho):
         assert [row["Dirichlet"] for row in csv.DictReader(file)] == ["patho", "patho"]
     assert "already finished" in run(*QUICK, "--n_clients=5", "--partition_file=patho_{seed}.json").out
     assert not run(*QUICK, "--n_clients=5", "--partition_file=patho_{seed}.json", "--quiet", "--overwrite").err
-    assert records.rebuild_results(patho / "metrics", patho / "again.csv") == 2
+    assert results_csv.rebuild_results(patho / "metrics", patho / "again.csv") == 2
     again, first = ((patho / name).read_text().splitlines() for name in ("again.csv", "results.csv"))
     assert sorted(again) == sorted(first)
     assert plotting.main(["--csv_dir", str(patho / "metrics"), "--output_dir", str(patho / "out")]) == 0
@@ -126,8 +124,8 @@ def test_a_split_has_the_name_in_its_file_or_that_of_the_file_without_the_seed(p
 
 def test_a_name_in_a_record_stays_within_the_folder():
     record = {"settings": {"dirichlet": None}, "partition": {"name": "../../etc/x$"}}
-    assert records.split_name(record) == "..-..-etc-x-"
-    assert records.split_name({"settings": {"dirichlet": 0.5}}) == 0.5
+    assert results_csv.split_name(record) == "..-..-etc-x-"
+    assert results_csv.split_name({"settings": {"dirichlet": 0.5}}) == 0.5
 
 
 def test_flags_that_a_split_made_by_hand_leaves_no_effect_are_refused(patho, capsys):
@@ -135,12 +133,12 @@ def test_flags_that_a_split_made_by_hand_leaves_no_effect_are_refused(patho, cap
         said = refusal(capsys, "--partition_file=patho_0.json", "--dirichlet", level)
         assert "--dirichlet has no effect with --partition_file patho_0.json" in said
     Path("flags.txt").write_text("--dirichlet 0.1\n")  # shared with runs that draw their split
-    args = utils.parse_args([*QUICK, "--config=flags.txt", "--partition_file=patho_0.json", "--n_clients=5"])
+    args = parse_args([*QUICK, "--config=flags.txt", "--partition_file=patho_0.json", "--n_clients=5"])
     assert args.dirichlet is None
-    settings = json.loads(json.dumps(utils.settings_of(args)))
-    assert utils.differing_settings(args, settings) == []
-    assert utils.checked_settings(settings, "clients.json").n_clients == 5
-    state, name = experiments.state_of([*QUICK, "--n_clients=5", "--partition_file=patho_{seed}.json"])
+    settings = json.loads(json.dumps(settings_of(args)))
+    assert differing_settings(args, settings) == []
+    assert checked_settings(settings, "clients.json").n_clients == 5
+    state, name = run_status.state_of([*QUICK, "--n_clients=5", "--partition_file=patho_{seed}.json"])
     assert (state, name.startswith("fedavg_DIGITS_patho_0_")) == ("not started", True)
 
 
@@ -154,7 +152,7 @@ def test_a_split_of_another_seed_or_dataset_is_refused(patho, capsys):
     said = refusal(capsys, "--partition_file=patho_0.json", "--dataset=DIGITSA", "--shift=feature")
     assert "--dataset DIGITSA (but DIGITS), --shift feature (but label)" in said
     change("patho_0.json", made_for=None)
-    args = utils.parse_args([*QUICK, "--n_clients=5", "--partition_file=patho_0.json", "--seed=1"])
+    args = parse_args([*QUICK, "--n_clients=5", "--partition_file=patho_0.json", "--seed=1"])
     with pytest.raises(InputError, match="was made for other training data"):
         fedalg.prepare(args)
 
@@ -164,7 +162,7 @@ def test_a_file_without_the_hash_of_its_labels_is_refused_with_the_command_that_
     said = refusal(capsys, "--partition_file=patho_{seed}.json", "--seed=1")
     command = re.search("'(python data.py --stamp .*)'", said)[1]
     assert command == "python data.py --stamp patho_1.json --dataset DIGITS --seed 1"
-    dataset_tools.main(command.split()[2:])
+    tools.main(command.split()[2:])
     printed = capsys.readouterr().out
     assert "patho_1.json, for --dataset DIGITS --seed 1 --shift label: 5 clients" in printed
     assert "classes 2/2/2" in printed
@@ -173,19 +171,19 @@ def test_a_file_without_the_hash_of_its_labels_is_refused_with_the_command_that_
 
 def test_a_drawn_file_that_lost_its_hash_gets_it_back(patho, capsys):
     flags = [*QUICK, "--dirichlet=0.5", "--partition_file=d.json"]
-    fedalg.prepare(utils.parse_args(flags))
+    fedalg.prepare(parse_args(flags))
     whole = json.loads(Path("d.json").read_text())
     change("d.json", labels_sha256=None)
     assert "data.py --stamp d.json --dataset DIGITS" in refusal(capsys, "--n_clients=20", *flags[-2:])
-    dataset_tools.main(["--stamp", "d.json", "--dataset", "DIGITS", "--seed", "0"])
+    tools.main(["--stamp", "d.json", "--dataset", "DIGITS", "--seed", "0"])
     stamped = json.loads(Path("d.json").read_text())
     assert stamped | whole == stamped
-    fedalg.prepare(utils.parse_args(flags))
+    fedalg.prepare(parse_args(flags))
 
 
 def test_a_file_that_changes_as_the_run_begins_is_not_used(patho):
-    drawn = utils.parse_args([*QUICK, "--n_clients=5", "--partition_file=new.json"])
-    by_hand = utils.parse_args([*QUICK, "--n_clients=5", "--partition_file=patho_0.json"])
+    drawn = parse_args([*QUICK, "--n_clients=5", "--partition_file=new.json"])
+    by_hand = parse_args([*QUICK, "--n_clients=5", "--partition_file=patho_0.json"])
     Path("patho_0.json").rename("new.json")
     for args in (drawn, by_hand):
         with pytest.raises(InputError, match=r"\.json: was changed or taken away as the run began"):
@@ -195,25 +193,25 @@ def test_a_file_that_changes_as_the_run_begins_is_not_used(patho):
 def test_a_drawn_split_is_kept_for_each_seed_by_the_same_command(patho):
     for seed in (0, 1):
         exp = fedalg.prepare(
-            utils.parse_args([*QUICK, "--dirichlet=0.5", "--partition_file=d_{seed}.json", f"--seed={seed}"])
+            parse_args([*QUICK, "--dirichlet=0.5", "--partition_file=d_{seed}.json", f"--seed={seed}"])
         )
         assert partitions.partition_file_hash(f"d_{seed}.json") == partitions.partition_hash(exp.parts)
         assert (exp.split, "partition_file" in exp.name) == ("0.5", False)
-    assert results.record(exp, finished=False)["partition"]["name"] == "0.5"
+    assert run_record.record(exp, finished=False)["partition"]["name"] == "0.5"
 
 
 def test_labels_and_domains_can_be_had(patho, capsys):
-    splits = data.load_dataset("DIGITS", ".", 1)
-    dataset_tools.main(["--labels", "DIGITS", "--seed", "1", "--output", "labels.csv"])
+    splits = datasets.load_dataset("DIGITS", ".", 1)
+    tools.main(["--labels", "DIGITS", "--seed", "1", "--output", "labels.csv"])
     rows = list(csv.DictReader(io.StringIO(Path("labels.csv").read_text())))
     assert [(int(row["position"]), int(row["label"])) for row in rows] == list(enumerate(splits.train.labels.tolist()))
     capsys.readouterr()
-    dataset_tools.main(["--labels", "DIGITS", "--shift", "feature"])
+    tools.main(["--labels", "DIGITS", "--shift", "feature"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert (len(rows), rows[0]["domain"], rows[-1]["domain"]) == (5 * 1294, "clean", "noisy")
     for wrong in (["--stamp", "none.json", "--dataset", "DIGITS"], ["--stamp", "x.json"], ["--labels", "NONE"]):
         with pytest.raises(SystemExit) as caught:
-            dataset_tools.main(wrong)
+            tools.main(wrong)
         said = capsys.readouterr().err
         assert (caught.value.code, said.count("\n"), said[:15]) == (2, 1, "data.py: error:")
 
@@ -227,10 +225,10 @@ def test_the_example_of_the_readme_makes_a_split_of_two_classes_a_client(run, mo
     parts = re.search(example, (ROOT / "README.md").read_text()).groups()
     for seed in ("0", "1"):
         labels, code, stamp, flags = (part.replace("$seed", seed) for part in parts)
-        dataset_tools.main(shlex.split(labels, comments=True)[1:])
+        tools.main(shlex.split(labels, comments=True)[1:])
         monkeypatch.setattr("sys.argv", ["-", seed])
         exec(code, {})
-        dataset_tools.main(shlex.split(stamp, comments=True)[1:])
+        tools.main(shlex.split(stamp, comments=True)[1:])
         said = run(*shlex.split(flags), "--n_epochs=1", "--device=cpu")
         assert re.match(
             r"split two-classes: 20 clients, samples 6\d/6\d/6\d, classes 2/2/2 \(min/median/max\); ", said.err
@@ -244,7 +242,7 @@ def test_the_example_of_the_readme_makes_a_split_of_two_classes_a_client(run, mo
 def test_a_run_on_a_part_of_the_samples_says_how_many(patho, experiment):
     change("patho_0.json", unused=True, clients=[[0, 1], [2, 3, 4], [5, 6]])
     exp = experiment(partition_file="patho_0.json", n_clients=3)
-    partition = results.record(exp, finished=False)["partition"]
+    partition = run_record.record(exp, finished=False)["partition"]
     assert (partition["samples"], sum(map(sum, partition["histograms"]))) == (7, 7)
 
 
@@ -254,11 +252,11 @@ def test_clients_without_samples_never_take_part(experiment):
     assert len(exp.empty) > 5
     for round in range(1, 6):
         numbers = rounds.participants(exp, round)[0]
-        assert len(numbers) == rounds.cohort_size(60 - len(exp.empty), 0.5)
+        assert len(numbers) == cohort_size(60 - len(exp.empty), 0.5)
         assert not set(numbers) & set(exp.empty)
     whole = set(range(60)) - set(exp.empty)
-    assert set(rounds.sample_clients(60, 1.0, 0, 1, exp.empty)) == whole
-    assert rounds.sample_clients(60, 0.5, 0, 1, []) == rounds.sample_clients(60, 0.5, 0, 1)
+    assert set(sample_clients(60, 1.0, 0, 1, exp.empty)) == whole
+    assert sample_clients(60, 0.5, 0, 1, []) == sample_clients(60, 0.5, 0, 1)
     row = rounds.train_round(exp, 1)
     assert np.isfinite(row["train_losses"])
 
@@ -310,8 +308,8 @@ def test_personal_models_are_judged_where_there_is_something_to_judge(experiment
     assert np.isfinite(loss)
     assert len(judged[1]) < len(whole[2][1])
     exp.judged = judged
-    assert list(results.domain_accuracy(exp)) == ["clean", "inverted", "blurred", "rotated"]
-    records.write_json(Path(exp.args.metrics_dir) / "x.json", results.domain_accuracy(exp))  # no NaN
+    assert list(run_record.domain_accuracy(exp)) == ["clean", "inverted", "blurred", "rotated"]
+    saving.write_json(Path(exp.args.metrics_dir) / "x.json", run_record.domain_accuracy(exp))  # no NaN
     exp.parts = [part if n % 5 == 4 else part[:0] for n, part in enumerate(exp.parts)]
     assert np.isfinite(evaluation.evaluate(exp, few)[0])  # nobody's domain: the model that all share
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-import startup
+from fedmerge import startup
 
 QUICK = ("--n_epochs", "1", "--n_clients", "2", "--participation", "1", "--local_steps", "1", "--quiet")
 

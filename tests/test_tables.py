@@ -8,8 +8,7 @@ import pytest
 from made_runs import change, compared, loaded, write_run
 
 import plotting
-import series as grouping
-import tables
+from fedmerge.reporting import series, tables
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +173,7 @@ def test_nothing_in_a_cell_is_taken_for_latex_markdown_or_a_terminals_commands()
 def test_a_label_of_ones_own_is_in_the_tables(metrics, tmp_path):
     rows = compared(metrics, tmp_path / "out", "--label", "LaS-FL sparsity=0.2=ours", "--methods", "las", "fedavg")[0]
     assert [row["method"] for row in rows["summary"]] == ["FedAvg", "LaS-FL sparsity=0.01", "ours", "FedAvg"]
-    assert grouping.group_series(loaded(metrics))[-1].label == "LaS-FL sparsity=0.2"
+    assert series.group_series(loaded(metrics))[-1].label == "LaS-FL sparsity=0.2"
 
 
 @pytest.mark.parametrize("width", [60, 120])

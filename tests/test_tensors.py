@@ -8,13 +8,11 @@ import zipfile
 import pytest
 import torch
 
-import data
 import fedalg
-import memory
-import models
-import tensors
-import utils
-from utils import InputError
+from fedmerge import datasets, memory, networks, tensor_files
+from fedmerge.config.parser import checked_settings
+from fedmerge.config.resolve import resolve
+from fedmerge.errors import InputError
 
 THREE = torch.arange(3.0)
 
@@ -52,7 +50,7 @@ def test_tensors_of_odd_kinds_are_refused_before_torch_reads_them(tmp_path, kind
     (tmp_path / "x.pt").write_bytes(saved({"a": NOT_PLAIN[kind]}))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
     with pytest.raises(InputError, match=r"x\.pt: not a thing \(it has '") as caught:
-        tensors.load(tmp_path / "x.pt", 2**20, "a thing")
+        tensor_files.load(tmp_path / "x.pt", 2**20, "a thing")
     assert "\n" not in str(caught.value)
 
 
@@ -70,7 +68,7 @@ def test_a_small_file_takes_little_memory(tmp_path, kind, monkeypatch):
     (tmp_path / "x.pt").write_bytes(SMALL[kind])
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch reads it"))
     with pytest.raises(InputError, match=r"x\.pt: not a thing"):
-        tensors.load(tmp_path / "x.pt", 2**20, "a thing")
+        tensor_files.load(tmp_path / "x.pt", 2**20, "a thing")
 
 
 def test_what_torch_saves_of_plain_things_is_read(tmp_path):
@@ -80,17 +78,17 @@ def test_what_torch_saves_of_plain_things_is_read(tmp_path):
         **{str(t): WEIGHT.to(t) for t in (torch.half, torch.bool, torch.int32)},
     }
     (tmp_path / "x.pt").write_bytes(saved(value))
-    read = tensors.load(tmp_path / "x.pt", 2**20, "a thing")
+    read = tensor_files.load(tmp_path / "x.pt", 2**20, "a thing")
     assert read["a"] == value["a"]
-    assert all(torch.equal(read[key], t) and tensors.is_plain(read[key]) for key, t in value.items() if key != "a")
+    assert all(torch.equal(read[key], t) and tensor_files.is_plain(read[key]) for key, t in value.items() if key != "a")
 
 
 @pytest.mark.parametrize("tensor", [EXPANDED, *NOT_PLAIN.values(), WEIGHT.t().requires_grad_(), 3], ids=str)
 def test_only_dense_tensors_with_memory_of_their_own_are_plain(tensor):
     if tensor is not NOT_PLAIN["float8"]:  # its kind is refused, not its memory
-        assert not tensors.is_plain(tensor)
-    assert tensors.is_plain(WEIGHT)
-    assert tensors.is_plain(WEIGHT.t())
+        assert not tensor_files.is_plain(tensor)
+    assert tensor_files.is_plain(WEIGHT)
+    assert tensor_files.is_plain(WEIGHT.t())
 
 
 def test_a_small_cache_of_many_images_is_refused(tmp_path, capsys):
@@ -110,15 +108,15 @@ def test_a_small_cache_of_many_images_is_refused(tmp_path, capsys):
         for part in ("train", "val"):
             torch.save(good | change, tmp_path / f"tinyimagenet_{part}_cache.pt")
         with pytest.raises(InputError, match="not a cache of import_TIN") as caught:
-            data.load_dataset("TinyImageNet", tmp_path, 0)
+            datasets.load_dataset("TinyImageNet", tmp_path, 0)
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("change", ["expanded", "meta", "nested", "sparse", "bomb", "labels", "format", "too large"])
 def test_odd_weights_are_refused_in_one_line(tmp_path, change):
-    module = models.build_model("cnn", 1, 8, 10, "none", 0)
+    module = networks.build_model("cnn", 1, 8, 10, "none", 0)
     path, first = tmp_path / "w.pt", next(iter(module.state_dict()))
-    models.save_weights(path, module, "DIGITS")
+    networks.save_weights(path, module, "DIGITS")
     content = torch.load(path, weights_only=True)
     tensor = content["state"][first]
     if change in NOT_PLAIN:
@@ -135,9 +133,9 @@ def test_odd_weights_are_refused_in_one_line(tmp_path, change):
     if change == "bomb":
         path.write_bytes(repacked(path.read_bytes(), zipfile.ZIP_DEFLATED))
     if change == "labels":  # of no dataset, so that the head is left
-        return models.load_weights(module, path, "DIGITS")
+        return networks.load_weights(module, path, "DIGITS")
     with pytest.raises(InputError, match=r"w\.pt: ") as caught:
-        models.load_weights(module, path, "DIGITS")
+        networks.load_weights(module, path, "DIGITS")
     assert "\n" not in str(caught.value)
 
 
@@ -160,13 +158,13 @@ def nothing_allocated(monkeypatch):
 
 def test_a_network_of_more_than_2_to_the_31_weights_is_refused(nothing_allocated):
     with pytest.raises(InputError, match=r"--model_name cnn has 32,768,\d+,\d+ weights .* more than 2\^31: a smaller"):
-        models.build_model("cnn", 1, 4000, 10, "none", 0)
+        networks.build_model("cnn", 1, 4000, 10, "none", 0)
 
 
 def test_a_network_that_does_not_fit_is_refused(nothing_allocated, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 7 * 2**30)
     with pytest.raises(InputError, match=r"536,\d+,\d+ weights .* 10\.0 GiB, and 7\.0 GiB are free: a smaller --image"):
-        models.build_model("cnn", 1, 512, 10, "none", 0)
+        networks.build_model("cnn", 1, 512, 10, "none", 0)
 
 
 def test_free_memory_is_that_of_the_system_or_of_the_limit():
@@ -183,8 +181,8 @@ def test_free_memory_is_that_of_the_system_or_of_the_limit():
 
 def test_what_belongs_to_the_machine_is_not_taken_from_a_file(tmp_path, monkeypatch):
     given = {"algorithm": "fedavg", "parallel_clients": 1024, "max_cohort_memory": 1e6, "metrics_dir": "/elsewhere"}
-    read = utils.checked_settings(given, "clients.json")
+    read = checked_settings(given, "clients.json")
     assert (read.parallel_clients, read.max_cohort_memory, read.metrics_dir) == ("auto", 4.0, "metrics")
     monkeypatch.setattr(fedalg.personal, "load", lambda folder: (read, []))
-    mine = utils.resolve({"evaluate_clients": str(tmp_path), "parallel_clients": 3, "device": "cpu"})
+    mine = resolve({"evaluate_clients": str(tmp_path), "parallel_clients": 3, "device": "cpu"})
     assert fedalg.prepare_judge(mine).workers.n == 3

@@ -8,9 +8,13 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-import options
-import utils
-from data import DATASETS
+from fedmerge.config.options import ALIASES, algorithm_options, all_options
+from fedmerge.config.parser import parse_args
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import run_name
+from fedmerge.errors import InputError
+from fedmerge.randomness import key_seed
+from fedmerge.registry import DATASETS, specs
 
 BAD = {
     "--sparsity 0": "--sparsity/--keep: '0' is not a share in (0, 1]",
@@ -58,7 +62,7 @@ BAD = {
     "--norm batch --batch_size 1": "too small for BatchNorm",
     "--config nowhere.txt": "/nowhere.txt: there is no such file",
     "--out=": "--out: the path is empty",
-    "--algorithm fedavg --sparsity 0.1": "no effect with --algorithm fedavg (only: las, topk, stc)",
+    "--algorithm fedavg --sparsity 0.1": "no effect with --algorithm fedavg (only: las, stc, topk)",
     "--algorithm las --prox_momentum 0.5": "no effect with --algorithm las (only: fedprox)",
     "--algorithm las --graft_epochs 3": "no effect without --localiser learned",
     "--algorithm las --warmup_sparsity 0.5": "no effect without --warmup_rounds",
@@ -71,7 +75,7 @@ BAD = {
 def test_a_bad_command_line_is_one_line_and_status_2(flags, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
-        utils.parse_args(flags.split())
+        parse_args(flags.split())
     error = capsys.readouterr().err
     assert caught.value.code == 2
     assert error.count("\n") == 1
@@ -94,33 +98,33 @@ def test_help_and_refusals_do_not_import_torch():
 
 def test_help_names_every_option_and_algorithm(capsys):
     with pytest.raises(SystemExit):
-        utils.parse_args(["--help"])
+        parse_args(["--help"])
     text = capsys.readouterr().out
-    for name in [*options.all_options(), *options.algorithm_specs()]:
+    for name in [*all_options(), *specs("algorithm")]:
         assert name in text
 
 
 def test_the_words_of_the_field_are_the_same_flags():
     words = "--algorithm las --rounds 7 --keep 0.1"
-    args = utils.parse_args(words.split())
+    args = parse_args(words.split())
     assert (args.n_epochs, args.sparsity) == (7, 0.1)
-    assert args == utils.parse_args(["--algorithm", "las", "--n_epochs", "7", "--sparsity", "0.1"])
-    assert utils.parse_args(["--algorithm", "fedprox", "--prox_mu", "0.5"]).prox_momentum == 0.5
-    for name in options.ALIASES.values():
-        assert name in options.all_options()
+    assert args == parse_args(["--algorithm", "las", "--n_epochs", "7", "--sparsity", "0.1"])
+    assert parse_args(["--algorithm", "fedprox", "--prox_mu", "0.5"]).prox_momentum == 0.5
+    for name in ALIASES.values():
+        assert name in all_options()
 
 
 def test_only_what_is_said_to_be_augmented_is_augmented_by_default(tmp_path):
     """Flips make another image of a digit, a letter, a left shoe; whoever adds a dataset gets none unless asked for."""
     (tmp_path / "letters").mkdir()
-    args = [utils.resolve({"dataset": name, "data_root": str(tmp_path)}) for name in [*DATASETS, "letters"]]
+    args = [resolve({"dataset": name, "data_root": str(tmp_path)}) for name in [*DATASETS, "letters"]]
     assert {a.dataset for a in args if a.augment == "standard"} == {"CIFAR10", "CIFAR10T", "CIFAR100", "TinyImageNet"}
-    assert utils.resolve({"dataset": "FashionMNIST", "augment": "standard"}).augment == "standard"
+    assert resolve({"dataset": "FashionMNIST", "augment": "standard"}).augment == "standard"
 
 
 def test_the_published_command_line_and_its_defaults():
     flags = "--algorithm fedavg --dataset CIFAR10 --dirichlet 0.1 --n_epochs 100 --seed 42"
-    args = utils.parse_args(flags.split())
+    args = parse_args(flags.split())
     published = {
         "data_root": "./data",
         "model_name": "resnet18",
@@ -136,38 +140,38 @@ def test_the_published_command_line_and_its_defaults():
         "acg_beta": 0.0,
     }
     assert {name: getattr(args, name) for name in published} == published
-    assert utils.run_name(args) == "fedavg_CIFAR10_0.1_42"
-    assert utils.parse_args(["--dirichlet", "nan"]).dirichlet == utils.parse_args([]).dirichlet == "iid"
-    assert utils.parse_args([]).model_name == "cnn"
+    assert run_name(args) == "fedavg_CIFAR10_0.1_42"
+    assert parse_args(["--dirichlet", "nan"]).dirichlet == parse_args([]).dirichlet == "iid"
+    assert parse_args([]).model_name == "cnn"
 
 
 def test_a_config_file_holds_flags_and_the_command_line_wins(tmp_path, capsys):
     file = tmp_path / "flags.txt"
     file.write_text("# shared by several algorithms\n--lr 0.5\n\n--n_epochs 7  # few\n--sparsity 0.3\n--quiet\n")
-    args = utils.parse_args(["--config", str(file), "--lr", "0.25", "--no-quiet"])
+    args = parse_args(["--config", str(file), "--lr", "0.25", "--no-quiet"])
     assert (args.lr, args.n_epochs, args.quiet) == (0.25, 7, False)
     assert args.sparsity == 0.2  # fedavg has none, so that its name does not tell of it
-    assert utils.parse_args(["--algorithm", "las", "--config", str(file)]).sparsity == 0.3
+    assert parse_args(["--algorithm", "las", "--config", str(file)]).sparsity == 0.3
     for text in ("--lr nan\n", "--nonsense 3\n", '--data_root "open\n', "--config x\n", "lr 0.1\n"):
         file.write_text(text)
         with pytest.raises(SystemExit) as caught:
-            utils.parse_args(["--config", str(file)])
+            parse_args(["--config", str(file)])
         assert caught.value.code == 2
         assert "flags.txt" in capsys.readouterr().err
 
 
 def test_out_sets_the_outputs_that_are_not_given(tmp_path):
-    args = utils.parse_args(["--out", "there", "--plots_dir", "p"])
+    args = parse_args(["--out", "there", "--plots_dir", "p"])
     found = args.metrics_dir, args.plots_dir, args.checkpoint_dir, args.results_file
     assert found == ("there/metrics", "p", "there/checkpoints", "there/results.csv")
     file = tmp_path / "flags.txt"
     file.write_text("--metrics_dir m --out theirs  # a folder by its own flag, and all others\n")
-    args = utils.parse_args(["--config", str(file)])
+    args = parse_args(["--config", str(file)])
     assert (args.metrics_dir, args.results_file) == ("m", "theirs/results.csv")
-    args = utils.parse_args(["--config", str(file), "--out", "mine"])  # the command line wins
+    args = parse_args(["--config", str(file), "--out", "mine"])  # the command line wins
     assert (args.metrics_dir, args.results_file) == ("mine/metrics", "mine/results.csv")
-    assert utils.run_name(args) == utils.run_name(utils.parse_args([]))
-    assert utils.resolve({"out": "o"}).metrics_dir == "o/metrics"
+    assert run_name(args) == run_name(parse_args([]))
+    assert resolve({"out": "o"}).metrics_dir == "o/metrics"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -177,9 +181,9 @@ def test_out_sets_the_outputs_that_are_not_given(tmp_path):
 def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
     hand_made = tmp_path / "a.json"
     hand_made.write_text('{"clients": [[0], [1]], "labels_sha256": "x"}')
-    plain = utils.run_name(utils.resolve({"algorithm": "las"}))
+    plain = run_name(resolve({"algorithm": "las"}))
     assert plain == "las_DIGITS_iid_0"
-    named = [o for o in options.all_options().values() if o.named and o.name not in ("init_weights", "pretrained")]
+    named = [o for o in all_options().values() if o.named and o.name not in ("init_weights", "pretrained")]
     other = {
         "dataset": "CIFAR10T",
         "model_name": "resnet18",
@@ -196,7 +200,7 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "lr": 0.5,
         "image_size": 16,
     }
-    owners = {name: found[1][0] for name, found in options.algorithm_options().items()}
+    owners = {name: found[1][0] for name, found in algorithm_options().items()}
     seen = {}
     for option in named:
         if option.name == "algorithm":
@@ -215,9 +219,9 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         if option.name == "augment":
             given["dataset"], value = "CIFAR10", "none"
         given[option.name] = value
-        name = utils.run_name(utils.resolve(given))
+        name = run_name(resolve(given))
         assert name not in seen, (option.name, seen.get(name))
-        assert name != utils.run_name(utils.resolve(base))
+        assert name != run_name(resolve(base))
         seen[name] = option.name
 
 
@@ -235,12 +239,12 @@ settings_pairs = st.fixed_dictionaries(
 
 @given(a=settings_pairs, b=settings_pairs)
 def test_two_names_are_equal_exactly_if_the_settings_are(a, b):
-    assert (utils.run_name(utils.resolve(a)) == utils.run_name(utils.resolve(b))) == (a == b)
+    assert (run_name(resolve(a)) == run_name(resolve(b))) == (a == b)
 
 
 def test_folders_device_and_quiet_do_not_change_the_name():
     settings = {"metrics_dir": "m", "plots_dir": "p", "device": "cpu", "quiet": True, "data_root": "elsewhere"}
-    assert utils.run_name(utils.resolve(settings)) == utils.run_name(utils.resolve({}))
+    assert run_name(resolve(settings)) == run_name(resolve({}))
 
 
 def test_starting_weights_are_named_by_content(tmp_path):
@@ -248,17 +252,17 @@ def test_starting_weights_are_named_by_content(tmp_path):
     names = []
     for content in (b"a", b"b", b"a"):
         file.write_bytes(content)
-        names.append(utils.run_name(utils.resolve({"init_weights": str(file)})))
+        names.append(run_name(resolve({"init_weights": str(file)})))
     assert names[0] == names[2] != names[1]
 
 
 def test_a_very_long_name_still_fits_a_file_system():
-    args = utils.resolve({"algorithm": "las", "localiser": "learned", "lr": 0.123456789012345, "clip_norm": 1 / 3,
+    args = resolve({"algorithm": "las", "localiser": "learned", "lr": 0.123456789012345, "clip_norm": 1 / 3,
                           "weight_decay": 1 / 7, "lr_decay": 1 / 9, "sparsity": 1 / 11, "graft_lr": 1 / 13,
                           "sigmoid_bias": 1 / 17, "l1_strength": 1 / 19, "momentum": 1 / 23})  # fmt: skip
-    other = utils.resolve({**vars(args), "momentum": 1 / 29})
-    assert len(utils.run_name(args)) < 200
-    assert utils.run_name(args) != utils.run_name(other)
+    other = resolve({**vars(args), "momentum": 1 / 29})
+    assert len(run_name(args)) < 200
+    assert run_name(args) != run_name(other)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -267,13 +271,13 @@ def test_a_very_long_name_still_fits_a_file_system():
 
 def test_keys_give_independent_seeds_that_never_change():
     keys = [(seed, what, i) for seed in (0, 1) for what in ("batches", "clients") for i in range(50)]
-    assert len({utils.key_seed(*key) for key in keys}) == len(keys)
-    assert utils.key_seed(0, "clients", 1) == 2815739281608643980  # a change here changes every published result
+    assert len({key_seed(*key) for key in keys}) == len(keys)
+    assert key_seed(0, "clients", 1) == 2815739281608643980  # a change here changes every published result
 
 
 def test_a_dataset_may_be_a_folder(tmp_path):
     (tmp_path / "pets").mkdir()
-    assert utils.resolve({"dataset": "pets", "data_root": str(tmp_path)}).dataset == "pets"
+    assert resolve({"dataset": "pets", "data_root": str(tmp_path)}).dataset == "pets"
     for name in ("cats", "../pets", "pets/../pets", "..", ""):
-        with pytest.raises(utils.InputError, match=r"is none of CIFAR10, .* nor a folder"):
-            utils.resolve({"dataset": name, "data_root": str(tmp_path)})
+        with pytest.raises(InputError, match=r"is none of CIFAR10, .* nor a folder"):
+            resolve({"dataset": name, "data_root": str(tmp_path)})

@@ -7,14 +7,14 @@ import time
 import pytest
 import torch
 
-import evaluation
-import rounds
-import utils
-from agg_utils import ALGORITHMS, Update
-from local_methods import LOCAL_METHODS
-from merging import Sums
-from models import Layout
-from workers import Workers, how_many
+from fedmerge.client_update import Update
+from fedmerge.errors import InputError
+from fedmerge.merging.aggregate import Sums
+from fedmerge.networks.flat_model import Layout
+from fedmerge.registry import ALGORITHMS, LOCAL_METHODS
+from fedmerge.simulation import evaluation, rounds
+from fedmerge.simulation.client_threads import Workers, how_many
+from fedmerge.simulation.sampling import sample_clients
 
 SHORT = {"batch_size": 32, "local_steps": 2, "participation": 0.25, "dirichlet": 0.5}
 TIMES = ("train_seconds", "eval_seconds")
@@ -77,7 +77,7 @@ def test_a_client_that_diverges_is_left_out_beside_others_too(experiment, one_th
     both = []
     for n in (1, 3):
         exp = experiment(**SHORT, on_nan="skip", algorithm="las", residual="client", parallel_clients=n)
-        update, number = exp.algorithm.local_update, rounds.sample_clients(20, 0.25, 0, 1)[2]
+        update, number = exp.algorithm.local_update, sample_clients(20, 0.25, 0, 1)[2]
 
         def poisoned(start, client, update=update, number=number):
             sent = update(start, client)
@@ -117,7 +117,7 @@ def test_a_mean_needs_the_memory_of_one_update_however_many_clients(experiment):
 def test_a_merge_of_all_updates_must_fit(experiment):
     size = 4 * experiment().model.layout.dim * 4 / 2**30
     experiment(algorithm="median", max_cohort_memory=size * 1.01)
-    with pytest.raises(utils.InputError, match=r"^--algorithm median needs 4 updates of a round at once, 0\.00 GiB"):
+    with pytest.raises(InputError, match=r"^--algorithm median needs 4 updates of a round at once, 0\.00 GiB"):
         experiment(algorithm="median", max_cohort_memory=size * 0.99)
 
 

@@ -47,7 +47,7 @@ SETTINGS = [
     f"--algorithm fedavg --dropout 0.3 --attack noise {ONE} --precision bf16",
     f"--algorithm trimmed_mean --attack sign_flip {ONE} --clip_norm 1 --weight_decay 0.001 --lr_decay 0.9",
     f"--algorithm fedavg --attack label_flip {ONE} --local swa",
-    f"--algorithm las --local lss --n_verts 2 --soup_epochs 1 --local_steps 3 --later_share 0.5",
+    "--algorithm las --local lss --n_verts 2 --soup_epochs 1 --local_steps 3 --later_share 0.5",
     f"--algorithm fedavg --shift feature --n_clients 5 --participation 1 {ONE}",
     f"--algorithm fedbn --shift feature --n_clients 5 --participation 1 {ONE} --norm group",
     f"--algorithm fedavg --dataset DIGITSB --image_size 16 {ONE}",
@@ -185,7 +185,9 @@ def main(old, new):
             print("DIFFERENT" if found else "the same ", f"(status {status}, {len(left[0])} files)", settings)
             for words in found[:6]:
                 print("   ", words)
-        print(f"{n_different} of {len(SETTINGS) + len(KILLED) + len(TOGETHER)} settings differ; {n_files} files compared")
+        print(
+            f"{n_different} of {len(SETTINGS) + len(KILLED) + len(TOGETHER)} settings differ; {n_files} files compared"
+        )
         return 1 if n_different else 0
 
 

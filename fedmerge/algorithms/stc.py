@@ -1,0 +1,19 @@
+"""Sparse ternary compression."""
+
+from fedmerge.algorithms.las import LaSFL
+from fedmerge.registry import algorithm
+
+
+@algorithm("stc", title="STC")
+class STC(LaSFL):
+    """sparse ternary compression, upwards and downwards (Sattler et al. 2019, Algorithm 2)"""
+
+    defaults = {
+        "sparsity": 0.01,
+        "mask_scope": "global",
+        "residual": "client",
+        "stitch": "all",
+        "value_bits": 1,
+        "downlink": "sparse",
+        "down_sparsity": 0.01,
+    }

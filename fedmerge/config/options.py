@@ -1,0 +1,308 @@
+"""The table of flags that every run has, and the kinds of values that flags take.
+
+Nothing here imports torch.
+"""
+
+import argparse
+import functools
+import math
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from fedmerge.registry import specs
+
+LARGEST, TINIEST = 3e38, 1e-37  # what float32 holds
+
+
+def _number(convert, accepts, wanted):
+    """Return an argparse type: `convert` the text, refuse what `accepts` does not, and say what is `wanted`."""
+
+    def parse(text):
+        with suppress(ValueError):
+            value = convert(text)
+            if math.isfinite(value) and (value == 0 or TINIEST <= abs(value) <= LARGEST) and accepts(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+def _dirichlet(text):
+    if text.lower() in ("nan", "iid"):
+        return "iid"
+    return _number(float, lambda a: a > 0, "a positive number, nan or iid")(text)
+
+
+def _workers(text):
+    return text if text == "auto" else _number(int, lambda n: 1 <= n <= 1024, "auto or a number from 1 to 1024")(text)
+
+
+KINDS = {
+    "count": _number(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000"),
+    "integer": _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1"),
+    "positive": _number(float, lambda x: x > 0, "a positive number"),
+    "nonnegative": _number(float, lambda x: x >= 0, "a number of at least 0"),
+    "share": _number(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
+    "decay": _number(float, lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    "half": _number(float, lambda x: 0 <= x < 0.5, "a number in [0, 0.5)"),
+    "dirichlet": _dirichlet,
+    "size": _number(int, lambda n: n % 4 == 0 and 8 <= n <= 512, "a multiple of 4 from 8 to 512"),
+    "bits": _number(int, lambda n: n in (32, 16, 8, 4, 1), "32, 16, 8, 4 or 1"),
+    "workers": _workers,
+    "path": str,
+    "dataset": str,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag. `kind` names an entry of KINDS, is a tuple of choices, or is "flag" (--x / --no-x)."""
+
+    name: str
+    default: object
+    kind: object
+    help: str
+    named: bool = True  # whether it changes the result, and so belongs into the run's name
+    needs: str = ""  # "option=value" or "option=value|value": has no effect otherwise; "option": if at its default
+
+    @property
+    def needs_in_words(self):
+        return f"--{self.needs.replace('=', ' ').replace('|', ' or ')}"
+
+
+OPTIONS = {
+    "experiment": [
+        Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
+        Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
+        Option("dataset", "DIGITS", "dataset", "DIGITS needs no download"),
+        Option("image_size", None, "size", "resize images to so many pixels (default: as they are)"),
+        Option("model_name", None, tuple, "default: cnn for DIGITS, else resnet18"),
+        Option("seed", 0, "integer", "seed of every random draw"),
+        Option("shift", "label", ("label", "feature"), "clients differ in their classes, or each has its own domain"),
+        Option("dirichlet", "iid", "dirichlet", "concentration of the split of each class; nan or iid = IID"),
+        Option("n_clients", 20, "count", "clients that hold the training data"),
+        Option("participation", 0.2, "share", "share of the clients sampled each round"),
+        Option("n_epochs", 100, "count", "communication rounds"),
+        Option("min_client_samples", 1, "integer", "samples every client must hold; those with 0 never take part"),
+        Option("partition_file", None, "path", "split to use, {seed} in its name is the run's; written if not there"),
+    ],
+    "local training": [
+        Option("local", "sgd", tuple, "how a client makes its model of the one that it received"),
+        Option("n_client_epochs", 5, "count", "epochs over a client's data per round", needs="local=sgd|swa|swad|moon"),
+        Option("local_steps", None, "count", "end a client's round, or each model of a pool, after so many steps"),
+        Option("batch_size", 64, "count", "samples per step"),
+        Option("local_optimizer", "sgd", ("sgd", "adam"), "the clients' optimiser"),
+        Option("lr", None, "positive", "its learning rate; default: 0.01 for sgd, 0.0005 for adam"),
+        Option("momentum", 0.9, "decay", "momentum of SGD, reset every round", needs="local_optimizer=sgd"),
+        Option("weight_decay", 0.0, "nonnegative", "L2 decay of all trainable weights"),
+        Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
+        Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
+        Option(
+            "augment",
+            None,
+            ("none", "standard"),
+            "standard = crop with padding 4 and flip; default: that for the CIFARs and TinyImageNet, none for others",
+        ),
+        Option(
+            "bn_recalibrate",
+            False,
+            "flag",
+            "measure BatchNorm's statistics anew where a client averages models",
+            needs="local=lss|swa|swad|soups",
+        ),
+        Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
+    ],
+    "model": [
+        Option("norm", None, ("batch", "group", "none"), "default: batch for ResNets, none for the cnn"),
+        Option("pretrained", False, "flag", "start from torchvision's ImageNet weights (ResNets)"),
+        Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
+    ],
+    "server": [
+        Option("weighting", "samples", ("samples", "uniform"), "weights of the clients in the average"),
+        Option("eval_every", 1, "count", "rounds between evaluations; the last is always evaluated"),
+        Option("eval_train", False, "flag", "evaluate on all training data too, instead of what clients saw"),
+    ],
+    "wire": [
+        Option(
+            "value_bits", 32, "bits", "bits of a value sent; below 16 with a scale per 1,024 values, rounded at random"
+        ),
+        Option(
+            "downlink",
+            "delta",
+            ("delta", "dense", "sparse", "individual"),
+            "send what changed, all, each round's largest changes, or to each client the largest of what it lacks",
+        ),
+        Option(
+            "down_sparsity",
+            0.01,
+            "share",
+            "share of the weights that the server sends",
+            needs="downlink=sparse|individual",
+        ),
+        Option(
+            "down_bits",
+            None,
+            "bits",
+            "bits of a value that the server sends (default: --value_bits)",
+            needs="downlink=sparse|individual",
+        ),
+        Option(
+            "shared_init",
+            True,
+            "flag",
+            "nobody downloads the initial model, since the seed or a public file gives it; with --no-shared_init a "
+            "client's first download counts",
+        ),
+        Option("wire", "size", ("size", "real"), "count the bytes, or make them, read them and compare", named=False),
+    ],
+    "faults": [
+        Option("attack", None, ("sign_flip", "noise", "label_flip"), "what clients that lie do (default: none lies)"),
+        Option("attackers", 0.2, "share", "share of the clients that lie, always the same ones", needs="attack"),
+        Option(
+            "attack_strength",
+            5.0,
+            "positive",
+            "size of the lie over that of the client's true update",
+            needs="attack=sign_flip|noise",
+        ),
+        Option("dropout", 0.0, "decay", "share of the sampled clients that download, but whose update never arrives"),
+        Option(
+            "on_nan",
+            "stop",
+            ("stop", "skip"),
+            "when a client's loss or update is not finite: end the run, or leave this update out",
+        ),
+    ],
+    "machine": [
+        Option("device", "auto", ("auto", "cpu", "cuda", "mps"), "auto = cuda, else mps, else cpu", named=False),
+        Option(
+            "parallel_clients",
+            "auto",
+            "workers",
+            "clients that train at once; auto = one per CPU thread, 8 at most, or 1 on a GPU; always 1 for networks "
+            "that draw as they train, with dropout or stochastic depth",
+            named=False,
+        ),
+        Option(
+            "max_cohort_memory",
+            4.0,
+            "positive",
+            "GiB that updates may take which wait to be merged: median, trimmed_mean and krum need all of a round, and "
+            "each of several processes those that it makes",
+            named=False,
+        ),
+        Option(
+            "max_state_memory",
+            None,
+            "positive",
+            "GiB that may be taken by what clients keep between rounds, such as residuals (default: what is free)",
+            named=False,
+        ),
+        Option(
+            "capture",
+            False,
+            "flag",
+            "replay CUDA graphs for steps of plain SGD (no pull, no clipping, one run a client); not yet measured",
+            named=False,
+            needs="local_optimizer=sgd",
+        ),
+        Option("deterministic", False, "flag", "only deterministic GPU kernels (slower)", named=False),
+    ],
+    "files": [
+        Option("data_root", "./data", "path", "folder of the datasets", named=False),
+        Option(
+            "out",
+            None,
+            "path",
+            "folder of metrics, plots, checkpoints and results.csv, where the next four flags do not say otherwise",
+            named=False,
+        ),
+        Option("metrics_dir", "metrics", "path", "folder for <run>_metrics.csv and <run>.json", named=False),
+        Option("plots_dir", "plots", "path", "folder for the figures of each run", named=False),
+        Option("results_file", "results.csv", "path", "one row per finished run", named=False),
+        Option("checkpoint_dir", "checkpoints", "path", "folder from which a run that was ended goes on", named=False),
+        Option(
+            "checkpoint_every",
+            None,
+            "count",
+            "rounds between checkpoints (default: so that they take 1 % of the time, 10 minutes at most)",
+            named=False,
+        ),
+        Option("fresh", False, "flag", "do not go on from a checkpoint, but start over", named=False),
+        Option("save_weights", None, "path", "write the final model here, for --init_weights", named=False),
+        Option("save_clients", None, "path", "write each client's personal part here, as payload files", named=False),
+        Option(
+            "part_sparsity",
+            None,
+            "share",
+            "share of the weights in such a part (default: what the algorithm sends)",
+            named=False,
+            needs="save_clients",
+        ),
+        Option(
+            "part_bits",
+            None,
+            "bits",
+            "bits of a value in it (default: --value_bits)",
+            named=False,
+            needs="save_clients",
+        ),
+        Option(
+            "evaluate_clients",
+            None,
+            "path",
+            "train nothing: judge what --save_clients left in this folder",
+            named=False,
+        ),
+        Option("overwrite", False, "flag", "run again what is already finished", named=False),
+        Option("quiet", False, "flag", "print only the last line", named=False),
+    ],
+}
+ALIASES = {"rounds": "n_epochs", "keep": "sparsity", "prox_mu": "prox_momentum"}  # what the field calls them
+REGISTRIES = {
+    "algorithm": lambda: sorted(specs("algorithm")),
+    "preset": lambda: sorted({preset for spec in specs("algorithm").values() for preset in spec.presets}),
+    "dataset": lambda: sorted(specs("dataset")),
+    "model_name": lambda: sorted(specs("model_name")),
+    "local": lambda: sorted(specs("local")),
+}
+
+
+@functools.cache
+def algorithm_options():
+    """Return {option name: (Option, [algorithms that have it])} over all registered algorithms."""
+    return _own_options(specs("algorithm"))
+
+
+@functools.cache
+def local_options():
+    """Return {option name: Option} over all registered local methods; each needs --local to be one that has it."""
+    found = _own_options(specs("local"))
+    return {name: replace(option, needs="local=" + "|".join(owners)) for name, (option, owners) in found.items()}
+
+
+def _own_options(specs):
+    found = {}
+    for owner, spec in specs.items():
+        for name, (default, kind, text, *needs) in spec.options.items():
+            option = Option(name, default, kind, text, needs=needs[0] if needs else "")
+            known, owners = found.setdefault(name, (option, []))
+            if known != option:
+                raise ValueError(f"{owner} and {owners[0]} declare --{name} differently")
+            owners.append(owner)
+    return found
+
+
+def all_options():
+    """Return {name: Option} of every flag, those of the algorithms and of the local methods included."""
+    own = {name: option for name, (option, _) in algorithm_options().items()}
+    return {o.name: o for group in OPTIONS.values() for o in group} | local_options() | own
+
+
+def acts(option, settings):
+    """Tell whether what the Option needs is so in {name: value}."""
+    other, _, wanted = option.needs.partition("=")
+    if not other:
+        return True
+    value = settings.get(other, all_options()[other].default)
+    return str(value) in wanted.split("|") if wanted else value != all_options()[other].default

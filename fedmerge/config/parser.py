@@ -1,0 +1,177 @@
+"""The command line: every flag, files of flags, and a line for each error.
+
+Nothing here imports torch, so that `--help` and refused command lines answer at once.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from dataclasses import replace
+
+from fedmerge import files
+from fedmerge.config.options import ALIASES, KINDS, OPTIONS, REGISTRIES, algorithm_options, all_options, local_options
+from fedmerge.config.resolve import resolve, spread
+from fedmerge.errors import InputError, did_you_mean
+from fedmerge.registry import specs
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line per error, exit status 2; no flag is guessed from its first letters."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        unknown = re.search(r"unrecognized arguments: --(\w+)", message)
+        if unknown:
+            near = {"epochs": "rounds", "local_epochs": "n_client_epochs", "mu": "prox_mu"}
+            message += did_you_mean(near.get(unknown[1], unknown[1]), [*all_options(), *ALIASES], "--")
+        choice = re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message)
+        if choice:
+            message += did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
+        sys.stderr.write(f"{self.prog}: error: {' '.join(message.split())}\n")
+        raise SystemExit(2)
+
+
+def build_parser(prog="fedalg.py"):
+    """Return the parser of `fedalg.py`. A flag that was not given is absent from what it returns."""
+    parser = _Parser(
+        prog=prog,
+        description="Simulated federated learning: local training, merging, evaluation, one CSV row a round.",
+        epilog=_about_algorithms(),
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
+    )
+    parser.add_argument("--config", metavar="FILE", help="file of flags, one a line; the command line wins")
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            _add(group, option, option.help)
+    local = local_options().values()
+    for needs in sorted({option.needs for option in local}):
+        group = parser.add_argument_group("only with --" + needs.replace("=", " ").replace("|", " or "))
+        for option in local:
+            if option.needs == needs:
+                _add(group, replace(option, needs=""), option.help)
+    owned = algorithm_options().values()
+    for owners in sorted({tuple(owners) for _, owners in owned}):
+        group = parser.add_argument_group("only with --algorithm " + " or ".join(owners))
+        for option, mine in owned:
+            if tuple(mine) == owners:
+                _add(group, option, option.help)
+    return parser
+
+
+def _about_algorithms():
+    def flags(settings):
+        return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in settings.items())
+
+    lines = [f"--local {name}: {spec.summary}" for name, spec in sorted(specs("local").items())]
+    for name, spec in sorted(specs("algorithm").items()):
+        lines.append(f"{name}: {spec.summary}" + (f", which is {flags(spec.defaults)}" if spec.defaults else ""))
+        lines += [f"{name} --preset {preset}: {flags(values)}" for preset, values in sorted(spec.presets.items())]
+    return "; ".join(lines)
+
+
+def _add(group, option, text):
+    if option.needs:
+        text += f" (with {option.needs_in_words})"
+    if option.default is not None and option.kind != "flag":
+        text += f" [{option.default}]"
+    text = text.replace("%", "%%")  # argparse fills in what follows a single one
+    flags = [f"--{name}" for name in (option.name, *(a for a, name in ALIASES.items() if name == option.name))]
+    if option.kind == "flag":
+        group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
+    elif option.kind is tuple or isinstance(option.kind, tuple):
+        choices = REGISTRIES[option.name]() if option.kind is tuple else option.kind
+        group.add_argument(*flags, choices=choices, help=text)
+    else:
+        metavar = {"path": "PATH", "count": "N", "integer": "N", "size": "N", "bits": "{32,16,8,4,1}"}.get(
+            option.kind, "X"
+        )
+        group.add_argument(*flags, type=KINDS[option.kind], metavar=metavar, help=text)
+
+
+def parse_args(argv=None):
+    """Parse and check the command line; return a Namespace with every setting resolved.
+
+    Exits with status 2 and one line on standard error if a flag is unknown, out of range or contradicts another.
+    Needs no torch and writes nothing.
+    """
+    parser = build_parser()
+    given = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    config = _read_config(parser, given.config) if "config" in given else argparse.Namespace()
+    try:
+        return resolve({**spread(vars(config)), **spread(vars(given))}, explicit=set(vars(given)))
+    except InputError as error:
+        parser.error(str(error))
+
+
+def _read_config(parser, path):
+    try:
+        lines = read_flags(path)
+    except InputError as error:
+        parser.error(f"--config {error}")
+    for number, words in lines:
+        if not words[0].startswith("--"):
+            parser.error(f"--config {path}: line {number}: not a flag, such as --lr 0.01: {' '.join(words)!r}")
+    tokens = [word for _, words in lines for word in words]
+    config = build_parser(f"fedalg.py: --config {path}").parse_args(tokens)
+    if "config" in config:
+        parser.error(f"--config {path}: a config file cannot name another one")
+    return config
+
+
+def read_flags(path):
+    """Return [(line number, words)] of a file of flags, for the lines that have any: see `split_words`.
+
+    Raises InputError that names the file, and the line.
+    """
+    where = os.path.abspath(path)
+    try:
+        text = files.read_text(where, files.LIST).removeprefix("\ufeff")
+    except FileNotFoundError:
+        raise InputError(f"{where}: there is no such file") from None
+    lines = re.split("\r\n|\r|\n", text)  # any of them ends a line
+    split = [(number, split_words(line, f"{path}: line {number}")) for number, line in enumerate(lines, 1)]
+    return [(number, words) for number, words in split if words]
+
+
+def split_words(text, where):
+    """Return the words of `text`, a list of str, quoted as in a shell; a # begins a comment, nothing is replaced.
+
+    Raises InputError, which says `where`.
+    """
+    if "\0" in text:
+        raise InputError(f"{where}: holds a NUL character")
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise InputError(f"{where}: {str(error).lower()}: {text.strip()!r}") from None
+
+
+def checked_settings(settings, path):
+    """Return the Namespace of {name: value} that a file at `path` holds, checked as if they had been typed.
+
+    Raises InputError. What belongs to the machine that wrote them, as files and threads do, is left at its default.
+    """
+    words, of_machine = [], {option.name for group in ("machine", "files") for option in OPTIONS[group]}
+    for name, value in settings.items():
+        option = all_options().get(name)
+        if option is None:
+            raise InputError(f"{path}: there is no setting {name}")
+        if name in of_machine or option.kind == "path":
+            continue
+        if option.kind == "flag":
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    parser = build_parser()
+
+    def refuse(message):
+        raise InputError(f"{path}: {message}")
+
+    parser.error = refuse
+    return resolve(vars(parser.parse_args(words)))

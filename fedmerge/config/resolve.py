@@ -1,0 +1,171 @@
+"""Settings that go together: defaults filled in, contradictions refused before any work starts.
+
+Nothing here imports torch.
+"""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from fedmerge import files
+from fedmerge.config.options import REGISTRIES, acts, algorithm_options, all_options
+from fedmerge.config.split_files import hand_made, split_path
+from fedmerge.errors import InputError, did_you_mean
+from fedmerge.registry import specs
+
+PRETRAINED = ("resnet18", "resnet50")  # networks of which models.py knows where published weights are
+
+
+def resolve(given, explicit=()):
+    """Fill in the defaults of `given` {name: value} and check how the settings go together.
+
+    `explicit` names the settings typed on the command line: of these, one that the chosen algorithm does not have is an
+    error, whereas a config file may be shared by several algorithms. Raises InputError.
+    """
+    if given.get("evaluate_clients") is not None:
+        changing = {name for name, option in all_options().items() if option.named} | {"save_clients", "save_weights"}
+        others = sorted(changing & set(explicit))
+        if others:
+            raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
+    args = with_defaults(spread(given))
+    _check_needs(args, explicit)
+    _check_dataset(args)
+    _check_combinations(args)
+    _check_paths(args)
+    _check_split(args, explicit)
+    return args
+
+
+OUTPUTS = {
+    "metrics_dir": "metrics",
+    "plots_dir": "plots",
+    "checkpoint_dir": "checkpoints",
+    "results_file": "results.csv",
+}
+
+
+def spread(given):
+    """Return `given` {name: value} with the outputs that --out sets, as far as they are not in it."""
+    if given.get("out") is None:
+        return given
+    return {name: os.path.join(given["out"], place) for name, place in OUTPUTS.items()} | given
+
+
+def with_defaults(given):
+    options = {name: option.default for name, option in all_options().items()}
+    spec, preset = specs("algorithm")[given.get("algorithm", options["algorithm"])], given.get("preset")
+    if preset and preset not in spec.presets:
+        raise InputError(
+            f"--preset {preset}: --algorithm {given.get('algorithm', options['algorithm'])} has none of this name"
+        )
+    values = options | spec.defaults | spec.presets.get(preset, {}) | given
+    values.pop("config", None)
+    args = argparse.Namespace(**values)
+    digits = args.dataset.startswith("DIGITS")
+    args.model_name = args.model_name or ("cnn" if digits else "resnet18")
+    args.norm = args.norm or ("none" if args.model_name == "cnn" else "batch")
+    args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
+    spec = specs("dataset").get(args.dataset)
+    args.augment = args.augment or ("standard" if spec and spec.more.get("augment") else "none")
+    return args
+
+
+def _check_needs(args, explicit):
+    """Refuse flags in `explicit` that have no effect with the others; put all that have none to their defaults."""
+    owners_of = {name: owners for name, (_, owners) in algorithm_options().items()}
+    for name, option in all_options().items():
+        owners = owners_of.get(name)
+        idle = owners is not None and args.algorithm not in owners
+        missing = not acts(option, vars(args))
+        if name in explicit and getattr(args, name) != option.default:
+            if idle:
+                raise InputError(
+                    f"--{name} has no effect with --algorithm {args.algorithm} (only: {', '.join(owners)})"
+                )
+            if missing:
+                raise InputError(f"--{name} has no effect without {option.needs_in_words}")
+        if idle or missing:
+            setattr(args, name, option.default)
+
+
+def _check_combinations(args):
+    if args.algorithm == "centralised" and (args.n_clients, args.participation, args.dirichlet) != (1, 1, "iid"):
+        raise InputError("--algorithm centralised has one client with all the data: leave out --n_clients and the like")
+    if args.save_clients and args.shift == "feature":
+        raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
+    if args.pretrained and args.init_weights:
+        raise InputError("--pretrained and --init_weights both set the starting weights: give one")
+    if args.pretrained and args.model_name not in PRETRAINED:
+        raise InputError(
+            f"--pretrained needs --model_name {' or '.join(PRETRAINED)}: there are no published weights of the "
+            f"{args.model_name} here"
+        )
+    if args.pretrained and args.norm != "batch":
+        raise InputError(f"--pretrained needs --norm batch: the published weights have no {args.norm} norm")
+    if args.norm == "batch" and args.batch_size == 1:
+        raise InputError("--batch_size 1 is too small for BatchNorm: at least 2, or --norm group")
+    if args.norm == "none" and args.model_name != "cnn":
+        raise InputError(f"--norm none is for the cnn; {args.model_name} needs batch or group")
+    if args.augment == "standard" and args.dataset.startswith("DIGITS"):
+        raise InputError("--augment standard is not for DIGITS: a flipped or shifted 8x8 digit is another image")
+
+
+def _check_dataset(args):
+    known = REGISTRIES["dataset"]()
+    is_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", args.dataset)
+    if args.dataset not in known and not (is_name and (Path(args.data_root) / args.dataset).is_dir()):
+        raise InputError(
+            f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images in "
+            f"{os.path.abspath(args.data_root)}{did_you_mean(args.dataset, known)}"
+        )
+
+
+def _check_split(args, explicit):
+    """Make --dirichlet None where --partition_file holds a split made by hand, and refuse it if it was typed."""
+    if not args.partition_file or hand_made(args) is None:
+        return
+    if "dirichlet" in explicit:
+        raise InputError(
+            f"--dirichlet has no effect with --partition_file {args.partition_file}, a split made by hand: leave it out"
+        )
+    args.dirichlet = None
+
+
+def _check_paths(args):
+    for name, option in all_options().items():
+        if option.kind == "path" and getattr(args, name) == "":
+            raise InputError(f"--{name}: the path is empty")
+        if option.kind == "path" and "\0" in (getattr(args, name) or ""):
+            raise InputError(f"--{name} {getattr(args, name)!r}: is no path, it has a NUL in it")
+    if args.partition_file and not Path(args.partition_file).suffix == ".json":
+        raise InputError(f"--partition_file {args.partition_file}: the file's name must end in .json")
+    if args.init_weights and not Path(args.init_weights).is_file():
+        raise InputError(f"--init_weights {os.path.abspath(args.init_weights)}: no such file")
+    for name in ("metrics_dir", "plots_dir", "checkpoint_dir", "save_clients"):
+        if getattr(args, name) is not None:
+            _check_folder(name, Path(getattr(args, name)))
+    for name in ("results_file", "save_weights", "partition_file"):
+        if getattr(args, name) is not None:
+            path = split_path(args) if name == "partition_file" else Path(getattr(args, name))
+            if name != "partition_file" or not path.exists():  # one that is there is read
+                _check_file(name, path)
+            _check_folder(name, path.parent)
+
+
+def _check_file(name, path):
+    try:
+        files.check_writable(path)
+    except InputError as error:
+        raise InputError(f"--{name} {error}") from None
+
+
+def _check_folder(name, folder):
+    """Raise InputError unless `folder`, or the nearest parent of it that exists, is a folder that can be written."""
+    folder = Path(os.path.abspath(folder))
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"--{name}: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--{name}: the folder {folder} cannot be written")

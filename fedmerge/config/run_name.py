@@ -1,0 +1,71 @@
+"""The names of runs, and which of their settings matter.
+
+Nothing here imports torch.
+"""
+
+import hashlib
+from pathlib import Path
+
+from fedmerge import files
+from fedmerge.config.options import acts, algorithm_options, all_options
+from fedmerge.config.resolve import with_defaults
+from fedmerge.config.split_files import plain, split_name, split_path
+
+
+def run_name(args):
+    """Return `algorithm_dataset_split_seed`, then `_option=value` for each other setting that changes the result
+    and is not at its default. Different settings give different names."""
+    defaults = default_settings(args)
+    defaults["model_name"] = with_defaults({"dataset": args.dataset}).model_name
+    parts = [args.algorithm, args.dataset, split_name(args), str(args.seed)]
+    for name, option in all_options().items():
+        value = getattr(args, name)
+        if name == "partition_file":
+            value = split_path(args) if args.dirichlet is None else None  # otherwise it holds what the run draws
+        usual = ("algorithm", "dataset", "dirichlet", "seed")
+        if option.named and name not in usual and value != defaults[name] and acts(option, vars(args)):
+            parts.append(f"{name}={_label(name, value)}")
+    full = "_".join(parts)
+    if len(full) <= 180:
+        return full
+    return f"{full[:160]}_{hashlib.sha256(full.encode()).hexdigest()[:12]}"  # file systems allow 255 bytes a name
+
+
+def acting(settings):
+    """Return {name: value} of the `settings` that have an effect beside the others."""
+    return {name: v for name, v in settings.items() if name not in all_options() or acts(all_options()[name], settings)}
+
+
+DECIDING = ("dataset", "model_name", "algorithm", "preset", "local_optimizer")  # other settings' defaults hang on these
+
+
+def default_settings(args):
+    """Return {name: value} of what is not named to a run of this dataset, model, algorithm and preset."""
+    usual = vars(with_defaults({"algorithm": args.algorithm, "preset": args.preset}))
+    chosen = vars(with_defaults({name: getattr(args, name) for name in DECIDING}))
+    return chosen | {"preset": None, "local_optimizer": usual["local_optimizer"]}
+
+
+def _label(name, value):
+    if name in ("init_weights", "partition_file"):
+        return _with_hash(value)
+    return str(value)
+
+
+def _with_hash(path):
+    """Return the file's stem and a hash of its content: the same path may hold something else tomorrow."""
+    with files.open_regular(path, files.WEIGHTS) as file:
+        return f"{plain(Path(path).stem)}-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
+
+
+def settings_of(args):
+    """Return {name: value} of the settings that the run depends on: every option but other algorithms' own."""
+    foreign = {n for n, (_, owners) in algorithm_options().items() if args.algorithm not in owners}
+    return {name: getattr(args, name) for name in all_options() if name not in foreign}
+
+
+def differing_settings(args, settings):
+    """Return the names of the result-changing settings in which `args` differs from `settings` of an earlier run."""
+    mine = settings_of(args)
+    named = [name for name, option in all_options().items() if option.named and name in mine]
+    return [n for n in named if n not in ("partition_file", "init_weights") and mine[n] != settings.get(n, mine[n])]

@@ -1,0 +1,116 @@
+"""Files of --partition_file: which of them a run means, what may be in it, and what the split in it is called.
+
+    {"name": "two classes", "unused": true, "clients": [[0, 5], [1, 2]],
+     "made_for": {"dataset": "DIGITS", "seed": 0, "shift": "label"}, "labels_sha256": "..."}
+
+is a split made by hand: for each client, positions in the training set. `name` and `unused`, which says that samples
+may be left out, are optional; `python data.py --stamp` writes the last two. One that a run drew and saved has the
+settings `drawn_by` instead.
+
+Nothing here imports torch.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+from fedmerge.errors import InputError
+from fedmerge.saving import read_json
+
+SPLITTING = ("dataset", "seed", "shift", "dirichlet", "n_clients", "min_client_samples")
+
+
+def drawn_split(args):
+    """Return {name: value} of the settings by which a run draws its split."""
+    return {name: getattr(args, name) for name in SPLITTING}
+
+
+def read(path):
+    """Return the content {name: value} of a split file, None if there is none. Raises InputError if it is not one."""
+    content = read_json(path)
+    if content is None:
+        return None
+    kinds = {"name": str, "unused": bool, "drawn_by": dict, "made_for": dict, "labels_sha256": str, "clients": list}
+    wrong = [name for name, kind in kinds.items() if name in content and type(content[name]) is not kind]
+    if not wrong and not _is_split(content.get("clients")):
+        wrong = ["clients"]
+    if wrong:
+        raise InputError(f'{path}: not a partition file: its "{wrong[0]}" is not what it should be')
+    return content
+
+
+def _is_split(clients):
+    """Tell whether it is a list of lists of whole numbers of 64 bits."""
+    if not clients or not all(type(part) is list for part in clients):
+        return False
+    return all(type(number) is int and -(2**63) <= number < 2**63 for part in clients for number in part)
+
+
+def hand_made(args):
+    """Return the content of the file of a split made by hand, None if the run draws its split, or did.
+
+    Raises InputError if the file belongs to other settings, or does not tell for which labels it was made.
+    """
+    path = split_path(args)
+    content = path and read(path)
+    if content is None:
+        return None
+    drawn = content.get("drawn_by")
+    belongs, how = (drawn, "drawn with") if drawn else (content.get("made_for", {}), "made for")
+    known = drawn_split(args)
+    told = {name: belongs.get(name, "label") for name in known if drawn or name in belongs}  # once, all had label shift
+    differs = [f"--{name} {known[name]} (but {value})" for name, value in told.items() if value != known[name]]
+    if differs:
+        raise InputError(f"--partition_file {path}: was not {how} {', '.join(differs)}")
+    if "labels_sha256" not in content:
+        raise InputError(
+            f"--partition_file {path}: does not tell for which labels it was made: '{stamping(args)}' checks it and "
+            "writes that into it"
+        )
+    return None if drawn else content
+
+
+def stamping(args):
+    """Return the command that makes a split made by hand one for the data of these settings."""
+    words = ["--stamp", split_path(args), "--dataset", args.dataset, "--seed", args.seed]
+    words += ["--shift", args.shift] if args.shift != "label" else []
+    words += ["--data_root", args.data_root] if args.data_root != "./data" else []
+    return shlex.join(["python", "data.py", *map(str, words)])
+
+
+def split_name(args):
+    """Return what the split of a run is called: "iid", the concentration, or the name of one made by hand.
+
+    That is what the file says, or its own name without the seed. Raises InputError for one that reads like a level.
+    """
+    if args.dirichlet is not None:
+        return str(args.dirichlet)
+    content = hand_made(args) or {}
+    file = Path(args.partition_file)
+    stem = re.sub(r"[-_. ]*\{seed\}", "", file.stem).strip("-_. ")
+    name = plain(content.get("name") or stem or file.parent.name or "split")
+    if _is_level(name) or len(name) > 60:
+        raise InputError(
+            f"--partition_file {split_path(args)}: its split cannot be called {name[:60]!r}, which is too long or the "
+            'name of a drawn one: write another "name" into it'
+        )
+    return name
+
+
+def _is_level(name):
+    """Tell whether it could be a value of --dirichlet."""
+    try:
+        float(name)
+    except ValueError:
+        return name.lower() == "iid"
+    return True
+
+
+def split_path(args):
+    """Return the Path of --partition_file, in which {seed} stands for the run's, or None."""
+    return Path(args.partition_file.replace("{seed}", str(args.seed))) if args.partition_file else None
+
+
+def plain(text):
+    """Return the text with a hyphen for every character that a name of a file should not have."""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", text)

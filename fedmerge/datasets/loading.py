@@ -1,0 +1,107 @@
+"""A dataset by its name: read, checked, resized, and divided into training, validation and test set."""
+
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from fedmerge.datasets.digits import DIGIT_DOMAINS, in_all_domains
+from fedmerge.datasets.folder import FOLDER_SIZE, load_folder
+from fedmerge.datasets.images import Splits
+from fedmerge.errors import InputError
+from fedmerge.randomness import generator
+from fedmerge.registry import DATASETS
+
+
+def label_set(dataset):
+    """Return the name of the classes of a dataset: a model's last layer is worth keeping only for the same ones."""
+    return {"CIFAR10T": "CIFAR10", "DIGITSA": "DIGITS", "DIGITSB": "DIGITS"}.get(dataset, dataset)
+
+
+def resize(images, size):
+    """Return uint8 images [N, C, H, W] as [N, C, size, size], by antialiased bilinear interpolation."""
+    parts = images.split(1024)  # the float copies of one part at a time
+    parts = [F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True) for part in parts]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def load_dataset(name, root, seed, image_size=None, shift="label"):
+    """Return the Splits of `name`, its files under `root`; validation is 10 % of the training set, by seed.
+
+    image_size: pixels to which the images are resized, if they have another size. shift: "feature" for a dataset of
+    several domains. Raises InputError if the files are not there or not what they should be.
+    """
+    train, test, n_classes, domains = _read(name, root, seed, image_size)
+    for part, images in (("training", train), ("test", test)):
+        if not len(images):
+            raise InputError(f"{name} under {root} has no {part} images")
+        if images.labels.min() < 0 or images.labels.max() >= n_classes:
+            raise InputError(f"{name} under {root} has {part} labels outside 0..{n_classes - 1}")
+    if len(train) < 2:
+        raise InputError(f"{name} under {root} has one training image: there is none for validation")
+    crc = _crc32(train, test)
+    if image_size and image_size != train.images.shape[-1]:
+        train, test = (replace(part, images=resize(part.images, image_size)) for part in (train, test))
+    order = torch.randperm(len(train), generator=generator(seed, "validation"))
+    n_val = max(1, len(train) // 10)
+    parts = [train[order[n_val:]], train[order[:n_val]], test]
+    if shift == "feature" and name == "DIGITS":
+        parts, domains = [in_all_domains(part, number) for number, part in enumerate(parts)], tuple(DIGIT_DOMAINS)
+    if shift == "feature":
+        _check_domains(name, root, domains, parts)
+    return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains, crc)
+
+
+def _check_domains(name, root, domains, parts):
+    """Raise InputError unless there are several domains, each with images to train and to test on."""
+    if len(domains) < 2:
+        raise InputError(f"--shift feature: {name} has one domain; DIGITS has several, and so may a folder in {root}")
+    for kind, part in (("training", parts[0]), ("test", parts[2])):
+        for number, domain in enumerate(domains):
+            if not (part.domains == number).any():
+                raise InputError(
+                    f"--shift feature: the domain {domain} of {name} has no {kind} image: a class needs two images for "
+                    "one to be tested on, and a tenth of the others is for validation; add images, or --shift label"
+                )
+
+
+def _read(name, root, seed, image_size):
+    """Return (training Images, test Images, number of classes, names of the domains) as the files have them."""
+    root = Path(root).absolute()  # so that messages tell where it looked
+    if name in DATASETS:
+        train, test, n_classes, *domains = DATASETS[name](root, seed)
+    else:
+        train, test, n_classes, *domains = load_folder(root / name, image_size or FOLDER_SIZE)
+    return train, test, n_classes, domains[0] if domains else ()
+
+
+def fingerprint(name, root, seed, image_size=None):
+    """Return the `fingerprint` of the Splits that load_dataset would return; raises InputError as that does."""
+    return _crc32(*_read(name, root, seed, image_size)[:2])
+
+
+def _crc32(*parts):
+    """Return the CRC-32 of the images and labels of several Images, as text."""
+    crc = 0
+    for part in parts:
+        for tensor in (part.images, part.labels):
+            crc = zlib.crc32(tensor.contiguous().numpy(), crc)
+    return f"{crc:08x}"
+
+
+def _mean_std(images):
+    """Return mean and deviation [C] of uint8 images [N, C, H, W] / 255, from a count of each value."""
+    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).double()
+    counts /= counts.sum(1, keepdim=True)
+    values = torch.arange(256) / 255.0
+    mean = counts @ values.double()
+    std = (counts @ values.double().square() - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), std.clamp_min(1e-3).float()  # a channel of one colour would divide by zero
+
+
+if __name__ == "__main__":
+    from fedmerge.datasets.tools import main
+
+    main()

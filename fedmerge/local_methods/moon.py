@@ -1,0 +1,48 @@
+"""Model-contrastive training."""
+
+import torch
+import torch.nn.functional as F
+
+from fedmerge.local_methods.base import LocalMethod
+from fedmerge.registry import local_method
+
+
+@local_method("moon")
+class MOON(LocalMethod):
+    """features are drawn to those of the received model, from those of the client's last one (Li, He, Song 2021)
+
+    Adds mu * -log softmax of the cosine similarities / temperature (Eq. 3) to the loss; features are what enters the
+    last layer, without the projection head that their networks have before it. A client that is new has no last model
+    and takes the received one for it, so that the term says nothing.
+    """
+
+    options = {
+        "moon_mu": (1.0, "nonnegative", "strength of the contrast between models"),
+        "moon_temperature": (0.5, "positive", "temperature of the similarities"),
+    }
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.last = {}  # client -> [dim]
+
+    def __call__(self, client, start, pull):
+        model, last = client.model, self.last.get(client.number, start)
+
+        def loss(logits, x, y):
+            own = model.features.float()
+            with torch.no_grad():
+                received, before = (model.features_of(vector, x).float() for vector in (start, last))
+            likeness = torch.stack([F.cosine_similarity(own, other) for other in (received, before)], 1)
+            contrast = F.cross_entropy(likeness / self.moon_temperature, torch.zeros_like(y))
+            return F.cross_entropy(logits, y) + self.moon_mu * contrast
+
+        with model.keeping_features():
+            for _ in self.run(client, client.settings.epochs, pull, loss=loss if self.moon_mu else None):
+                pass
+        self.last[client.number] = model.vector.clone()
+
+    def held(self):
+        return {"last": self.last}
+
+    def kept_length(self, name, layout):
+        return layout.dim if name == "last" else None

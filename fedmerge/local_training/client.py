@@ -1,0 +1,209 @@
+"""One client's local work on the flat vector: optimiser steps, mask learning, and what local methods are made of.
+
+Nothing here knows which algorithm it serves. No step waits for the device: losses and hits are summed where they are
+made and read once a round.
+"""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+
+from fedmerge import datasets
+from fedmerge.datasets.batches import batch_bounds, client_batches, client_choices
+from fedmerge.local_training.optimizers import OPTIMIZERS
+from fedmerge.networks.draws import keyed_draws
+from fedmerge.randomness import generator, key_seed
+
+
+class Client:
+    """One client in one round. After `train`, `loss` and `hits` are scalar tensors: sums over the `seen` samples.
+
+    `row`, if set, is the vector [dim] in which the server wants the client's update; fresh memory would cost a step.
+    `scratch` is another one, to be used until the next client of its Trainer.
+    """
+
+    def __init__(self, trainer, number, round, settings):
+        self.number, self.round, self.settings = number, round, settings
+        self.trainer = trainer
+        self.model, self.splits, self.local = trainer.model, trainer.splits, trainer.local
+        self.attack = trainer.attack if trainer.attack and number in trainer.attack.numbers else None
+        self.indices = trainer.parts[number]
+        self.n_samples = len(self.indices)
+        self.seen, self.loss, self.hits = 0, 0.0, 0
+        self.row, self.scratch = None, trainer.lend_scratch()
+
+    def rng(self, purpose, *more):
+        """Return the CPU generator of this client's draws for `purpose` in this round."""
+        return generator(self.settings.seed, purpose, self.round, self.number, *more)
+
+    def _own_draws(self, purpose):
+        """Return a context in which what the network draws, as dropout does, is this client's own in this round."""
+        if not self.trainer.draws:
+            return contextlib.nullcontext()
+        seed = key_seed(self.settings.seed, "network", purpose, self.round, self.number)
+        return keyed_draws(seed, self.model.vector.device)
+
+    def n_steps(self, epochs, indices=None):
+        """Return how many steps `epochs` passes over the client's samples, or those at `indices`, take."""
+        n = self.n_samples if indices is None else len(indices)
+        return epochs * len(batch_bounds(n, self.settings.batch_size))
+
+    def batches(self, epochs, rng, indices=None, n_steps=None):
+        """Yield the (x, y) of `epochs` shuffled passes over the client's samples, or those at `indices`.
+
+        n_steps: end after so many, if these are fewer.
+        """
+        s, indices = self.settings, self.indices if indices is None else indices
+        batches = client_batches(self.splits, indices, s.batch_size, epochs, rng, s.augment, n_steps)
+        if self.attack is None:
+            return batches
+        return ((x, self.attack.labels(y, self.splits.n_classes)) for x, y in batches)
+
+    def choices(self, epochs, rng, indices=None, n_steps=None):
+        """Yield what is in these batches, as data.client_choices has it."""
+        s, indices = self.settings, self.indices if indices is None else indices
+        return client_choices(self.splits, indices, s.batch_size, epochs, rng, s.augment, n_steps)
+
+    def forward(self, x):
+        """Return the float32 logits of the working model."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.bf16):
+            logits = self.model.module(x)
+        return logits.float()
+
+    def _backward(self, x, y, carry=0.0, scale=None, loss=None):
+        """Make model.gradient `carry` times itself plus the gradient of a batch's mean loss; return the logits.
+
+        scale: a factor on that loss, if given; loss(logits, x, y): another than cross-entropy.
+        """
+        gradient = self.model.gradient
+        gradient.mul_(carry) if carry else gradient.zero_()
+        logits = self.forward(x)
+        value = F.cross_entropy(logits, y) if loss is None else loss(logits, x, y)
+        (value if scale is None else scale * value).backward()
+        return logits.detach()
+
+    def train(self, start, pull=None):
+        """Train from `start [dim]` on the client's data by the local method; return the trained vector [dim].
+
+        pull(w, start) -> [n_trainable], if given, is added to the gradient at the weights w. What is returned is the
+        working model's own vector, and changes when the next client trains.
+        """
+        self.model.load(start)
+        self.model.module.train()
+        anchor = start[: self.model.layout.n_trainable]
+        with self._own_draws("training"):
+            self.local(self, start, None if pull is None else lambda w: pull(w, anchor))
+        if self.attack is not None:
+            self.attack.spoil(self, start, self.model.vector)
+        return self.model.vector
+
+    def steps(self, batches, w=None, pull=None, point=None, origin=None, loss=None, settings=None, adjust=None):
+        """Take an optimiser step on `w` for each of `batches`, and yield after it.
+
+        w [k]: the last k of the working model's weights, all of them if not given; or, if `point` is, a vector
+        [n_trainable] of the caller's, the difference of its weights to `origin`. pull(w) -> [k] is added to the
+        gradient. point() puts the weights at which the gradient is taken into the working model and returns the
+        derivative of these by `w`, a scalar tensor. loss(logits, x, y): instead of the mean cross-entropy. settings:
+        other LocalSettings than the client's. adjust(gradient) changes the gradient [k] in place.
+        """
+        s, w = settings or self.settings, self.model.trainable if w is None else w
+        gradient = self.model.gradient[-len(w) :]
+        optimizer = OPTIMIZERS[s.optimizer](w, gradient, s)
+        outputs = []
+        try:
+            for x, y in batches:
+                scale = None if point is None else point()
+                # Where all that enters SGD's velocity is added up, backward() adds to it: two passes less a step.
+                outputs.append((self._backward(x, y, optimizer.carry if outputs else 0.0, scale, loss), y))
+                with torch.no_grad():
+                    if pull is not None:
+                        gradient += pull(w)
+                    if adjust is not None:
+                        adjust(gradient)
+                    if s.clip_norm is not None:
+                        gradient *= (s.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1)
+                    if origin is not None and s.weight_decay:
+                        gradient.add_(origin, alpha=s.weight_decay)  # the optimiser adds the decay of w itself
+                    optimizer.step()
+                yield
+        finally:
+            self._count(outputs)
+
+    def captured_steps(self, choices):
+        """Take a plain step of SGD for each of data.client_choices, by a CUDA graph, and yield after it."""
+        step, outputs = self.trainer.captured_step(self.settings), []
+        step.begin()
+        try:
+            for chosen, draws in choices:
+                outputs.append(step(chosen, draws))
+                yield
+        finally:
+            self._count(outputs)
+
+    def can_capture(self):
+        """Tell whether plain steps can be captured."""
+        s = self.settings
+        drawn = self.trainer.draws  # a graph's recording would draw, too
+        return s.capture and s.optimizer == "sgd" and s.clip_norm is None and self.attack is None and not drawn
+
+    def _count(self, outputs):
+        """Add up losses and hits of [(logits, y)]."""
+        if outputs:
+            logits, y = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
+            self.seen += len(y)
+            self.loss = self.loss + F.cross_entropy(logits, y, reduction="sum")
+            self.hits = self.hits + (logits.argmax(1) == y).sum()
+
+    @torch.no_grad()
+    def mean_loss(self, indices):
+        """Return the working model's mean loss, a scalar tensor, on the training samples at `indices`."""
+        module, losses = self.model.module, []
+        module.eval()
+        train = self.splits.train
+        for chosen in indices.to(train.labels.device).split(datasets.batch_size(train)):
+            logits, y = self.forward(self.splits.normalise(train.images[chosen])), train.labels[chosen]
+            y = y if self.attack is None else self.attack.labels(y, self.splits.n_classes)
+            losses.append(F.cross_entropy(logits, y, reduction="sum"))
+        module.train()
+        return torch.stack(losses).sum() / len(indices)
+
+    @torch.no_grad()
+    def settle(self, vector):
+        """Make `vector [dim]`, an average, the working model's; with bn_recalibrate, measure BatchNorm's statistics.
+
+        These are then the means over one pass of the client's batches, at these weights.
+        """
+        self.model.load(vector)
+        norms = [m for m in self.model.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        if not norms or not self.settings.bn_recalibrate:
+            return
+        momenta = [norm.momentum for norm in norms]
+        for i, (x, _) in enumerate(self.batches(1, self.rng("recalibrate"))):
+            for norm in norms:
+                norm.momentum = 1 / (i + 1)  # what momentum None does, but without waiting for the device
+            self.forward(x)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    def learn_mask(self, start, delta, mask, epochs, lr, bias, l1_strength):
+        """Return the bool mask [n_trainable] that learning on the client's data makes of `mask`.
+
+        One logit S a weight starts at +bias where `mask` is set and -bias elsewhere; each step descends the loss at
+        start + sigmoid(S) * delta, and an L1 term that pulls every sigmoid(S) towards 0; the end is sigmoid(S) rounded
+        (He et al. 2024). The chain rule through the sigmoid is written out on the vector.
+        """
+        model, n = self.model, self.model.layout.n_trainable
+        model.module.train()
+        update, anchor = delta[:n], start[:n]
+        logits = torch.where(mask, bias, -bias).to(update.dtype)
+        with self._own_draws("mask"):
+            for x, y in self.batches(epochs, self.rng("mask")):
+                soft = logits.sigmoid()
+                with torch.no_grad():
+                    torch.addcmul(anchor, soft, update, out=model.trainable)
+                self._backward(x, y)
+                slope = soft * (1 - soft)
+                logits -= slope * (lr * model.gradient * update + l1_strength)
+        self.loss = self.loss + 0 * logits.sum()  # not finite if a logit is not, so that it is found with the losses
+        return logits > 0

@@ -1,0 +1,42 @@
+"""A network by its name, with its starting weights."""
+
+import torch
+
+from fedmerge import memory
+from fedmerge.errors import InputError
+from fedmerge.networks.draws import keyed_draws
+from fedmerge.networks.weights import main
+from fedmerge.registry import NETWORKS
+
+LARGEST = 2**31  # weights: positions are int32, and so are counts of a message
+COPIES = 5  # of the vector that a run has at least: a client's, its gradient, the server's, an update, their sum
+
+
+def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu"):
+    """Return the freshly initialised module; the same `seed` gives the same weights whatever was drawn before.
+
+    Raises InputError, before anything is allocated, for one that the memory of the torch.device does not hold.
+    """
+    with torch.device("meta"):
+        shapes = NETWORKS[name](channels, image_size, n_classes, norm)
+    check_size(name, sum(p.numel() for p in shapes.parameters()), device)
+    with keyed_draws(seed):
+        return NETWORKS[name](channels, image_size, n_classes, norm)
+
+
+def check_size(name, n_weights, device):
+    """Raise InputError if a run with so many weights cannot be."""
+    there = memory.free(torch.device(device))
+    said = f"--model_name {name} has {n_weights:,} weights for images of this size"
+    advice = "a smaller --image_size, or another network"
+    if n_weights >= LARGEST:
+        raise InputError(f"{said}, more than 2^31: {advice}")
+    if COPIES * 4 * n_weights > there:
+        raise InputError(
+            f"{said}, of which a run holds {COPIES} copies, {memory.in_words(COPIES * 4 * n_weights)}, and "
+            f"{memory.in_words(there)} are free: {advice}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Starting weights: published ones, and those that earlier runs left."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from fedmerge import tensor_files
+from fedmerge.config.resolve import PRETRAINED
+from fedmerge.errors import InputError
+from fedmerge.saving import write_atomic
+
+
+def load_pretrained(module, name):
+    """Put torchvision's ImageNet weights (IMAGENET1K_V1) into a `name` of `build_model`, all but the head.
+
+    The 3x3 stem takes the centre of the published 7x7 kernels; a stem for one channel takes their sum over colours.
+    Raises InputError where the weights are not on this machine and cannot be fetched.
+    """
+    weights = _fetch_pretrained(name)
+    stem = weights["conv1.weight"][:, :, 2:5, 2:5]
+    weights["conv1.weight"] = stem if module.conv1.in_channels == 3 else stem.sum(1, keepdim=True)
+    _load_all_but_head(module, weights, f"the ImageNet weights of {name}")
+
+
+def _fetch_pretrained(name):
+    import torchvision
+
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except Exception as error:  # no network, a bad sum, a damaged file: each library has its own exceptions for them
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"cannot get the ImageNet weights of {name} ({said}); where there is a network run "
+            f"'python models.py --download {name}', or put {url} into {folder}"
+        ) from None
+
+
+def save_weights(path, module, labels=None):
+    """Write the module's state for `load_weights`: tensors and primitives only. labels: the name of its classes."""
+    import io
+
+    file = io.BytesIO()
+    state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+    # Counters of batches are of this process, not of the model: a run that went on after a kill counted fewer.
+    state = {name: t if t.is_floating_point() else torch.zeros_like(t) for name, t in state.items()}
+    torch.save({"format": "fedalg-weights-1", "labels": labels, "state": state}, file)
+    write_atomic(path, file.getvalue())
+
+
+def load_weights(module, path, labels=None):
+    """Load what `save_weights` wrote; for other `labels`, or another number of them, the head is left as initialised.
+
+    Raises InputError if the file is not of this program or not of this kind of model.
+    """
+    own = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    saved = tensor_files.load(path, 2 * own + 2**26, "a file of --save_weights")  # twice, for another head or type
+    form, state = (saved.get("format"), saved.get("state")) if isinstance(saved, dict) else (None, None)
+    if not isinstance(form, str) or form != "fedalg-weights-1" or not isinstance(state, dict):
+        raise InputError(f"{path}: not a file of --save_weights")
+    of = saved.get("labels")
+    same = labels is None or of is None or (isinstance(of, str) and of == labels)
+    _load_all_but_head(module, state, path, keep_head=same)
+
+
+def _load_all_but_head(module, weights, source, keep_head=True):
+    """Load `weights` {name: tensor}; the last layer only if `keep_head` and its shape fits.
+
+    Raises InputError for any other misfit.
+    """
+    own = {name: t for name, t in module.state_dict().items() if t.is_floating_point()}  # not num_batches_tracked
+    given = {n: t for n, t in weights.items() if isinstance(n, str) and torch.is_tensor(t) and t.is_floating_point()}
+    head = list(own)[-2:]  # weight and bias of the last linear layer
+    wrong = set(own) ^ set(given)
+    wrong |= {name for name in set(own) - wrong if not tensor_files.is_plain(given[name])}
+    wrong |= {name for name in set(own) - wrong - set(head) if own[name].shape != given[name].shape}
+    if wrong:
+        raise InputError(f"{source}: is for another model ({len(wrong)} tensors do not fit, one is {min(wrong)})")
+    if not keep_head or any(own[name].shape != given[name].shape for name in head):
+        given.update({name: own[name] for name in head})
+    module.load_state_dict(given, strict=False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Fetch the published ImageNet weights for --pretrained.")
+    parser.add_argument("--download", required=True, choices=PRETRAINED)
+    try:
+        _fetch_pretrained(parser.parse_args().download)
+    except InputError as error:
+        parser.error(str(error))
+    print(f"in {Path(torch.hub.get_dir()) / 'checkpoints'}")

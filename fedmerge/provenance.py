@@ -1,0 +1,134 @@
+"""What a run was made with: the code, the versions, the device; and whether a finished run is still the same work.
+
+Nothing here imports torch at module level.
+"""
+
+import ast
+import functools
+import hashlib
+import io
+import re
+import subprocess
+import tokenize
+from contextlib import suppress
+from pathlib import Path
+
+from fedmerge import registry
+
+HERE = Path(__file__).resolve().parent.parent
+MATTER = ("torch", "torchvision", "numpy", "scikit-learn")  # libraries of which another version may mean other figures
+
+
+def code_hash(settings):
+    """Return a hash, 16 hex digits, of the code that a run of these `settings` {name: value} computes with.
+
+    That is fedalg.py, all that it imports from here, and the files of the components that the settings name. Comments,
+    docstrings and empty lines have no part in it, nor have the figures and the launcher. It is the same under every
+    version of Python.
+    """
+    files = [spec.file for shelf in registry.SHELVES if (spec := registry.specs(shelf).get(settings.get(shelf)))]
+    return _hash_of(HERE / "fedalg.py", *sorted(set(files)))
+
+
+@functools.cache
+def _hash_of(*files):
+    digest, found, waiting = hashlib.sha256(), {}, list(files)
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            text = file.read_text(encoding="utf-8")
+            tree = ast.parse(text)
+            found[file] = _code_of(text, tree)
+            waiting += _imported(tree)
+    names = {str(file.relative_to(HERE) if file.is_relative_to(HERE) else file.name): file for file in found}
+    for name, file in sorted(names.items()):
+        digest.update(f"{name}\0{found[file]}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _imported(tree):
+    """Return the files of this program that are imported at the top level of the tree."""
+    names = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    places = [HERE.joinpath(*name.split(".")) for name in names]
+    return [f for place in places for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
+
+
+def _code_of(text, tree):
+    """Return the lines of a module's text, parsed as `tree`, without its comments and docstrings."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            words = node.body[0]
+            lines[words.lineno - 1 : words.end_lineno] = [""] * (words.end_lineno - words.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+@functools.cache
+def environment(device):
+    """Return {name: text} of what a run on a torch.device is made with: versions, device, commit.
+
+    The commit is None outside a git checkout. What is returned is of the first call: the files may change meanwhile.
+    """
+    import platform
+
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "python": platform.python_version(),
+        **_versions(*MATTER, "pandas"),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def differences(environment, settings):
+    """Return in words, one a difference, in what that matters an earlier run's environment {name: text} is another.
+
+    What it does not tell is no difference.
+    """
+    here = _versions(*MATTER)
+    words = [f"{p} {environment[p]}, not {v}" for p, v in here.items() if environment.get(p, v) != v]
+    here = code_hash(settings)
+    code, commit = environment.get("code", here), environment.get("commit")
+    if code != here:
+        words.insert(0, "other code" + (f" (commit {str(commit)[:8]})" if commit else ""))
+    return words
+
+
+def _versions(*packages):
+    from importlib.metadata import version
+
+    import torch
+
+    return {package: torch.__version__ if package == "torch" else version(package) for package in packages}
+
+
+def _processor():
+    import platform
+
+    with suppress(OSError):  # Linux; elsewhere platform knows
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def _git(*words):
+    try:
+        done = subprocess.run(["git", "-C", HERE, *words], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,184 @@
+"""What is shown of a run while it trains: a bar on a terminal, elsewhere a line a round; and what it will cost."""
+
+import itertools
+import math
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from fedmerge.simulation.distributed import load_of
+
+EVERY = 60  # seconds between two lines, at least one of which is of a round
+SURE = 5  # seconds of work after which an estimate is worth being said: the first client takes longer than its like
+LONG = 600  # seconds from which on it is said what a run will cost
+REFRESH = 0.2  # seconds between two looks of the bar
+PASS = 3  # samples evaluated in the time in which one is trained on
+
+
+class Progress:
+    """Shows how far the run of a fedalg.Experiment is; with --quiet it only counts.
+
+    keeper: a checkpoints.Keeper, which is told how long a client takes.
+    """
+
+    def __init__(self, exp, keeper=None):
+        self.exp, self.keeper, self.total, self.quiet = exp, keeper, exp.args.n_epochs, exp.args.quiet
+        self.begun = self.said = time.monotonic()
+        self.first = len(exp.rows)  # rounds that another process did
+        self.per_round, self.part = math.nan, 0.0  # seconds; share of the round under way that is done
+        self.seconds = {"train": 0.0, "eval": 0.0}
+        self.figures = {}  # name -> text, of the last rounds that had them
+        self.told = self.hinted = self.quiet
+        holding = len(exp.parts) - len(exp.empty)
+        mean = sum(load_of(exp, number) for number in range(len(exp.parts))) / holding
+        arriving = exp.cohort_size * (1 - exp.args.dropout)
+        self.load = arriving * mean  # samples of an average round
+        self.bar = None
+        if sys.stderr.isatty() and not self.quiet:
+            print(exp.name, file=sys.stderr)
+            self.bar = Bar(total=self.total, initial=self.first, mininterval=REFRESH, miniters=0, dynamic_ncols=True)
+            self.bar.show(self.first, f"round {self.first + 1}/{self.total}", "")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.close()
+
+    def left(self):
+        """Return the estimated seconds until the last round is through; nan if nothing is known yet."""
+        return self.per_round * (self.total - len(self.exp.rows) - self.part)
+
+    def begin(self, cohort, numbers):
+        """Begin with those of the clients `numbers` of the Cohort that have not sent yet."""
+        self.numbers, self.done_before, self.clock = numbers, len(cohort.done), time.monotonic()
+        self.loads = list(itertools.accumulate(load_of(self.exp, number) for number in numbers))  # sums
+
+    def after_client(self, cohort):
+        """Show that another client of the Cohort has sent."""
+        done = len(cohort.done)
+        self.part = self.loads[done - 1] / self.loads[-1]
+        if not self.told and self.exp.device.type != "cpu":
+            getattr(torch, self.exp.device.type).synchronize()  # what was asked for is done only then
+        seconds = time.monotonic() - self.clock
+        if self.keeper and done == self.done_before + 1:  # the one with the most samples of those that were left
+            self.keeper.longest = max(self.keeper.longest, seconds)
+        if len(self.exp.rows) == self.first:
+            self.per_round = self._estimate(done, seconds)
+        place = f"round {len(self.exp.rows) + 1}/{self.total} client {done}/{len(self.numbers)}"
+        self._tell_cost()
+        if self.bar is not None:
+            self.bar.show(len(self.exp.rows) + self.part, place, self._status())
+        elif not self.quiet and time.monotonic() - self.said > EVERY:
+            self._print(f"{place}: {duration(self.left())} to go")
+
+    def _estimate(self, done, seconds):
+        """Return the seconds of an average round, if `done` clients took so many: by their samples."""
+        exp, args = self.exp, self.exp.args
+        ahead = min(len(self.loads), done + exp.workers.n - 1)  # others are at work beside the one that has sent
+        before = self.loads[self.done_before - 1] if self.done_before else 0
+        of_sample = seconds / (self.loads[ahead - 1] - before)
+        evaluated = len(exp.splits.val) + len(exp.splits.test) + (len(exp.splits.train) if args.eval_train else 0)
+        training = self.load / (exp.ranks.size if exp.ranks else 1)
+        return of_sample * (training + evaluated / PASS / args.eval_every)
+
+    def after_round(self, row):
+        """Show that the round of this row is through."""
+        done, self.part = len(self.exp.rows), 0.0
+        self.per_round = (time.monotonic() - self.begun) / (done - self.first)
+        self._take_figures(row)
+        self._tell_cost()
+        self._hint_at_evaluation()
+        if self.bar is not None:
+            self.bar.show(done, f"round {done}/{self.total}", self._status())
+        elif not self.quiet:
+            self._print(f"round {done}/{self.total}: {self._line(row)}")
+
+    def _take_figures(self, row):
+        for name in self.seconds:
+            self.seconds[name] += row.get(f"{name}_seconds", 0)
+        if "test_accs" in row:
+            self.figures["acc"] = f"test acc {row['test_accs']:.4f}"
+        megabytes = (row["bytes_up_total"] + row["bytes_down_total"]) / 1e6
+        self.figures["MB"] = f"{megabytes:.{1 if megabytes >= 10 else 3}f} MB"
+
+    def _line(self, row):
+        """Return what is told of a round where there is no terminal."""
+        words = [self.figures["acc"]] if "test_accs" in row else []
+        if "train_losses" in row:
+            words.append(f"train loss {row['train_losses']:.4f}")
+        evaluation = f" + {row['eval_seconds']:.2f} s evaluation" if "eval_seconds" in row else ""
+        words += [f"{self.figures['MB']} so far", f"{row['train_seconds']:.2f} s training{evaluation}"]
+        if len(self.exp.rows) < self.total:
+            words.append(f"{duration(self.left())} to go")
+        return ", ".join(words)
+
+    def _status(self):
+        left = [f"{duration(self.left())} to go"] if self.left() > 0 else []
+        return ", ".join([*left, *self.figures.values()])
+
+    def _print(self, line):
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            raise OSError(f"standard output: {error.strerror}") from None
+        self.said = time.monotonic()
+
+    def _say(self, line):
+        """Say something beside the progress itself."""
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(line, file=sys.stderr, flush=True)
+
+    def _tell_cost(self):
+        """Say once what the run will cost, if that is much, as soon as it is known well enough."""
+        if self.told or time.monotonic() - self.begun < SURE:
+            return
+        self.told = True
+        if self.left() > LONG:
+            args = self.exp.args
+            rate = 60 * self.exp.cohort_size / self.per_round
+            rate = f"{rate:.{0 if rate >= 10 else 1}f} clients a minute"
+            model = "" if args.model_name == "cnn" else ", or the small --model_name cnn,"
+            self._say(
+                f"about {duration(self.left())} to go on this machine, {rate}: fewer rounds (--n_epochs) or steps "
+                f"(--local_steps){model} take less"
+            )
+
+    def _hint_at_evaluation(self):
+        total, every = sum(self.seconds.values()), self.exp.args.eval_every
+        if not self.hinted and total > EVERY and self.seconds["eval"] > total / 3 and every < self.total:
+            self.hinted = True
+            share = self.seconds["eval"] / total
+            self._say(f"evaluation takes {share:.0%} of the time: a larger --eval_every, now {every}, makes it less")
+
+
+class Bar(tqdm):
+    """A bar that keeps room for what is beside it: where it is, and a status."""
+
+    status = ""
+
+    def __init__(self, **given):
+        super().__init__(bar_format="{desc} |{bar}| {status}", **given)
+
+    @property
+    def format_dict(self):
+        return super().format_dict | {"status": self.status}
+
+    def show(self, n, place, status):
+        """Show that n, which need not be whole, are done."""
+        self.status = status
+        self.set_description_str(place, refresh=False)
+        self.update(n - self.n)
+
+
+def duration(seconds):
+    """Return in words, roughly, how long that is."""
+    if math.isnan(seconds):
+        return "unknown"
+    for unit, name, most in ((1, "s", 120), (60, "min", 7200), (3600, "h", 3 * 86400)):
+        if seconds < most:
+            return f"{max(0, seconds) / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"

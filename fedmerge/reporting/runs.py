@@ -1,0 +1,256 @@
+"""Runs as their records and CSVs tell of them. Each file is checked as it is read, so that nothing odd gets further:
+one that is no record of a run stops only itself.
+"""
+
+import io
+import json
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from fedmerge import files, locks
+from fedmerge.config.options import all_options
+from fedmerge.errors import InputError, reason
+from fedmerge.reporting import scores
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST = 300  # characters of a setting
+CURVES = [f"{part}_{what}" for what in ("accs", "losses") for part in ("train", "val", "test")]
+LIMITS = {
+    **{name: (0, 1 if name.endswith("accs") else 1e38) for name in CURVES},  # these may be empty
+    **{"epoch": (1, 1e9), "bytes_up": (0, 1e18), "bytes_down": (0, 1e18), "train_seconds": (0, 1e12)},
+    "clients": (0, 1e9),
+}
+
+
+class Level(NamedTuple):
+    """How the data of a figure are split among the clients."""
+
+    shift: str  # "label" or "feature"
+    by_hand: bool
+    name: str  # "iid", the concentration of the Dirichlet distribution, or the name of a split made by hand
+
+    @property
+    def order(self):
+        number = float("inf") if self.by_hand or self.name == "iid" else float(self.name)
+        return self.shift != "label", self.by_hand, number, self.name
+
+    @property
+    def title(self):
+        kind = {"iid": "IID"}.get(self.name, f"Dirichlet({self.name})")
+        return (f"split: {self.name}" if self.by_hand else kind) + ", a domain a client" * (self.shift == "feature")
+
+    @property
+    def cell(self):
+        """What tables call it."""
+        return f"feature_{self.name}" if self.shift == "feature" else self.name
+
+    @property
+    def file(self):
+        """What is in the names of its figures."""
+        return "split-" * self.by_hand + self.cell
+
+
+@dataclass
+class Run:
+    """One run: its settings, how it ended, and a row a round, as far as it got."""
+
+    path: Path
+    settings: dict  # those that change the result
+    level: Level
+    state: str  # "finished", "diverged", "failed", "running" or "stopped"
+    f1: float  # NaN unless finished
+    dense_bytes: int  # of one model, weights and buffers
+    rounds: pd.DataFrame
+    code: str | None  # hash of the program's code
+    commit: str | None  # in short, and whether there were changes to it
+    data: str | None  # CRC-32 of images and labels
+    partition: str | None  # SHA-256 of who holds which samples
+
+    @cached_property
+    def scores(self):
+        """Accuracies in single figures, see scores.py; {} before the first evaluation."""
+        rows = self.rounds.dropna(subset=["val_accs", "test_accs"]).to_dict("records")
+        return scores.accuracies(rows) if rows else {}
+
+
+def load_runs(csv_dir):
+    """Return the Runs under `csv_dir`, and {path: what is wrong} of the .json files there that are no record of one."""
+    runs, foreign = [], {}
+    for path in sorted(Path(csv_dir).glob("*.json")):
+        try:
+            runs.append(_read_run(path))
+        except InputError as error:
+            foreign[path] = str(error)
+    return runs, foreign
+
+
+def printable(text):
+    """Return the text with all that could steer a terminal written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def _read_run(path):
+    content = _read_json(path)
+    finished, failed = content.get("finished"), content.get("failed")
+    _check(isinstance(finished, bool), "it does not say whether it is finished")
+    _check(failed is None or isinstance(failed, str), "`failed` is no text")
+    settings, environment = _settings_of(content), _dict_of(content, "environment")
+    rounds = _rounds_of(path, settings, finished)
+    sizes = [_dict_of(content, "model").get(name) for name in ("weights", "buffers")]
+    _check(all(_is_count(size) for size in sizes), "it does not tell the size of its model")
+    return Run(
+        path,
+        settings,
+        _level_of(settings, _dict_of(content, "partition").get("name")),
+        "finished" if finished else _ending_of(path, failed),
+        _f1_of(content) if finished else math.nan,
+        4 * sum(sizes),
+        rounds,
+        _text_of(environment, "code"),
+        _commit_of(environment),
+        _text_of(_dict_of(content, "data"), "crc32"),
+        _text_of(_dict_of(content, "partition"), "sha256"),
+    )
+
+
+def _read(path, limit):
+    """Return the text of a regular file. Raises InputError."""
+    try:
+        return files.read_text(path, limit)
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read ({reason(error)})") from None
+
+
+def _read_json(path):
+    def refuse(number):
+        raise ValueError(f"{number} is no number of JSON")
+
+    try:
+        content = json.loads(_read(path, files.JSON), parse_constant=refuse)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON ({reason(error)})") from None
+    _check(isinstance(content, dict), "it is no JSON object")
+    return content
+
+
+def _check(condition, fault):
+    if not condition:
+        raise InputError(fault)
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_plain(value):
+    """Tell whether it is what a setting may be."""
+    if isinstance(value, str):
+        return len(value) <= LONGEST and value.isprintable()
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool) or _is_count(value)
+
+
+def _dict_of(content, name):
+    found = content.get(name)
+    _check(found is None or isinstance(found, dict), f"its `{name}` is no JSON object")
+    return found or {}
+
+
+def _text_of(content, name):
+    found = content.get(name)
+    _check(found is None or (isinstance(found, str) and _is_plain(found)), f"its `{name}` is no text")
+    return found or None
+
+
+def _commit_of(environment):
+    commit, changed = _text_of(environment, "commit"), environment.get("uncommitted_changes", False)
+    _check(isinstance(changed, bool), "`uncommitted_changes` is neither true nor false")
+    return commit and commit[:7] + " with uncommitted changes" * changed
+
+
+def _settings_of(content):
+    """Return {name: value} of the settings that change the result."""
+    elsewhere = {name for name, option in all_options().items() if not option.named}  # folders and the like
+    settings = {name: value for name, value in _dict_of(content, "settings").items() if name not in elsewhere}
+    for name, value in settings.items():
+        _check(_is_plain(name) and _is_plain(value), f"its setting {printable(name)[:50]} is no plain value")
+    for name in ("algorithm", "dataset"):
+        value = settings.get(name)
+        _check(isinstance(value, str) and NAME.fullmatch(value), f"{printable(value)[:50]!r} is no name of a {name}")
+    for name in ("preset", "model_name", "local", "local_optimizer", "partition_file"):
+        _check(isinstance(settings.get(name), str | None), f"its setting {name} is no text")
+    for name in ("n_epochs", "seed"):
+        _check(_is_count(settings.get(name)), f"its setting {name} is no whole number")
+    settings.setdefault("shared_init", False)  # as it was before there was such a setting
+    _check(isinstance(settings["shared_init"], bool), "its setting shared_init is neither true nor false")
+    return settings
+
+
+def _level_of(settings, name):
+    """Return the Level of a run; name: of its split, as its record says, or None."""
+    drawn, shift = settings.get("dirichlet"), settings.get("shift", "label")
+    number = isinstance(drawn, int | float) and not isinstance(drawn, bool) and drawn > 0
+    _check(number or drawn in ("iid", None), "its setting dirichlet is neither a positive number nor iid")
+    _check(name is None or (isinstance(name, str) and name and _is_plain(name)), "the name of its split is no text")
+    _check(name or drawn is not None, "it does not say how its data are split")
+    _check(shift in ("label", "feature"), "its setting shift is neither label nor feature")
+    by_hand = name is not None and name != str(drawn)
+    if name is not None:
+        settings.pop("partition_file", None)  # the name tells more: there is a file for each seed
+    return Level(shift, by_hand, name if by_hand else str(drawn))
+
+
+def _ending_of(path, failed):
+    """Return the state of a run that is not finished."""
+    if failed:
+        return "diverged" if "not finite" in failed else "failed"
+    lock = path.with_name(f".{path.stem}.lock")
+    with suppress(OSError):
+        if lock.is_file() and not lock.is_symlink() and locks.is_held(lock):
+            return "running"
+    return "stopped"
+
+
+def _f1_of(content):
+    f1 = _dict_of(content, "final").get("f1")
+    _check(isinstance(f1, int | float) and 0 <= f1 <= 1, "it is finished, but has no F1")
+    return float(f1)
+
+
+def _rounds_of(path, settings, finished):
+    """Return the rounds of a run; of one that is not finished, no rows if its CSV does not tell."""
+    csv, n_rounds = path.with_name(f"{path.stem}_metrics.csv"), settings["n_epochs"]
+    try:
+        rounds = _read_rounds(csv)
+        _check(len(rounds) <= n_rounds, f"{csv.name} has more than the {n_rounds} rounds of the run")
+        if finished:
+            _check(len(rounds) == n_rounds, f"{csv.name} has {len(rounds)} of the {n_rounds} rounds of the run")
+            _check(rounds[["val_accs", "test_accs"]].notna().all(axis=1).any(), f"{csv.name} has no evaluation")
+    except InputError:
+        if finished:
+            raise
+        return pd.DataFrame(columns=list(LIMITS), dtype=float)
+    return rounds
+
+
+def _read_rounds(csv):
+    text = _read(csv, files.CSV)
+    try:
+        rounds = pd.read_csv(io.StringIO(text))[list(LIMITS)].astype(float)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise InputError(f"{csv.name} is no CSV of a run ({reason(error)})") from None
+    for name, (low, high) in LIMITS.items():
+        possible = rounds[name].between(low, high) | (rounds[name].isna() & (name in CURVES))
+        _check(possible.all(), f"{csv.name} has an impossible {name}")
+    _check(rounds["epoch"].tolist() == list(range(1, len(rounds) + 1)), f"{csv.name} does not count its rounds from 1")
+    return rounds
