@@ -1,10 +1,42 @@
-"""The algorithms: what the server broadcasts, what a client adds and sends, and how updates merge.
+"""The server's merge of what a round's clients sent: refuse what is not finite, weigh, merge.
 
-They are in fedmerge/algorithms/.
+The algorithms are in fedmerge/algorithms/, the rules by which updates are merged in fedmerge/merging/.
 """
 
-from fedmerge.algorithms.fedavg import FedAvg
-from fedmerge.client_update import Update
-from fedmerge.registry import ALGORITHMS
+import sys
 
-__all__ = ["ALGORITHMS", "FedAvg", "Update"]
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.client_update import ClientUpdate
+from fedmerge.registry import ALGORITHMS, MERGING_RULES
+
+__all__ = ["ALGORITHMS", "MERGING_RULES", "ClientUpdate", "FedAvg", "merge"]
+
+
+def merge(server, clients, cohort):
+    """Merge what the Cohort sent into server.theta; return the columns {name: figure} that tell of it.
+
+    What is not finite ends the run by a FloatingPointError, before anything is merged, or, with --on_nan skip, is left
+    out, and its client forgets what it kept. Where nothing arrived, the model stays as it is.
+    """
+    figures, faults = cohort.faults()
+    if faults and server.settings.on_nan == "stop":
+        raise FloatingPointError(f"{next(iter(faults.values()))}; try a smaller --lr, or --on_nan skip")
+    for i, fault in faults.items():
+        print(f"warning: {fault}: left out", file=sys.stderr)
+        clients.forget(cohort.done[i].client_id)
+    whole = [i for i in range(len(cohort.done)) if i not in faults]
+    if not whole:
+        return {"clients": 0}
+    before = server.algorithm.snapshot()
+    aggregate = server.aggregate(cohort, whole)
+    step = server.rule(aggregate)
+    server.theta = server.algorithm.merge(server.theta, step, aggregate)
+    server.algorithm.check_unchanged(before, "as the server merged", but=server.algorithm.server_state)
+    losses, hits = figures[whole].sum(0).tolist()
+    seen, kept = (sum(int(getattr(cohort.done[i], name)) for i in whole) for name in ("seen", "kept"))
+    return {
+        "train_losses": losses / seen,
+        "train_accs": hits / seen,
+        "kept_share": kept / (len(whole) * server.layout.n_trainable),
+        "clients": len(whole),
+    }

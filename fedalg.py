@@ -15,228 +15,72 @@ if __name__ == "__main__":  # answer --help, and refuse a bad command line, befo
     ARGS = parse_args()
 
 import contextlib
-import io
 import os
 import sys
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
 
-import torch
-
+import agg_utils
 from fedmerge import datasets, locks, networks, partitions, saving, startup
-from fedmerge.checkpoint.policy import Interrupted, Keeper
+from fedmerge.checkpoint.policy import CheckpointPolicy, Interrupted
 from fedmerge.checkpoint.store import Checkpoints
-from fedmerge.config import split_files
-from fedmerge.config.options import OPTIONS
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError, reason
-from fedmerge.local_training.settings import LocalSettings
-from fedmerge.local_training.trainer import Trainer
-from fedmerge.randomness import key_seed
-from fedmerge.registry import ALGORITHMS, LOCAL_METHODS
-from fedmerge.reporting import metrics_csv, outputs, results_csv, run_record
+from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_figures, run_record
 from fedmerge.reporting.progress import Progress
-from fedmerge.simulation import capacity, evaluation, personal_models, personal_parts, rounds
-from fedmerge.simulation.attacks import Attack
-from fedmerge.simulation.client_threads import Workers, how_many
-from fedmerge.simulation.distributed import lead, serve
-from fedmerge.simulation.process_group import Ranks
-from fedmerge.simulation.run_state import resume
-from fedmerge.simulation.sampling import cohort_size
+from fedmerge.simulation import capacity, personal_parts
+from fedmerge.simulation.distributed import worker_loop
+from fedmerge.simulation.experiment import prepare, prepare_judge
+from fedmerge.simulation.process_group import ProcessGroup
+from fedmerge.simulation.run_state import RunState, resume
+from fedmerge.simulation.server import BYTES
 from fedmerge.startup import NOT_FINISHED
-from fedmerge.wire.downlink import Downlink
 
 METRICS = ["train_losses", "train_accs", "val_losses", "val_accs", "test_losses", "test_accs"]
-COLUMNS = ["epoch", *METRICS, *rounds.BYTES, "train_seconds", "eval_seconds", "kept_share", "clients"]
+COLUMNS = ["epoch", *METRICS, *BYTES, "train_seconds", "eval_seconds", "kept_share", "clients"]
 
 
-@dataclass
-class Experiment:
-    """Everything one run works with; `theta [dim]` is the server's model, `downlink.model` what clients get of it."""
+def run_rounds(run, callbacks=(), saver=None):
+    """Train all rounds of an Experiment that are left.
 
-    args: object
-    name: str
-    device: torch.device
-    splits: datasets.Splits
-    split: str  # its name
-    parts: list  # each client's indices into the training data
-    empty: list  # numbers of the clients that have no samples, and never take part
-    model: networks.FlatModel
-    algorithm: object
-    trainer: Trainer
-    theta: torch.Tensor
-    downlink: Downlink
-    workers: Workers
-    spare_rows: list = field(default_factory=list)  # [dim] each, for updates; fresh pages cost more than a step
-    deltas: torch.Tensor = None  # [clients, dim], all updates of a round, if the merge needs these
-    cohort: object = None  # the Cohort of the round under way
-    rows: list = field(default_factory=list)
-    traffic: dict = field(default_factory=dict)  # client -> [rounds, bytes up, bytes down]
-    collect: object = rounds.collect  # (exp, cohort, round, keeper): lets the clients train, here or in more processes
-    ranks: Ranks = None  # these processes
-    progress: Progress = None  # shows how far the rounds are
-    judged: tuple = ()  # of the last evaluation: predictions int64 [N], and the test Images that they are of
-
-    @property
-    def cohort_size(self):
-        """How many clients take part in a round."""
-        return cohort_size(len(self.parts) - len(self.empty), self.args.participation)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Setting up
-
-
-def prepare(args, ranks=None):
-    """Load the data, split it, build the model and the algorithm. Raises InputError for anything the user must mend.
-
-    ranks: the Ranks of the run, if it has several processes.
+    callbacks: each is called with a round's row {column: figure}, when that is in run.history. saver: a
+    CheckpointPolicy, which saves the run now and then, and may end it.
     """
-    device = pick_device(args.device, args.deterministic)
-    if args.capture and device.type != "cuda":
-        raise InputError("--capture replays CUDA graphs, and there is no CUDA device here: leave it out")
-    if ranks and ranks.rank == 0:
-        ranks.tell({"prepare": True})
-    if ranks and device.type == "cuda":
-        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())  # SLURM may show each its own
-    first = not ranks or ranks.rank == 0
-    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):  # one warns of the data
-        splits = datasets.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift)
-        exp = assemble(args, splits, partitions.split_into_clients(args, splits.train, first), device)
-    if first:
-        capacity.check_room(exp)
-    if ranks:
-        share = -(-exp.cohort_size // ranks.size)
-        capacity.check_cohort(args, share, exp.model.layout.dim, f"each of {ranks.size} processes")
-        exp.ranks, exp.collect = ranks, lead
-        if first:
-            ranks.tell({"begin": True})  # all is well so far
-            ranks.use(device)
-    return exp
+    server, settings = run.server, run.settings
+    for round in range(run.history.n_done + 1, settings.n_epochs + 1):
+        cohort = server.sample(round)  # who takes part, and who will drop out
+        run.backend.train(cohort, saver)  # in threads of this process, or in several
+        started = time.perf_counter() - cohort.seconds
+        row = {"epoch": round, **agg_utils.merge(server, run.clients, cohort)}
+        server.publish()  # what clients download in the next round
+        row |= server.count_bytes(cohort) | {"train_seconds": time.perf_counter() - started}
+        if round % settings.eval_every == 0 or round == settings.n_epochs:
+            row |= evaluate(run, round)
+        run.history.add(row)
+        for callback in callbacks:
+            callback(row)
+        if saver:
+            saver.after_round()
 
 
-def assemble(args, splits, parts, device):
-    """Return the Experiment on data.Splits divided into `parts`, with a fresh model and algorithm on `device`."""
-    model = networks.FlatModel(build_module(args, splits, device), device)
-    splits = splits.to(device)
-    settings = LocalSettings(
-        seed=args.seed,
-        epochs=args.n_client_epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        lr_decay=args.lr_decay,
-        clip_norm=args.clip_norm,
-        augment=args.augment == "standard",
-        bf16=args.precision == "bf16",
-        max_steps=args.local_steps,
-        optimizer=args.local_optimizer,
-        bn_recalibrate=args.bn_recalibrate,
-        capture=args.capture and device.type == "cuda",
-    )
-    method = LOCAL_METHODS[args.local]
-    local = method(**{name: getattr(args, name) for name in method.options})
-    algorithm = make_algorithm(args, model.layout)
-    attack = None
-    if args.attack:
-        attack = Attack(args.attack, args.n_clients, args.attackers, args.attack_strength, args.seed)
-    trainer, theta = Trainer(model, splits, parts, settings, local, attack), model.vector.clone()
-    downlink = Downlink(
-        algorithm.broadcast(theta),
-        model.layout,
-        args.n_clients,
-        mode=args.downlink,
-        bits=args.down_bits or args.value_bits,
-        keep=args.down_sparsity,
-        shared_init=args.shared_init,
-        seed=args.seed,
-        real=args.wire == "real",
-    )
-    empty = [number for number, part in enumerate(parts) if not len(part)]
-    cohort = cohort_size(len(parts) - len(empty), args.participation)
-    if not algorithm.means:
-        capacity.check_cohort(args, cohort, model.layout.dim, f"--algorithm {args.algorithm}")
-    at_once = cohort if parts else args.n_clients  # without any, all are judged
-    workers = Workers(trainer, 1 if trainer.draws else how_many(args.parallel_clients, device, at_once))
-    name, split = run_name(args), split_files.split_name(args)
-    return Experiment(
-        args, name, device, splits, split, parts, empty, model, algorithm, trainer, theta, downlink, workers
-    )
-
-
-def pick_device(wanted, deterministic=False):
-    """Return the torch.device for --device; set torch up for it. Raises InputError if it is not there."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such, and it costs a quarter
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        wanted = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[wanted]:
-        raise InputError(f"--device {wanted}: torch {torch.__version__} finds no such device here")
-    return torch.device(wanted)
-
-
-def build_module(args, splits, device="cpu"):
-    """Return the network of --model_name with its starting weights, on the CPU; the `device` is to hold it."""
-    channels, size = splits.train.images.shape[1:3]
-    seed = key_seed(args.seed, "init")
-    module = networks.build_model(args.model_name, channels, size, splits.n_classes, args.norm, seed, device)
-    if args.pretrained:
-        networks.load_pretrained(module, args.model_name)
-    if args.init_weights:
-        networks.load_weights(module, args.init_weights, datasets.label_set(args.dataset))
-    return module
-
-
-def make_algorithm(args, layout):
-    """Return the algorithm of the settings `args`."""
-    cls = ALGORITHMS[args.algorithm]
-    return cls(layout, **{name: getattr(args, name) for name in cls.options})
-
-
-def prepare_judge(given):
-    """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
-    args, _ = personal_parts.load(given.evaluate_clients)
-    args.pretrained = False  # the shared model comes from the folder
-    machine = [option.name for option in OPTIONS["machine"]]
-    vars(args).update({name: getattr(given, name) for name in ("data_root", "quiet", *machine)})
-    device = pick_device(args.device, args.deterministic)
-    return assemble(
-        args, datasets.load_dataset(args.dataset, args.data_root, args.seed, args.image_size, args.shift), [], device
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The round loop
-
-
-def run_rounds(exp, write, keeper=None):
-    """Train all rounds that are left; `write` gets the row of each, the Keeper, if given, saves now and then."""
-    args = exp.args
-    with Progress(exp, keeper) as exp.progress:
-        done = len(exp.rows)
-        for round in range(done + 1, args.n_epochs + 1):
-            row = rounds.train_round(exp, round, keeper)
-            if round == done + 1:
-                capacity.check_what_is_held(exp)
-            if round % args.eval_every == 0 or round == args.n_epochs:
-                evaluation.evaluate_round(exp, row)
-            write(row)
-            exp.rows.append(row)
-            exp.progress.after_round(row)
-            if keeper:
-                keeper.after_round(exp)
+def evaluate(run, round):
+    """Return the columns of what the server's model reaches after a round. Raises FloatingPointError."""
+    try:
+        columns, run.history.judged = run.evaluator.columns(run.server, run.clients.parts)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"round {round}: {error}") from None
+    return columns
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # What a run leaves behind
 
 
-def main(args, ranks=None):
-    """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError."""
+def main(args, group=None):
+    """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError.
+
+    group: the ProcessGroup of the run, if it has several processes. Returns the Experiment, None where nothing was run.
+    """
     if args.evaluate_clients:
         personal_parts.check_links(args.evaluate_clients)
         return personal_models.judge_clients(prepare_judge(args), args.evaluate_clients)
@@ -252,66 +96,79 @@ def main(args, ranks=None):
     if not goes_on() and run_record.already_finished(args, name):
         return print(finished)
     results_csv.read_results(args.results_file)  # so that a bad one is found before the work, not after
-    keeper = Keeper(kept, args.checkpoint_every)
-    with outputs.held(args, name, anew=not goes_on()), keeper.listening():
-        exp = prepare(args, ranks)
+    saver = CheckpointPolicy(kept, args.checkpoint_every)
+    with outputs.held(args, name, anew=not goes_on()), saver.stop.listening():
+        run = prepare(args, group)
+        saver.run = RunState(run)
         with outputs.alone(metrics / f".{name}.lock", kept.lock):
             if not goes_on() and run_record.already_finished(args, name):  # by another process, meanwhile
                 return print(finished)
             if fresh:
                 kept.remove()
-            settings = resume(exp, kept)
-            if settings is not None:
-                outputs.check(args, name, settings, trained=len(exp.rows) == args.n_epochs)
-            outputs.check_last_step(args, name)
-            if settings is not None:
-                print(f"{name}: goes on after round {len(exp.rows)} of {args.n_epochs}", file=sys.stderr)
-            if not args.quiet:
-                print(about(exp), file=sys.stderr)
-            for path in (kept.newest, metrics / f"{name}.json", metrics / f"{name}_metrics.csv"):
-                saving.remove_leftovers(path)
+            begin(run, kept)
             try:
-                run(exp, metrics, keeper)
+                finish(run, saver)
             except Interrupted:
                 raise
             except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
                 run_record.note_failure(metrics / f"{name}.json", error)
                 raise
+            return run
 
 
-def about(exp):
+def begin(run, kept):
+    """Go on from the run's Checkpoints, if there are any; check what it will write, and say what it works with."""
+    args, name, metrics = run.settings, run.name, Path(run.settings.metrics_dir)
+    settings = resume(run, kept)
+    if settings is not None:
+        outputs.check(args, name, settings, trained=run.history.n_done == args.n_epochs)
+    outputs.check_last_step(args, name)
+    if settings is not None:
+        print(f"{name}: goes on after round {run.history.n_done} of {args.n_epochs}", file=sys.stderr)
+    if not args.quiet:
+        print(about(run), file=sys.stderr)
+    for path in (kept.newest, metrics / f"{name}.json", metrics / f"{name}_metrics.csv"):
+        saving.remove_leftovers(path)
+
+
+def about(run):
     """Return in a line what a run works with, where a wrong file or a default that was not meant can be seen."""
-    args, layout = exp.args, exp.model.layout
-    words = partitions.described(run_record.histograms(exp), len(exp.splits.train))
-    model = f"{args.model_name}, {layout.n_trainable:,} weights, norm {args.norm}, augmentation {args.augment}"
-    return f"split {exp.split}: {words}; {model}"
+    args, n_weights = run.settings, run.server.layout.n_trainable
+    words = partitions.described(run.histograms(), len(run.splits.train))
+    model = f"{args.model_name}, {n_weights:,} weights, norm {args.norm}, augmentation {args.augment}"
+    return f"split {run.split}: {words}; {model}"
 
 
-def run(exp, metrics, keeper):
-    """Train and evaluate `exp`, and leave everything a finished run leaves; it counts as finished at the very end."""
-    args, name = exp.args, exp.name
-    saving.write_json(metrics / f"{name}.json", run_record.record(exp, finished=False))
-    with metrics_csv.MetricsCSV(metrics / f"{name}_metrics.csv", COLUMNS, exp.rows) as csv:
-        run_rounds(exp, csv.write, keeper)
-    if not exp.judged:  # it went on after the last round
-        *_, exp.judged = evaluation.evaluate(exp, exp.splits.test)
-    final = run_record.final_figures(exp)
+def finish(run, saver):
+    """Train and evaluate, and leave everything a finished run leaves; it counts as finished at the very end."""
+    args, name, metrics = run.settings, run.name, Path(run.settings.metrics_dir)
+    saving.write_json(metrics / f"{name}.json", run_record.record(run, finished=False))
+    with (
+        metrics_csv.MetricsCSV(metrics / f"{name}_metrics.csv", COLUMNS, run.history.rows) as csv,
+        Progress(run) as bar,
+    ):
+        run.clients.watchers = [saver.stop, bar]
+        run_rounds(run, [csv.write, room_checker(run), bar.after_round], saver)
+        run.clients.watchers = []
+    if not run.history.judged:  # it went on after the last round
+        *_, run.history.judged = run.evaluator.evaluate(run.server, run.clients.parts, run.splits.test)
+    final = run_record.final_figures(run)
     if args.save_weights or args.save_clients:  # once one of them is begun, the run must be able to go on
-        keeper.save(exp)
+        saver.save()
     if args.save_weights:
-        exp.model.load(evaluation.served(exp))
+        run.model.load(run.server.served())
         saving.remove_leftovers(args.save_weights)
-        networks.save_weights(args.save_weights, exp.model.module, datasets.label_set(args.dataset))
+        networks.save_weights(args.save_weights, run.model.module, datasets.label_set(args.dataset))
     figures = draw(args, name)
     if args.save_clients:
         try:
-            final |= personal_models.save_clients(exp, keeper)
+            final |= personal_models.save_clients(run, saver)
         except FloatingPointError:  # a client that diverges as it trains once more is no fault of the run
-            leave_results(exp, metrics, final)
-            keeper.checkpoints.remove()
+            leave_results(run, final)
+            saver.checkpoints.remove()
             raise
-    leave_results(exp, metrics, final)
-    keeper.checkpoints.remove()
+    leave_results(run, final)
+    saver.checkpoints.remove()
     said = (
         f"{name}: test accuracy {final['accuracy']:.4f}, F1 {final['f1']:.4f}, "
         f"{final['bytes_up'] / 1e6:.2f} MB up, {final['bytes_down'] / 1e6:.2f} MB down, "
@@ -321,19 +178,28 @@ def run(exp, metrics, keeper):
         print(said, flush=True)
 
 
-def leave_results(exp, metrics, final):
+def room_checker(run):
+    """Return a callback that looks, after this process's first round, whether there is room for what clients keep."""
+    first = run.history.n_done + 1
+
+    def check(row):
+        if row["epoch"] == first:
+            capacity.check_what_is_kept(run.server, run.clients, run.name)
+
+    return check
+
+
+def leave_results(run, final):
     """Write the row of results.csv, then the record, with which the run counts as finished."""
-    record = run_record.record(exp, finished=True, final=final)
-    results_csv.add_results(exp.args.results_file, [results_csv.result_row(record)])
-    saving.write_json(metrics / f"{exp.name}.json", record)
+    record = run_record.record(run, finished=True, final=final)
+    results_csv.add_results(run.settings.results_file, [results_csv.result_row(record)])
+    saving.write_json(Path(run.settings.metrics_dir) / f"{run.name}.json", record)
 
 
 def draw(args, name):
     """Draw the run's own figures; return where they are. A run is none the worse if that fails."""
-    import plotting
-
     try:
-        return plotting.plot_run(Path(args.metrics_dir), name, Path(args.plots_dir))
+        return run_figures.plot_run(Path(args.metrics_dir), name, Path(args.plots_dir))
     except Exception as error:  # of whatever kind: there are years of others' code in it
         print(f"warning: {name}: its figures could not be drawn ({reason(error)})", file=sys.stderr)
         return "no figures"
@@ -341,14 +207,14 @@ def draw(args, name):
 
 def program(args):
     """Run `main`, or train for it in another process; return the exit status; say in one line what went wrong."""
-    ranks, here = None, "fedalg.py"
+    group, here = None, "fedalg.py"
     try:
-        ranks = Ranks.join()
-        if ranks and ranks.rank:
-            here += f": rank {ranks.rank}"
-            status = serve(ranks, lambda: prepare(args, ranks))
+        group = ProcessGroup.join()
+        if group and group.rank:
+            here += f": rank {group.rank}"
+            status = worker_loop(group, lambda: prepare(args, group))
         else:
-            main(args, ranks)
+            main(args, group)
             status = 0
     except InputError as error:
         print(f"{here}: error: {error}", file=sys.stderr)
@@ -359,11 +225,11 @@ def program(args):
     except Interrupted as error:
         print(f"{here}: {error}", file=sys.stderr)
         status = NOT_FINISHED
-    if ranks and ranks.rank == 0 and ranks.resting:
+    if group and group.rank == 0 and group.resting:
         with contextlib.suppress(OSError):
-            ranks.tell({"status": status})
-    if ranks:
-        ranks.leave()
+            group.tell({"status": status})
+    if group:
+        group.leave()
     return status
 
 

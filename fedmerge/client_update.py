@@ -1,12 +1,18 @@
 """What one client sends."""
 
-from typing import NamedTuple
 
-from torch import Tensor
+class ClientUpdate:
+    """delta [dim]: trained minus received, 0 where the mask is unset; mask, bool [n_trainable]: the weights that are
+    sent, None for all. Vectors that an algorithm sends besides are attributes, as in
+    `ClientUpdate(delta, control=c).control`.
+    """
 
+    __slots__ = ("delta", "mask", "more")
 
-class Update(NamedTuple):
-    """What one client sends."""
+    def __init__(self, delta, mask=None, **more):
+        self.delta, self.mask, self.more = delta, mask, more
 
-    delta: Tensor  # [dim], trained minus received; 0 where the mask is unset
-    mask: Tensor | None = None  # bool [n_trainable], the weights that are sent; None = all
+    def __getattr__(self, name):
+        if name != "more" and name in self.more:
+            return self.more[name]
+        raise AttributeError(f"the update holds no {name}")

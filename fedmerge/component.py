@@ -30,33 +30,54 @@ def _dense(value):
 
 
 class Stateful(Configurable):
-    """What may keep something between rounds: the server in its attributes `own`, the clients in what `held` has.
+    """What may keep something between rounds.
 
-    Only `merge` and `broadcast` change what the server keeps; clients may read it as they train, in any process.
+    server_state: names of attributes, tensors, numbers or None, that the server keeps. Only what runs at the server
+    changes them; clients may read them as they train, in any process. client_state: names of attributes {client:
+    tensor}, empty at first, that clients keep.
     """
 
-    own = ()  # names of attributes: tensors, numbers or None
+    server_state = ()
+    client_state = ()
 
-    def held(self):
-        """Return {kind: {client: tensor}}, the dicts themselves: what clients keep."""
-        return {}
+    def __init__(self, **options):
+        super().__init__(**options)
+        for name in self.server_state:
+            setattr(self, name, None)
+        for name in self.client_state:
+            setattr(self, name, {})
+
+    def of_clients(self):
+        """Return {name: {client: tensor}}, the dicts themselves: what clients keep."""
+        return {name: getattr(self, name) for name in self.client_state}
 
     def kept_length(self, name, layout):
-        """Return how many numbers each tensor has that is kept as `name`, of `own` or `held`; None: any shape will do.
+        """Return how many numbers each tensor has that is kept as `name`; None: any shape will do.
 
-        A checkpoint with others is taken for damaged. layout: the model's models.Layout.
+        A checkpoint with others is taken for damaged, and room is looked for beforehand where the length is known.
+        layout: the model's networks.Layout.
         """
 
-    def forget(self, number):
-        """Drop what client `number` keeps: its last update was not finite, and was not merged."""
-        for of_client in self.held().values():
-            of_client.pop(number, None)
+    def forget(self, client_id):
+        """Drop what a client keeps: its last update was not finite, and was not merged."""
+        for of_client in self.of_clients().values():
+            of_client.pop(client_id, None)
 
-    def state(self):
+    def state_dict(self):
         """Return {name: tensor or {client: tensor}}: all that is kept between rounds."""
-        own = {name: _dense(getattr(self, name)) for name in self.own if getattr(self, name) is not None}
-        held = self.held().items()
-        return own | {kind: {number: _dense(value) for number, value in of.items()} for kind, of in held}
+        kept = {name: getattr(self, name) for name in self.server_state}
+        server = {name: _dense(value) for name, value in kept.items() if value is not None}
+        clients = self.of_clients().items()
+        return server | {name: {client: _dense(value) for client, value in of.items()} for name, of in clients}
+
+    def load_state_dict(self, state):
+        """Take back what `state_dict()` returned."""
+        state = dict(state)
+        for name in self.server_state:
+            setattr(self, name, state.get(name))
+        for name, of_client in self.of_clients().items():
+            of_client.clear()
+            of_client.update(state[name])
 
     def snapshot(self):
         """Return what `check_unchanged` compares with."""
@@ -71,15 +92,6 @@ class Stateful(Configurable):
             before = snapshot.get(name, (self, None))
             if name not in but and (value is not before[0] or version != before[1]):
                 raise TypeError(
-                    f"{type(self).__name__} changed self.{name} {while_}: what the server keeps is named in `own` and "
-                    "changed by merge, what clients keep lies in the dicts that `held` returns"
+                    f"{type(self).__name__} changed self.{name} {while_}: what the server keeps is named in "
+                    "`server_state` and changed by merge, what clients keep is named in `client_state`"
                 )
-
-    def load(self, state):
-        """Take back what `state()` returned."""
-        state = dict(state)
-        for name in self.own:
-            setattr(self, name, state.get(name))
-        for kind, of_client in self.held().items():
-            of_client.clear()
-            of_client.update(state[kind])

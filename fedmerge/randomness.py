@@ -1,11 +1,17 @@
 """Keyed randomness: every draw has a generator of its own, made of the seed and of what it is for."""
 
 import hashlib
+import math
 
 
 def round_half_up(x):
     """Return the nearest whole number of a positive x, the larger one of two."""
     return int(x + 0.5)
+
+
+def count_of(share, n):
+    """Return how many a share of n are, rounded up; 0.07 of 100 are 7, whatever the last bit of the product."""
+    return math.ceil(share * n - 1e-9)
 
 
 def key_seed(seed, *key):

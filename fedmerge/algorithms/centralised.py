@@ -9,4 +9,4 @@ class Centralised(FedAvg):
     """all training data in one place: nothing is sent, and it bounds what federated training can reach"""
 
     defaults = {"n_clients": 1, "participation": 1.0}
-    sends = False
+    communicates = False

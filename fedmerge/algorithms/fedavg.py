@@ -1,52 +1,120 @@
 """Federated averaging, which all other algorithms derive from."""
 
+from dataclasses import dataclass
+
 import torch
 
-from fedmerge.client_update import Update
+from fedmerge.client_update import ClientUpdate
 from fedmerge.component import Stateful
 from fedmerge.registry import algorithm
 
 
-@algorithm("fedavg", title="FedAvg")
+@dataclass(frozen=True)
+class RunContext:
+    """What an algorithm may know of the run that it is part of."""
+
+    n_clients: int = 1  # all there are, whether or not they have samples
+    n_rounds: int = 1
+    participation: float = 1.0
+    momentum: float = 0.0  # of the clients' optimiser
+    server_residual: bool = False  # whether the server keeps what it does not apply
+
+
+@algorithm("fedavg", title="FedAvg", paper="McMahan et al. 2017")
 class FedAvg(Stateful):
-    """the average of the clients' updates, weighted by their samples (McMahan et al. 2017, Algorithm 1)"""
+    """the average of the clients' updates, weighted by their samples (McMahan et al. 2017, Algorithm 1)
+
+    What a server algorithm is: what clients begin from, what is added to their gradients, what they send besides their
+    change, and what the server makes of the merged step. How they train, what of a change is sent and how changes are
+    merged are chosen apart from it (--local, --compressor, --merge).
+
+    A model is a vector [dim]: the trainable weights [n_trainable] first, then the float buffers. Momentum and
+    corrections act on the weights; buffers are averaged and always sent whole.
+    """
 
     defaults = {}  # not inherited
     presets = {}
-    sends = True  # whether anything crosses a wire
-    personalises = False  # whether `personal` gives clients other models than `deployed`
-    means = ("update",)  # of merging.MEANS, what `merge` needs; () = all updates, which then have to be kept
-    pull = None  # pull(w, start) -> [n_trainable]: what the algorithm adds to every local gradient
+    communicates = True  # whether anything crosses a wire
+    personalises = False  # whether `client_model` gives clients other models than `global_model`
+    uploads = ()  # names of vectors [n_trainable] that a client sends besides its change
+    broadcasts = ()  # names of attributes, vectors [n_trainable], that the server sends besides its model
+    statistics = ()  # of merging.statistic, or of `uploads`, what `merge` needs beside the merged step
+    gradient_correction = None  # (w [n_trainable], start [n_trainable], client) -> what is added to a local gradient
 
-    def __init__(self, layout, **options):
-        """`layout` is the model's models.Layout; `options` are the values of `self.options`."""
+    def __init__(self, layout, run=None, **options):
+        """layout: the model's networks.Layout; run: a RunContext; options: the values of `self.options`."""
         super().__init__(**options)
-        self.layout = layout
+        self.layout, self.run = layout, run or RunContext()
+        self.compressor = None  # that of the run
 
     def broadcast(self, theta):
-        """Return the vector `[dim]` from which the clients start, given the server's model `theta [dim]`."""
+        """Return the vector [dim] from which clients start, given the server's model `theta [dim]`."""
         return theta
 
-    def local_update(self, start, client):
-        """Train `client` (a local_training.Client) from `start [dim]`; return its Update."""
-        delta = torch.sub(client.train(start, self.pull), start, out=client.row)
-        return self.upload(delta, start, client)
+    def client_start(self, received, client):
+        """Return the model [dim] that `client` trains, given the one it received."""
+        return received
 
-    def upload(self, delta, start, client):
-        """Return the Update that carries `delta [dim]`, a client's trained minus its received vector."""
-        return Update(delta)
+    def client_update(self, delta, start, client):
+        """Return the ClientUpdate of a client's whole change, delta [dim]; it trained from `start [dim]`.
 
-    def delivered(self, client, update):
-        """Hear which Update of `client` the server decoded: another than was sent, if values are rounded."""
+        client: a local_training.Client, which knows its id, the round, its settings, its steps and what it `received`.
+        """
+        return ClientUpdate(delta)
 
-    def merge(self, theta, arrived):
-        """Return the server's next model `[dim]`, of what merging.Arrived holds of the updates, and use that up."""
-        return arrived.mean["update"].add_(theta)
+    def acknowledge(self, client, decoded):
+        """Hear which ClientUpdate of `client` the server decoded: another than was sent, if values are rounded."""
 
-    def deployed(self, theta):
-        """Return the model `[dim]` that is evaluated, given the server's `theta [dim]`."""
+    def client_weight(self, result, weight):
+        """Return the weight in the merge of a client, given its cohort.ClientResult and its share by --weighting."""
+        return weight
+
+    def merge(self, theta, step, aggregate):
+        """Return the server's next model [dim], given its last and the merged step [dim], which is used up.
+
+        aggregate: a merging.Aggregate: who arrived, and the means of `statistics`.
+        """
+        return step.add_(theta)
+
+    def global_model(self, theta):
+        """Return the model [dim] that is evaluated, given the server's `theta [dim]`."""
         return theta
 
-    def personal(self, theta, number):
-        """Return the model `[dim]` that client `number` uses, given the server's `theta [dim]`."""
-        return self.deployed(theta)
+    def client_model(self, theta, client_id):
+        """Return the model [dim] that a client uses, given the server's `theta [dim]`."""
+        return self.global_model(theta)
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # What is done with the hooks
+
+    def train(self, received, client):
+        """Let `client` train from the model `received [dim]`; return its ClientUpdate, before anything is left out."""
+        start = self.client_start(received, client)
+        trained = client.train(start, self.gradient_correction)
+        delta = torch.sub(trained, start, out=client.row[: self.layout.dim])
+        return self.client_update(delta, start, client)
+
+    def joined(self, vector, more):
+        """Return `vector [dim]` with the vectors {name: [n_trainable]} behind it, as it crosses the wire."""
+        return torch.cat([vector, *more.values()]) if more else vector
+
+    def parted(self, vector, names):
+        """Return what `joined` put together: the vector [dim], and {name: [n_trainable]}, all views."""
+        dim, n = self.layout.dim, self.layout.n_trainable
+        return vector[:dim], {name: vector[dim + i * n : dim + (i + 1) * n] for i, name in enumerate(names)}
+
+    def decoded(self, row, mask):
+        """Return the ClientUpdate in a row [upload_dim], as it crossed the wire."""
+        delta, more = self.parted(row, self.uploads)
+        return ClientUpdate(delta, mask, **more)
+
+    def whole_broadcast(self, theta):
+        """Return all that the server sends, in one vector: `broadcast`, and what is named in `broadcasts`."""
+        zeros = theta.new_zeros(self.layout.n_trainable)
+        more = {name: getattr(self, name) for name in self.broadcasts}
+        return self.joined(self.broadcast(theta), {n: zeros if v is None else v for n, v in more.items()})
+
+    @property
+    def upload_dim(self):
+        """How many numbers a client's upload has when nothing is left out."""
+        return self.layout.dim + len(self.uploads) * self.layout.n_trainable

@@ -4,8 +4,15 @@ from fedmerge.algorithms.las import LaSFL
 from fedmerge.registry import algorithm
 
 
-@algorithm("topk", title="top-k")
+@algorithm("topk", title="top-k", paper="Stich et al. 2018", server_residual=True)
 class TopK(LaSFL):
     """top-k of the vector with error feedback, averaged over all (Aji and Heafield 2017; Stich et al. 2018)"""
 
-    defaults = {"sparsity": 0.01, "mask_scope": "global", "residual": "client", "stitch": "all"}
+    defaults = {
+        "compressor": "topk",
+        "merge": "stitch",
+        "sparsity": 0.01,
+        "mask_scope": "global",
+        "residual": "client",
+        "stitch": "all",
+    }

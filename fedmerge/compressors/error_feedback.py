@@ -14,20 +14,20 @@ class ErrorFeedback:
         self.momentum = momentum
         self.left, self.velocity = {}, {}  # client -> vector
 
-    def add(self, number, change):
-        """Return what client `number` has to send, its newest `change` included."""
+    def add(self, client_id, change):
+        """Return what the client has to send, its newest `change` included."""
         if self.momentum:
-            change = change + self.momentum * self.velocity.get(number, 0)
-            self.velocity[number] = change
-        self.left[number] = change + self.left.get(number, 0)
-        return self.left[number]
+            change = change + self.momentum * self.velocity.get(client_id, 0)
+            self.velocity[client_id] = change
+        self.left[client_id] = change + self.left.get(client_id, 0)
+        return self.left[client_id]
 
-    def sent(self, number, arrived, mask):
+    def sent(self, client_id, arrived, mask):
         """Take off what `arrived` of it, 0 where the `mask` is unset."""
-        self.left[number] = self.left[number] - arrived
+        self.left[client_id] = self.left[client_id] - arrived
         if self.momentum:
-            self.velocity[number] = torch.zeros_like(arrived) if mask is None else self.velocity[number] * ~mask
+            self.velocity[client_id] = torch.zeros_like(arrived) if mask is None else self.velocity[client_id] * ~mask
 
-    def held(self):
-        """Return {kind: {client: vector}}."""
+    def of_clients(self):
+        """Return {name: {client: vector}}, all that is kept."""
         return {"left": self.left} | ({"update_velocity": self.velocity} if self.momentum else {})

@@ -9,7 +9,8 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from fedmerge.registry import specs
+from fedmerge.errors import InputError
+from fedmerge.registry import AXES, SHELVES, plugin_files, specs
 
 LARGEST, TINIEST = 3e38, 1e-37  # what float32 holds
 
@@ -64,10 +65,16 @@ class Option:
     help: str
     named: bool = True  # whether it changes the result, and so belongs into the run's name
     needs: str = ""  # "option=value" or "option=value|value": has no effect otherwise; "option": if at its default
+    axis: str = ""  # the flag that chooses the components which have it, if not all runs do
+    owners: tuple = ()  # these components
 
     @property
     def needs_in_words(self):
         return f"--{self.needs.replace('=', ' ').replace('|', ' or ')}"
+
+    @property
+    def owners_in_words(self):
+        return f"--{self.axis} {' or '.join(self.owners)}"
 
 
 OPTIONS = {
@@ -118,11 +125,13 @@ OPTIONS = {
         Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
     ],
     "server": [
+        Option("merge", "mean", tuple, "how the server merges what arrives"),
         Option("weighting", "samples", ("samples", "uniform"), "weights of the clients in the average"),
         Option("eval_every", 1, "count", "rounds between evaluations; the last is always evaluated"),
         Option("eval_train", False, "flag", "evaluate on all training data too, instead of what clients saw"),
     ],
     "wire": [
+        Option("compressor", "none", tuple, "what of an update is sent"),
         Option(
             "value_bits", 32, "bits", "bits of a value sent; below 16 with a scale per 1,024 values, rounded at random"
         ),
@@ -211,6 +220,13 @@ OPTIONS = {
     "files": [
         Option("data_root", "./data", "path", "folder of the datasets", named=False),
         Option(
+            "plugin",
+            None,
+            "path",
+            "a Python file, or a folder of them, that registers more components; also the folders in FEDMERGE_PLUGINS",
+            named=False,
+        ),
+        Option(
             "out",
             None,
             "path",
@@ -260,47 +276,74 @@ OPTIONS = {
 }
 ALIASES = {"rounds": "n_epochs", "keep": "sparsity", "prox_mu": "prox_momentum"}  # what the field calls them
 REGISTRIES = {
-    "algorithm": lambda: sorted(specs("algorithm")),
+    **{shelf: functools.partial(lambda shelf: sorted(specs(shelf)), shelf) for shelf in SHELVES},
     "preset": lambda: sorted({preset for spec in specs("algorithm").values() for preset in spec.presets}),
-    "dataset": lambda: sorted(specs("dataset")),
-    "model_name": lambda: sorted(specs("model_name")),
-    "local": lambda: sorted(specs("local")),
 }
+# What belongs to no component, but stands behind the compressors' own in the names of runs.
+FEEDBACK = (
+    Option(
+        "residual",
+        "none",
+        ("none", "client", "server"),
+        "who keeps what is left out for later rounds: clients what they did not send, or (las, topk, stc) the server "
+        "what it did not apply, as it then changes no more than --sparsity a round",
+    ),
+    Option(
+        "residual_momentum",
+        0.0,
+        "decay",
+        "momentum of a client's updates from round to round",
+        needs="residual=client",
+    ),
+)
+
+
+def component_options():
+    """Return {name: Option} over all components of the AXES. Raises InputError, with file and line, for a mistake."""
+    return _component_options(tuple(plugin_files()))
 
 
 @functools.cache
-def algorithm_options():
-    """Return {option name: (Option, [algorithms that have it])} over all registered algorithms."""
-    return _own_options(specs("algorithm"))
-
-
-@functools.cache
-def local_options():
-    """Return {option name: Option} over all registered local methods; each needs --local to be one that has it."""
-    found = _own_options(specs("local"))
-    return {name: replace(option, needs="local=" + "|".join(owners)) for name, (option, owners) in found.items()}
-
-
-def _own_options(specs):
-    found = {}
-    for owner, spec in specs.items():
-        for name, (default, kind, text, *needs) in spec.options.items():
-            option = Option(name, default, kind, text, needs=needs[0] if needs else "")
-            known, owners = found.setdefault(name, (option, []))
-            if known != option:
-                raise ValueError(f"{owner} and {owners[0]} declare --{name} differently")
-            owners.append(owner)
+def _component_options(plugins):
+    found, general = {}, {option.name: "every run" for group in OPTIONS.values() for option in group}
+    for axis in AXES:
+        for owner, spec in sorted(specs(axis).items()):
+            for name, declared in spec.options.items():
+                place = "{}: line {}".format(*spec.lines[name])
+                option = _option(name, declared, axis, place)
+                known = found.get(name, option)
+                if name in general or replace(known, owners=()) != option:
+                    other = general.get(name) or f"--{known.axis} {known.owners[0]}"
+                    raise InputError(f"{place}: {owner} declares --{name} otherwise than {other}: another name")
+                found[name] = replace(option, owners=(*known.owners, owner))
+        if axis == "compressor":
+            found |= {option.name: option for option in FEEDBACK}
+            general |= {option.name: "every compressor" for option in FEEDBACK}
     return found
 
 
+def _option(name, declared, axis, place):
+    """Return the Option that a component declares. Raises InputError if that is none."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise InputError(f"{place}: an option is called {name!r}, which is no name")
+    if not isinstance(declared, tuple) or len(declared) not in (3, 4) or not isinstance(declared[2], str):
+        raise InputError(f"{place}: --{name} is not (default, kind, help) or (default, kind, help, needs)")
+    default, kind, text, *needs = declared
+    of_choices = isinstance(kind, tuple) and kind and all(isinstance(choice, str) for choice in kind)
+    if not of_choices and kind != "flag" and kind not in KINDS:
+        raise InputError(f"{place}: --{name} is of the kind {kind!r}: {', '.join(KINDS)}, flag, or a tuple of choices")
+    return Option(name, default, kind, text, needs=needs[0] if needs else "", axis=axis)
+
+
 def all_options():
-    """Return {name: Option} of every flag, those of the algorithms and of the local methods included."""
-    own = {name: option for name, (option, _) in algorithm_options().items()}
-    return {o.name: o for group in OPTIONS.values() for o in group} | local_options() | own
+    """Return {name: Option} of every flag, those of components included."""
+    return {o.name: o for group in OPTIONS.values() for o in group} | component_options()
 
 
 def acts(option, settings):
-    """Tell whether what the Option needs is so in {name: value}."""
+    """Tell whether an Option has an effect beside the others in {name: value}."""
+    if option.axis and settings.get(option.axis, all_options()[option.axis].default) not in option.owners:
+        return False
     other, _, wanted = option.needs.partition("=")
     if not other:
         return True

@@ -4,17 +4,18 @@ Nothing here imports torch, so that `--help` and refused command lines answer at
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
 import sys
-from dataclasses import replace
+import textwrap
 
 from fedmerge import files
-from fedmerge.config.options import ALIASES, KINDS, OPTIONS, REGISTRIES, algorithm_options, all_options, local_options
+from fedmerge.config.options import ALIASES, KINDS, OPTIONS, REGISTRIES, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import specs
+from fedmerge.registry import AXES, add_plugin, specs
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,39 +41,53 @@ def build_parser(prog="fedalg.py"):
     parser = _Parser(
         prog=prog,
         description="Simulated federated learning: local training, merging, evaluation, one CSV row a round.",
-        epilog=_about_algorithms(),
+        epilog=_about_components(),
         argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
+        formatter_class=_Help,
     )
     parser.add_argument("--config", metavar="FILE", help="file of flags, one a line; the command line wins")
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
         for option in options:
             _add(group, option, option.help)
-    local = local_options().values()
-    for needs in sorted({option.needs for option in local}):
-        group = parser.add_argument_group("only with --" + needs.replace("=", " ").replace("|", " or "))
-        for option in local:
-            if option.needs == needs:
-                _add(group, replace(option, needs=""), option.help)
-    owned = algorithm_options().values()
-    for owners in sorted({tuple(owners) for _, owners in owned}):
-        group = parser.add_argument_group("only with --algorithm " + " or ".join(owners))
-        for option, mine in owned:
-            if tuple(mine) == owners:
-                _add(group, option, option.help)
+    for title, options in _by_owners().items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            _add(group, option, option.help)
     return parser
 
 
-def _about_algorithms():
+def _by_owners():
+    """Return {title: [Option]} of the options that components have, by who has them."""
+    groups = {}
+    for option in component_options().values():
+        title = f"only with {option.owners_in_words}" if option.axis else "what is not sent"
+        groups.setdefault(title, []).append(option)
+    return groups
+
+
+def _about_components():
+    """Return what all components are: a paragraph a shelf, a line each, as far as a help text has lines."""
+
     def flags(settings):
         return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in settings.items())
 
-    lines = [f"--local {name}: {spec.summary}" for name, spec in sorted(specs("local").items())]
-    for name, spec in sorted(specs("algorithm").items()):
-        lines.append(f"{name}: {spec.summary}" + (f", which is {flags(spec.defaults)}" if spec.defaults else ""))
-        lines += [f"{name} --preset {preset}: {flags(values)}" for preset, values in sorted(spec.presets.items())]
-    return "; ".join(lines)
+    lines = []
+    for axis in AXES:
+        for name, spec in sorted(specs(axis).items()):
+            lines.append(f"--{axis} {name}: {spec.summary}" + (f" [{flags(spec.defaults)}]" if spec.defaults else ""))
+            lines += [f"--{axis} {name} --preset {p}: {flags(values)}" for p, values in sorted(spec.presets.items())]
+    return "\n".join(line for text in lines for line in textwrap.wrap(text, 116, subsequent_indent="    "))
+
+
+class _Help(argparse.HelpFormatter):
+    """A line a component at the end, as it is."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34, width=118)
+
+    def _fill_text(self, text, width, indent):
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 def _add(group, option, text):
@@ -100,13 +115,37 @@ def parse_args(argv=None):
     Exits with status 2 and one line on standard error if a flag is unknown, out of range or contradicts another.
     Needs no torch and writes nothing.
     """
-    parser = build_parser()
-    given = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        _take_plugins(argv)
+        parser = build_parser()
+    except InputError as error:
+        _Parser(prog="fedalg.py").error(str(error))
+    given = parser.parse_args(argv)
     config = _read_config(parser, given.config) if "config" in given else argparse.Namespace()
     try:
         return resolve({**spread(vars(config)), **spread(vars(given))}, explicit=set(vars(given)))
     except InputError as error:
         parser.error(str(error))
+
+
+def _take_plugins(argv):
+    """Make known what --plugin names, on the command line or in the file of --config, before flags are parsed.
+
+    Raises InputError for one that is not there.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--plugin", action="append", default=[])
+    early.add_argument("--config")
+    with contextlib.suppress(argparse.ArgumentError):
+        found, _ = early.parse_known_args(argv)
+        plugins = found.plugin
+        if found.config is not None:
+            with contextlib.suppress(InputError):  # it is refused when it is read
+                words = [word for _, words in read_flags(found.config) for word in words]
+                plugins = [*plugins, *early.parse_known_args(words)[0].plugin]
+        for path in plugins:
+            add_plugin(path)
 
 
 def _read_config(parser, path):

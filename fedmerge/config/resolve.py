@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from fedmerge import files
-from fedmerge.config.options import REGISTRIES, acts, algorithm_options, all_options
+from fedmerge.config.options import REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.registry import specs
@@ -73,25 +73,26 @@ def with_defaults(given):
 
 def _check_needs(args, explicit):
     """Refuse flags in `explicit` that have no effect with the others; put all that have none to their defaults."""
-    owners_of = {name: owners for name, (_, owners) in algorithm_options().items()}
     for name, option in all_options().items():
-        owners = owners_of.get(name)
-        idle = owners is not None and args.algorithm not in owners
-        missing = not acts(option, vars(args))
+        if acts(option, vars(args)):
+            continue
         if name in explicit and getattr(args, name) != option.default:
-            if idle:
-                raise InputError(
-                    f"--{name} has no effect with --algorithm {args.algorithm} (only: {', '.join(owners)})"
-                )
-            if missing:
-                raise InputError(f"--{name} has no effect without {option.needs_in_words}")
-        if idle or missing:
-            setattr(args, name, option.default)
+            if option.axis and getattr(args, option.axis) not in option.owners:
+                raise InputError(f"--{name} has no effect without {option.owners_in_words}")
+            raise InputError(f"--{name} has no effect without {option.needs_in_words}")
+        setattr(args, name, option.default)
 
 
 def _check_combinations(args):
     if args.algorithm == "centralised" and (args.n_clients, args.participation, args.dirichlet) != (1, 1, "iid"):
         raise InputError("--algorithm centralised has one client with all the data: leave out --n_clients and the like")
+    if args.residual == "server" and not specs("algorithm")[args.algorithm].more.get("server_residual"):
+        able = [name for name, spec in sorted(specs("algorithm").items()) if spec.more.get("server_residual")]
+        raise InputError(f"--residual server is for --algorithm {' or '.join(able)}, not {args.algorithm}")
+    if args.residual == "server" and args.compressor != "topk":
+        raise InputError("--residual server keeps all but the largest changes: it needs --compressor topk")
+    if args.residual == "client" and args.compressor == "none" and args.value_bits == 32:
+        raise InputError("--residual client has nothing to keep: clients send all of their updates, exactly")
     if args.save_clients and args.shift == "feature":
         raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
     if args.pretrained and args.init_weights:

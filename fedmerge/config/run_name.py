@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from fedmerge import files
-from fedmerge.config.options import acts, algorithm_options, all_options
+from fedmerge.config.options import acts, all_options
 from fedmerge.config.resolve import with_defaults
 from fedmerge.config.split_files import plain, split_name, split_path
 
@@ -59,9 +59,11 @@ def _with_hash(path):
 
 
 def settings_of(args):
-    """Return {name: value} of the settings that the run depends on: every option but other algorithms' own."""
-    foreign = {n for n, (_, owners) in algorithm_options().items() if args.algorithm not in owners}
-    return {name: getattr(args, name) for name in all_options() if name not in foreign}
+    """Return {name: value} of the settings that the run depends on: every option but those of components that were
+    not chosen; local methods' are all there."""
+    options = all_options().items()
+    foreign = {n for n, o in options if o.axis not in ("", "local") and getattr(args, o.axis) not in o.owners}
+    return {name: getattr(args, name) for name, _ in options if name not in foreign}
 
 
 def differing_settings(args, settings):

@@ -11,25 +11,28 @@ from fedmerge.registry import local_method
 class LocalMethod(Stateful):
     """one run of the optimiser over the client's data"""
 
-    def __call__(self, client, start, pull):
-        """Leave in client.model what `client` makes of it; it holds start [dim]. pull(w) -> [n_trainable], or None."""
-        for _ in self.run(client, client.settings.epochs, pull):
+    def __call__(self, client, start, correction):
+        """Leave in client.model what `client` makes of it; it holds start [dim].
+
+        correction(w) -> [n_trainable]: what is added to the gradient at the weights w, or None.
+        """
+        for _ in self.run(client, client.settings.epochs, correction):
             pass
 
-    def run(self, client, epochs, pull=None, model=0, indices=None, n_steps=None, **more):
+    def run(self, client, epochs, correction=None, model=0, indices=None, n_steps=None, **more):
         """Yield after each step of `epochs` passes, at most --local_steps of them, in the order of the `model`-th.
 
         n_steps: end after so many, which are not more.
         """
         rng = client.rng("batches", model) if model else client.rng("batches")
         n_steps = n_steps or client.settings.max_steps
-        if client.can_capture() and pull is None and not any(value is not None for value in more.values()):
+        if client.can_capture() and correction is None and not any(value is not None for value in more.values()):
             return client.captured_steps(client.choices(epochs, rng, indices, n_steps))
-        return client.steps(client.batches(epochs, rng, indices, n_steps), pull=pull, **more)
+        return client.steps(client.batches(epochs, rng, indices, n_steps), correction=correction, **more)
 
     def n_steps(self, client, epochs, indices=None):
         """Return how many steps `run` takes."""
-        return min(client.n_steps(epochs, indices), client.settings.max_steps or 2**63)
+        return min(client.steps_of(epochs, indices), client.settings.max_steps or 2**63)
 
 
 class Pool(LocalMethod):
@@ -50,6 +53,6 @@ def hold_out(client, share):
     k = min(max(1, round(share * n)), n - 1)
     if k == 0:
         return client.indices, client.indices
-    order = torch.randperm(n, generator=generator(client.settings.seed, "holdout", client.number))
+    order = torch.randperm(n, generator=generator(client.settings.seed, "holdout", client.id))
     order = client.indices.cpu()[order]
     return order[k:], order[:k]

@@ -30,19 +30,19 @@ class LocalSuperiorSoups(Pool):
         "later_share": (1.0, "share", "steps of each model after the first, as a share of those of the first"),
     }
 
-    def __call__(self, client, start, pull):
+    def __call__(self, client, start, correction):
         model, n = client.model, client.model.layout.n_trainable
         moves = start.new_zeros(self.n_verts, n)
         buffers = torch.cat([start[None, n:]] * (self.n_verts + 1))  # of f_p and the others
         for i in range(self.n_verts):
             moves[i] = moves[:i].sum(0) / (i + 1)
             model.vector[n:] = buffers[: i + 1].mean(0)
-            self._train(client, start[:n], moves[: i + 1], pull)
+            self._train(client, start[:n], moves[: i + 1], correction)
             buffers[i + 1] = model.vector[n:]
         count, first = (self.n_verts + 1, 0) if self.average_received else (self.n_verts, 1)
         client.settle(torch.cat([start[:n] + moves.sum(0) / count, buffers[first:].mean(0)]))
 
-    def _train(self, client, anchor, moves, pull):
+    def _train(self, client, anchor, moves, correction):
         """Train the last of `moves [i, n_trainable]`; their models are anchor + moves, the first one the anchor."""
         i, new = len(moves), moves[-1]
         total = self.n_steps(client, self.soup_epochs)
@@ -63,8 +63,8 @@ class LocalSuperiorSoups(Pool):
 
         def add_distances(gradient):
             gradient.addmv_(moves.t(), self._distance_weights(moves, squares))
-            if pull is not None:
-                gradient += pull(anchor + new)
+            if correction is not None:
+                gradient += correction(anchor + new)
 
         more = {"w": new, "point": point, "origin": anchor, "adjust": add_distances}
         for _ in self.run(client, self.soup_epochs, model=i - 1, n_steps=total, **more):

@@ -16,17 +16,14 @@ class MOON(LocalMethod):
     and takes the received one for it, so that the term says nothing.
     """
 
+    client_state = ("last",)  # the model [dim] that a client trained last
     options = {
         "moon_mu": (1.0, "nonnegative", "strength of the contrast between models"),
         "moon_temperature": (0.5, "positive", "temperature of the similarities"),
     }
 
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.last = {}  # client -> [dim]
-
-    def __call__(self, client, start, pull):
-        model, last = client.model, self.last.get(client.number, start)
+    def __call__(self, client, start, correction):
+        model, last = client.model, self.last.get(client.id, start)
 
         def loss(logits, x, y):
             own = model.features.float()
@@ -37,12 +34,9 @@ class MOON(LocalMethod):
             return F.cross_entropy(logits, y) + self.moon_mu * contrast
 
         with model.keeping_features():
-            for _ in self.run(client, client.settings.epochs, pull, loss=loss if self.moon_mu else None):
+            for _ in self.run(client, client.settings.epochs, correction, loss=loss if self.moon_mu else None):
                 pass
-        self.last[client.number] = model.vector.clone()
-
-    def held(self):
-        return {"last": self.last}
+        self.last[client.id] = model.vector.clone()
 
     def kept_length(self, name, layout):
-        return layout.dim if name == "last" else None
+        return layout.dim

@@ -23,7 +23,7 @@ class Soups(Pool):
         "holdout": (0.1, "share", "share of a client's samples on which it judges its models, and does not train"),
     }
 
-    def __call__(self, client, start, pull):
+    def __call__(self, client, start, correction):
         greedy = self.soup_selection == "greedy"
         train, held = hold_out(client, self.holdout) if greedy else (client.indices, None)
         if self.probe_epochs:
@@ -31,7 +31,7 @@ class Soups(Pool):
         models = start.new_empty(self.n_verts, len(start))
         for i in range(self.n_verts):
             client.model.load(start)
-            for _ in self.run(client, self.soup_epochs, pull, i, indices=train, settings=self._vary(client, i)):
+            for _ in self.run(client, self.soup_epochs, correction, i, indices=train, settings=self._vary(client, i)):
                 pass
             models[i] = client.model.vector
         client.settle(self._pick(client, models, held) if greedy else models.mean(0))

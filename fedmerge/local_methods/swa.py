@@ -12,12 +12,12 @@ class SWA(LocalMethod):
 
     options = {"swa_start": (0.75, "decay", "share of the steps after which averaging starts")}
 
-    def __call__(self, client, start, pull):
+    def __call__(self, client, start, correction):
         epochs = client.settings.epochs
         total = self.n_steps(client, epochs)
         cycle = -(-total // epochs)
         mean, count = torch.zeros_like(start), 0
-        for step, _ in enumerate(self.run(client, epochs, pull), 1):
+        for step, _ in enumerate(self.run(client, epochs, correction), 1):
             if (step % cycle == 0 or step == total) and step > self.swa_start * total:
                 count += 1
                 mean.lerp_(client.model.vector, 1 / count)

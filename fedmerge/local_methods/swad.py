@@ -22,12 +22,12 @@ class SWAD(LocalMethod):
         "swad_tolerance": (1.3, "positive", "r: how high is too high"),
     }
 
-    def __call__(self, client, start, pull):
+    def __call__(self, client, start, correction):
         train, held = hold_out(client, self.holdout)
         total = self.n_steps(client, client.settings.epochs, train)
         every = -(-total // min(self.swad_evaluations, total))
         means, losses, count = start.new_empty(-(-total // every), client.model.layout.dim), [], 0
-        for step, _ in enumerate(self.run(client, client.settings.epochs, pull, indices=train), 1):
+        for step, _ in enumerate(self.run(client, client.settings.epochs, correction, indices=train), 1):
             mean, count = means[len(losses)], count + 1
             mean.copy_(client.model.vector) if count == 1 else mean.lerp_(client.model.vector, 1 / count)
             if count == every or step == total:

@@ -17,34 +17,38 @@ from fedmerge.randomness import generator, key_seed
 
 
 class Client:
-    """One client in one round. After `train`, `loss` and `hits` are scalar tensors: sums over the `seen` samples.
+    """One client in one round. After `train`, `loss` and `hits` are scalar tensors: sums over the `seen` samples, and
+    `n_steps` is how many steps its optimiser took.
+
+    `start [dim]` is the model that it trained; `received` {name: [n_trainable]} is what the server sent besides.
 
     `row`, if set, is the vector [dim] in which the server wants the client's update; fresh memory would cost a step.
     `scratch` is another one, to be used until the next client of its Trainer.
     """
 
-    def __init__(self, trainer, number, round, settings):
-        self.number, self.round, self.settings = number, round, settings
+    def __init__(self, trainer, client_id, round, settings):
+        self.id, self.round, self.settings = client_id, round, settings
         self.trainer = trainer
         self.model, self.splits, self.local = trainer.model, trainer.splits, trainer.local
-        self.attack = trainer.attack if trainer.attack and number in trainer.attack.numbers else None
-        self.indices = trainer.parts[number]
+        self.attack = trainer.attack if trainer.attack and client_id in trainer.attack.numbers else None
+        self.indices = trainer.parts[client_id]
         self.n_samples = len(self.indices)
-        self.seen, self.loss, self.hits = 0, 0.0, 0
+        self.seen, self.loss, self.hits, self.n_steps = 0, 0.0, 0, 0
+        self.start, self.received = None, {}
         self.row, self.scratch = None, trainer.lend_scratch()
 
     def rng(self, purpose, *more):
         """Return the CPU generator of this client's draws for `purpose` in this round."""
-        return generator(self.settings.seed, purpose, self.round, self.number, *more)
+        return generator(self.settings.seed, purpose, self.round, self.id, *more)
 
     def _own_draws(self, purpose):
         """Return a context in which what the network draws, as dropout does, is this client's own in this round."""
         if not self.trainer.draws:
             return contextlib.nullcontext()
-        seed = key_seed(self.settings.seed, "network", purpose, self.round, self.number)
+        seed = key_seed(self.settings.seed, "network", purpose, self.round, self.id)
         return keyed_draws(seed, self.model.vector.device)
 
-    def n_steps(self, epochs, indices=None):
+    def steps_of(self, epochs, indices=None):
         """Return how many steps `epochs` passes over the client's samples, or those at `indices`, take."""
         n = self.n_samples if indices is None else len(indices)
         return epochs * len(batch_bounds(n, self.settings.batch_size))
@@ -83,26 +87,28 @@ class Client:
         (value if scale is None else scale * value).backward()
         return logits.detach()
 
-    def train(self, start, pull=None):
+    def train(self, start, correction=None):
         """Train from `start [dim]` on the client's data by the local method; return the trained vector [dim].
 
-        pull(w, start) -> [n_trainable], if given, is added to the gradient at the weights w. What is returned is the
-        working model's own vector, and changes when the next client trains.
+        correction(w, start, client) -> [n_trainable], if given, is added to the gradient at the weights w; start is
+        that of the weights there. What is returned is the working model's own vector, and changes when the next client
+        trains.
         """
+        self.start = start
         self.model.load(start)
         self.model.module.train()
         anchor = start[: self.model.layout.n_trainable]
         with self._own_draws("training"):
-            self.local(self, start, None if pull is None else lambda w: pull(w, anchor))
+            self.local(self, start, None if correction is None else lambda w: correction(w, anchor, self))
         if self.attack is not None:
             self.attack.spoil(self, start, self.model.vector)
         return self.model.vector
 
-    def steps(self, batches, w=None, pull=None, point=None, origin=None, loss=None, settings=None, adjust=None):
+    def steps(self, batches, w=None, correction=None, point=None, origin=None, loss=None, settings=None, adjust=None):
         """Take an optimiser step on `w` for each of `batches`, and yield after it.
 
         w [k]: the last k of the working model's weights, all of them if not given; or, if `point` is, a vector
-        [n_trainable] of the caller's, the difference of its weights to `origin`. pull(w) -> [k] is added to the
+        [n_trainable] of the caller's, the difference of its weights to `origin`. correction(w) -> [k] is added to the
         gradient. point() puts the weights at which the gradient is taken into the working model and returns the
         derivative of these by `w`, a scalar tensor. loss(logits, x, y): instead of the mean cross-entropy. settings:
         other LocalSettings than the client's. adjust(gradient) changes the gradient [k] in place.
@@ -117,8 +123,8 @@ class Client:
                 # Where all that enters SGD's velocity is added up, backward() adds to it: two passes less a step.
                 outputs.append((self._backward(x, y, optimizer.carry if outputs else 0.0, scale, loss), y))
                 with torch.no_grad():
-                    if pull is not None:
-                        gradient += pull(w)
+                    if correction is not None:
+                        gradient += correction(w)
                     if adjust is not None:
                         adjust(gradient)
                     if s.clip_norm is not None:
@@ -152,6 +158,7 @@ class Client:
         if outputs:
             logits, y = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
             self.seen += len(y)
+            self.n_steps += len(outputs)
             self.loss = self.loss + F.cross_entropy(logits, y, reduction="sum")
             self.hits = self.hits + (logits.argmax(1) == y).sum()
 

@@ -51,7 +51,7 @@ class Trainer:
             self.captured = CapturedStep(self, settings)
         return self.captured
 
-    def client(self, number, round):
-        """Return the Client `number` as it takes part in `round` (from 1)."""
+    def client(self, client_id, round):
+        """Return the Client of this id as it takes part in `round` (from 1)."""
         decayed = self.settings.lr * self.settings.lr_decay ** (round - 1)
-        return Client(self, number, round, replace(self.settings, lr=decayed))
+        return Client(self, client_id, round, replace(self.settings, lr=decayed))

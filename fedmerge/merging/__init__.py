@@ -1,6 +1,20 @@
-"""What arrives at the server in a round, and how it is merged."""
+"""What arrives at the server in a round, and how it is merged.
 
-from fedmerge.merging.aggregate import MEANS, Arrived, Sums, add_to, all_of
-from fedmerge.merging.stitching import TINY, Stitcher
+To add a merging rule, put a file here with a function `(aggregate, layout, **options) -> step [dim]` under
+`@merging_rule("name", title=..., needs=...)`. needs: the statistics that it takes from `aggregate.mean`, or "all
+updates".
+"""
 
-__all__ = ["MEANS", "TINY", "Arrived", "Stitcher", "Sums", "add_to", "all_of"]
+from fedmerge.merging.aggregate import (
+    Aggregate,
+    Arrival,
+    Statistic,
+    WeightedSums,
+    add_to,
+    find_statistics,
+    statistic,
+)
+
+ALL = "all updates"
+
+__all__ = ["ALL", "Aggregate", "Arrival", "Statistic", "WeightedSums", "add_to", "find_statistics", "statistic"]

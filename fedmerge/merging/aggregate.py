@@ -1,55 +1,108 @@
-"""What arrives at the server in a round, as algorithms merge it.
+"""What arrives at the server in a round, as it is merged.
 
-Most merges need no more than weighted means over the clients, of their updates or of their masks. Those are added up
-client by client, so that no update is kept: a round takes the memory of one, however many clients it has. The order of
-the clients is that of the sums, so that these are the same to the last bit wherever and whenever clients trained.
+Most merges need no more than means over the clients, of their updates or of their masks. Those are added up client by
+client, so that no update is kept: a round takes the memory of one, however many clients it has. The order of the
+clients is that of the sums, so that these are the same to the last bit wherever and whenever clients trained.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from fedmerge.compressors.largest import CHUNK
 
-# What an algorithm can ask for the mean of: name -> (Update, begin, end) -> that stretch of the vector.
-MEANS = {
-    "update": lambda update, begin, end: update.delta[begin:end],  # of [dim]
-    "mask": lambda update, begin, end: _mask(update, begin, end),  # of [n_trainable]: the share of those that kept it
-    "sign": lambda update, begin, end: update.delta[begin:end].sign(),  # of [n_trainable]
-}
+STATISTICS = {}  # name -> Statistic
 
 
+class Statistic(NamedTuple):
+    """Something of each update, a vector, of which a merge needs the mean over the clients."""
+
+    of: Callable  # (ClientUpdate, begin, end) -> that stretch of the vector, numbers or bools
+    weighted: bool  # by the clients' weights; else each client counts alike
+    whole: bool  # whether the vector has all of the model, [dim], or its weights only, [n_trainable]
+
+
+def statistic(name, weighted=True, whole=False):
+    """Decorator of a function (ClientUpdate, begin, end) -> a stretch of a vector: merges may ask for its mean."""
+
+    def add(of):
+        STATISTICS[name] = Statistic(of, weighted, whole)
+        return of
+
+    return add
+
+
+def find_statistics(names, uploads=()):
+    """Return {name: Statistic}; what is named in `uploads`, vectors that clients send besides, are statistics, too.
+
+    Raises KeyError for a name of neither.
+    """
+    sent = {name: Statistic(lambda u, begin, end, n=name: u.more[n][begin:end], False, False) for name in uploads}
+    known = STATISTICS | sent
+    return {name: known[name] for name in dict.fromkeys(names)}
+
+
+@statistic("update", whole=True)
+def _delta(update, begin, end):
+    return update.delta[begin:end]
+
+
+@statistic("mask")
 def _mask(update, begin, end):
+    """Whether a weight was sent; the mean is the share of the clients' weight that sent it."""
     return torch.ones_like(update.delta[begin:end]) if update.mask is None else update.mask[begin:end]
 
 
+class Arrival(NamedTuple):
+    """A client whose update is merged."""
+
+    client_id: int
+    n_samples: int
+    n_steps: int  # that it took
+    weight: float  # in the merge; only their ratios matter
+
+
 @dataclass
-class Arrived:
-    """What a merge works with: `mean[name]` of each of MEANS that it asked for, or, if of none, all updates."""
+class Aggregate:
+    """What a merge works with; it may use up the tensors."""
 
-    mean: dict = field(default_factory=dict)
-    p: torch.Tensor = None  # [clients], weights that sum to 1
-    deltas: torch.Tensor = None  # [clients, dim], zero where nothing was kept
-    masks: torch.Tensor = None  # bool [clients, n_trainable]; None if all weights were sent
+    arrived: list  # of Arrival
+    mean: dict = field(default_factory=dict)  # {name: vector} of the statistics that were asked for
+    deltas: torch.Tensor = None  # [clients, dim], zero where nothing was kept, if all updates were asked for
+    masks: torch.Tensor = None  # bool [clients, n_trainable], likewise; None if all weights were sent
+    round: int = 1
+    n_clients: int = 1  # of the run
+
+    @property
+    def share_of_clients(self):
+        """Of all clients of the run, the share that arrived."""
+        return len(self.arrived) / self.n_clients
+
+    def shares(self, like):
+        """Return the clients' weights [clients] as a tensor like another; they sum to 1."""
+        p = torch.tensor([float(one.weight) for one in self.arrived], device=like.device, dtype=like.dtype)
+        return p / p.sum()
 
 
-class Sums:
-    """Sums over clients, times their weights, of what `names` of MEANS say; `totals` {name: vector}, in float32."""
+class WeightedSums:
+    """Sums over clients of {name: Statistic}; `totals` {name: vector}, in float32."""
 
-    def __init__(self, names, layout):
-        self.names, self.layout, self.totals = names, layout, {}
+    def __init__(self, statistics, layout):
+        self.statistics, self.layout, self.totals = statistics, layout, {}
 
     def size(self, name):
         """Return the length of the vector of that name."""
-        return self.layout.dim if name == "update" else self.layout.n_trainable
+        return self.layout.dim if self.statistics[name].whole else self.layout.n_trainable
 
     def add(self, update, weight, counts=None):
-        """Add an Update with a weight, a number. counts: a bool scalar tensor; if it is false, add nothing."""
-        for name in self.names:
-            value = MEANS[name](update, 0, self.size(name))
+        """Add a ClientUpdate with a weight, a number. counts: a bool scalar tensor; if it is false, add nothing."""
+        for name, statistic in self.statistics.items():
+            value = statistic.of(update, 0, self.size(name))
             if counts is not None:
                 value = torch.where(counts, value, torch.zeros_like(value))
-            add_to(self.total(name, update.delta), value, weight)
+            add_to(self.total(name, update.delta), value, weight if statistic.weighted else 1)
 
     def total(self, name, like):
         """Return the sum so far; it begins with zeros of the kind of the tensor `like`."""
@@ -57,9 +110,10 @@ class Sums:
             self.totals[name] = like.new_zeros(self.size(name))
         return self.totals[name]
 
-    def means(self, weight):
-        """Return {name: vector} of the means; `weight` is that of all clients together. Ends the sums."""
-        return {name: self.totals.pop(name).div_(weight) for name in self.names}
+    def means(self, weight, n_clients):
+        """Return {name: vector} of the means over clients of this `weight` together. Ends the sums."""
+        totals = {name: weight if statistic.weighted else n_clients for name, statistic in self.statistics.items()}
+        return {name: self.totals.pop(name).div_(total) for name, total in totals.items()}
 
 
 def add_to(total, value, weight):
@@ -69,9 +123,3 @@ def add_to(total, value, weight):
         parts = zip(total.split(CHUNK), value.split(CHUNK), strict=True)
     for into, part in parts:
         into.add_(part, alpha=float(weight))
-
-
-def all_of(deltas, masks, weights):
-    """Return the Arrived with all updates, deltas [clients, dim], of clients with these weights."""
-    p = torch.tensor([float(weight) for weight in weights], device=deltas.device, dtype=deltas.dtype)
-    return Arrived(p=p / p.sum(), deltas=deltas, masks=masks)

@@ -94,6 +94,6 @@ def check_last_step(args, name):
     except OSError as error:
         raise InputError(f"{args.results_file}: its lock cannot be had ({reason(error)})") from None
     try:
-        import plotting  # noqa: F401
+        from fedmerge.reporting import run_figures  # noqa: F401
     except OSError as error:  # matplotlib wants a folder for what it knows of fonts
         raise InputError(f"figures cannot be drawn: {reason(error)}") from None

@@ -8,8 +8,6 @@ import time
 import torch
 from tqdm import tqdm
 
-from fedmerge.simulation.distributed import load_of
-
 EVERY = 60  # seconds between two lines, at least one of which is of a round
 SURE = 5  # seconds of work after which an estimate is worth being said: the first client takes longer than its like
 LONG = 600  # seconds from which on it is said what a run will cost
@@ -18,26 +16,24 @@ PASS = 3  # samples evaluated in the time in which one is trained on
 
 
 class Progress:
-    """Shows how far the run of a fedalg.Experiment is; with --quiet it only counts.
+    """Shows how far the run of an Experiment is; with --quiet it only counts."""
 
-    keeper: a checkpoints.Keeper, which is told how long a client takes.
-    """
-
-    def __init__(self, exp, keeper=None):
-        self.exp, self.keeper, self.total, self.quiet = exp, keeper, exp.args.n_epochs, exp.args.quiet
+    def __init__(self, run):
+        self.run, self.history, self.settings = run, run.history, run.settings
+        self.total, self.quiet = run.history.n_rounds, run.settings.quiet
         self.begun = self.said = time.monotonic()
-        self.first = len(exp.rows)  # rounds that another process did
+        self.first = run.history.n_done  # rounds that another process did
         self.per_round, self.part = math.nan, 0.0  # seconds; share of the round under way that is done
         self.seconds = {"train": 0.0, "eval": 0.0}
         self.figures = {}  # name -> text, of the last rounds that had them
         self.told = self.hinted = self.quiet
-        holding = len(exp.parts) - len(exp.empty)
-        mean = sum(load_of(exp, number) for number in range(len(exp.parts))) / holding
-        arriving = exp.cohort_size * (1 - exp.args.dropout)
+        loads = [run.clients.load_of(client_id) for client_id in range(len(run.clients.parts))]
+        mean = sum(loads) / (len(loads) - len(run.server.empty))
+        arriving = run.server.cohort_size * (1 - run.settings.dropout)
         self.load = arriving * mean  # samples of an average round
         self.bar = None
         if sys.stderr.isatty() and not self.quiet:
-            print(exp.name, file=sys.stderr)
+            print(run.name, file=sys.stderr)
             self.bar = Bar(total=self.total, initial=self.first, mininterval=REFRESH, miniters=0, dynamic_ncols=True)
             self.bar.show(self.first, f"round {self.first + 1}/{self.total}", "")
 
@@ -50,44 +46,44 @@ class Progress:
 
     def left(self):
         """Return the estimated seconds until the last round is through; nan if nothing is known yet."""
-        return self.per_round * (self.total - len(self.exp.rows) - self.part)
+        return self.per_round * (self.total - self.history.n_done - self.part)
 
-    def begin(self, cohort, numbers):
-        """Begin with those of the clients `numbers` of the Cohort that have not sent yet."""
-        self.numbers, self.done_before, self.clock = numbers, len(cohort.done), time.monotonic()
-        self.loads = list(itertools.accumulate(load_of(self.exp, number) for number in numbers))  # sums
+    def begin(self, cohort, ids):
+        """Begin with those of the clients `ids` of the Cohort that have not sent yet."""
+        self.ids, self.done_before, self.clock = ids, len(cohort.done), time.monotonic()
+        self.loads = list(itertools.accumulate(self.run.clients.load_of(client_id) for client_id in ids))  # sums
 
     def after_client(self, cohort):
         """Show that another client of the Cohort has sent."""
         done = len(cohort.done)
         self.part = self.loads[done - 1] / self.loads[-1]
-        if not self.told and self.exp.device.type != "cpu":
-            getattr(torch, self.exp.device.type).synchronize()  # what was asked for is done only then
+        if not self.told and self.run.device.type != "cpu":
+            getattr(torch, self.run.device.type).synchronize()  # what was asked for is done only then
         seconds = time.monotonic() - self.clock
-        if self.keeper and done == self.done_before + 1:  # the one with the most samples of those that were left
-            self.keeper.longest = max(self.keeper.longest, seconds)
-        if len(self.exp.rows) == self.first:
+        if self.history.n_done == self.first:
             self.per_round = self._estimate(done, seconds)
-        place = f"round {len(self.exp.rows) + 1}/{self.total} client {done}/{len(self.numbers)}"
+        place = f"round {self.history.n_done + 1}/{self.total} client {done}/{len(self.ids)}"
         self._tell_cost()
         if self.bar is not None:
-            self.bar.show(len(self.exp.rows) + self.part, place, self._status())
+            self.bar.show(self.history.n_done + self.part, place, self._status())
         elif not self.quiet and time.monotonic() - self.said > EVERY:
             self._print(f"{place}: {duration(self.left())} to go")
 
     def _estimate(self, done, seconds):
         """Return the seconds of an average round, if `done` clients took so many: by their samples."""
-        exp, args = self.exp, self.exp.args
-        ahead = min(len(self.loads), done + exp.workers.n - 1)  # others are at work beside the one that has sent
+        run, splits = self.run, self.run.splits
+        ahead = min(
+            len(self.loads), done + run.clients.threads.n - 1
+        )  # others are at work beside the one that has sent
         before = self.loads[self.done_before - 1] if self.done_before else 0
         of_sample = seconds / (self.loads[ahead - 1] - before)
-        evaluated = len(exp.splits.val) + len(exp.splits.test) + (len(exp.splits.train) if args.eval_train else 0)
-        training = self.load / (exp.ranks.size if exp.ranks else 1)
-        return of_sample * (training + evaluated / PASS / args.eval_every)
+        evaluated = len(splits.val) + len(splits.test) + (len(splits.train) if self.settings.eval_train else 0)
+        training = self.load / run.backend.n_processes
+        return of_sample * (training + evaluated / PASS / self.settings.eval_every)
 
     def after_round(self, row):
         """Show that the round of this row is through."""
-        done, self.part = len(self.exp.rows), 0.0
+        done, self.part = self.history.n_done, 0.0
         self.per_round = (time.monotonic() - self.begun) / (done - self.first)
         self._take_figures(row)
         self._tell_cost()
@@ -112,7 +108,7 @@ class Progress:
             words.append(f"train loss {row['train_losses']:.4f}")
         evaluation = f" + {row['eval_seconds']:.2f} s evaluation" if "eval_seconds" in row else ""
         words += [f"{self.figures['MB']} so far", f"{row['train_seconds']:.2f} s training{evaluation}"]
-        if len(self.exp.rows) < self.total:
+        if self.history.n_done < self.total:
             words.append(f"{duration(self.left())} to go")
         return ", ".join(words)
 
@@ -138,8 +134,8 @@ class Progress:
             return
         self.told = True
         if self.left() > LONG:
-            args = self.exp.args
-            rate = 60 * self.exp.cohort_size / self.per_round
+            args = self.settings
+            rate = 60 * self.run.server.cohort_size / self.per_round
             rate = f"{rate:.{0 if rate >= 10 else 1}f} clients a minute"
             model = "" if args.model_name == "cnn" else ", or the small --model_name cnn,"
             self._say(
@@ -148,7 +144,7 @@ class Progress:
             )
 
     def _hint_at_evaluation(self):
-        total, every = sum(self.seconds.values()), self.exp.args.eval_every
+        total, every = sum(self.seconds.values()), self.settings.eval_every
         if not self.hinted and total > EVERY and self.seconds["eval"] > total / 3 and every < self.total:
             self.hinted = True
             share = self.seconds["eval"] / total

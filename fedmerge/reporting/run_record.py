@@ -26,72 +26,67 @@ def note_failure(path, error):
             write_json(path, record | {"failed": said})
 
 
-def final_figures(exp):
+def final_figures(run):
     """Return {name: figure} of a finished run; accuracy, F1, precision and recall (macro) are on the test set."""
-    evaluated = [row for row in exp.rows if "test_accs" in row]
+    evaluated = [row for row in run.history.rows if "test_accs" in row]
     reached = scores.accuracies(evaluated)
-    predicted, judged = exp.judged
+    predicted, judged = run.history.judged
     truth, predicted = judged.labels.cpu(), predicted.cpu()
     macro = {"average": "macro", "zero_division": 0}
-    up, down = (sum(row[key] for row in exp.rows) for key in ("bytes_up", "bytes_down"))
-    of_client = [up + down for _, up, down in exp.traffic.values()]
-    seconds = sum(row["train_seconds"] for row in exp.rows)
+    up, down = (sum(row[key] for row in run.history.rows) for key in ("bytes_up", "bytes_down"))
+    of_client = [up + down for _, up, down in run.server.traffic.values()]
+    seconds = sum(row["train_seconds"] for row in run.history.rows)
     return {
         "accuracy": reached.pop("accuracy"),
         "f1": float(f1_score(truth, predicted, **macro)),
         "precision": float(precision_score(truth, predicted, **macro)),
         "recall": float(recall_score(truth, predicted, **macro)),
-        "communication": (up + down) / len(exp.rows),
-        "train_time": seconds / len(exp.rows),
+        "communication": (up + down) / len(run.history.rows),
+        "train_time": seconds / len(run.history.rows),
         "bytes_up": up,
         "bytes_down": down,
         "bytes_per_client": sum(of_client) / len(of_client),
         "bytes_of_busiest_client": max(of_client),
         **reached,
         "train_seconds": seconds,
-        "eval_seconds": sum(row.get("eval_seconds", 0) for row in exp.rows),
+        "eval_seconds": sum(row.get("eval_seconds", 0) for row in run.history.rows),
     }
 
 
-def domain_accuracy(exp):
+def domain_accuracy(run):
     """Return {domain: accuracy on its test images} of the last evaluation, of the domains that have any."""
-    predicted, judged = exp.judged
-    of = {name: judged.domains == number for number, name in enumerate(exp.splits.domains)}
+    predicted, judged = run.history.judged
+    of = {name: judged.domains == number for number, name in enumerate(run.splits.domains)}
     hits = predicted == judged.labels
     return {name: hits[there].float().mean().item() for name, there in of.items() if there.any()}
 
 
-def histograms(exp):
-    """Return the label counts int64 [n_clients, n_classes] of an Experiment's clients."""
-    return partitions.histograms(exp.splits.train.labels.cpu(), exp.parts, exp.splits.n_classes)
-
-
-def record(exp, finished, final=None):
+def record(run, finished, final=None):
     """Return what <run>.json says of the run."""
-    layout, table = exp.model.layout, histograms(exp)
+    layout, table = run.server.layout, run.histograms()
     return {
-        "run": exp.name,
+        "run": run.name,
         "finished": finished,
         "failed": None,  # or why it ended before that
         "final": final,
-        "settings": settings_of(exp.args),
-        "environment": {**provenance.environment(exp.device), "code": provenance.code_hash(vars(exp.args))},
+        "settings": settings_of(run.settings),
+        "environment": {**provenance.environment(run.device), "code": provenance.code_hash(vars(run.settings))},
         "payload_version": wire.VERSION,
         "model": {"weights": layout.n_trainable, "buffers": layout.dim - layout.n_trainable},
         "data": {
-            "samples": {name: len(getattr(exp.splits, name)) for name in ("train", "val", "test")},
-            "mean": exp.splits.mean.tolist(),
-            "std": exp.splits.std.tolist(),
-            "crc32": exp.splits.fingerprint,
+            "samples": {name: len(getattr(run.splits, name)) for name in ("train", "val", "test")},
+            "mean": run.splits.mean.tolist(),
+            "std": run.splits.std.tolist(),
+            "crc32": run.splits.fingerprint,
         },
-        "domain_accuracy": domain_accuracy(exp) if finished else None,
+        "domain_accuracy": domain_accuracy(run) if finished else None,
         "traffic": [
             dict(zip(("client", "rounds", "bytes_up", "bytes_down"), (number, *counts), strict=True))
-            for number, counts in sorted(exp.traffic.items())
+            for number, counts in sorted(run.server.traffic.items())
         ],
         "partition": {
-            "name": exp.split,
-            "sha256": partitions.partition_hash(exp.parts),
+            "name": run.split,
+            "sha256": partitions.partition_hash(run.clients.parts),
             "samples": int(table.sum()),  # that clients hold
             "histograms": table.tolist(),
         },

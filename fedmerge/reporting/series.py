@@ -9,16 +9,26 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from fedmerge.config.options import algorithm_options, all_options, local_options
+from fedmerge.config.options import all_options, component_options
 from fedmerge.config.run_name import DECIDING, acting, default_settings
 from fedmerge.errors import InputError, did_you_mean
+from fedmerge.registry import AXES, specs
 from fedmerge.reporting.runs import Level, printable
 
-NAMES = {
-    **{"fedavg": "FedAvg", "fedprox": "FedProx", "fedacg": "FedACG", "las": "LaS-FL"},
-    **{"topk": "top-k", "stc": "STC", "signsgd": "signSGD", "moon": "MOON", "fedbn": "FedBN"},
-    **{"swa": "SWA", "swad": "SWAD", "soups": "Soups", "diwa": "DiWA", "lss": "LSS", "centralised": "centralised"},
-}
+FIRST = (
+    "fedavg",
+    "fedprox",
+    "fedacg",
+    "las",
+    "topk",
+    "stc",
+    "signsgd",
+    "moon",
+    "fedbn",
+    "swa",
+    "swad",
+    "soups",
+)  # in legends
 ELSEWHERE = ("seed", "dirichlet", "dataset", "algorithm", "shift")  # what is told of a series in other places
 UNFINISHED = ", unfinished"  # runs, told after the label
 SWEPT = 3  # as many settings that differ within an algorithm are told with every value, the default too
@@ -100,8 +110,15 @@ def restyled(found):
     return found
 
 
+def _title(algorithm):
+    """Return what figures call an algorithm; one of a plugin that is not at hand by its name."""
+    spec = specs("algorithm").get(algorithm)
+    return spec.title if spec else algorithm
+
+
 def _rank(run):
-    return [*NAMES, run.settings["algorithm"]].index(run.settings["algorithm"]), run.settings["algorithm"]
+    name = run.settings["algorithm"]
+    return FIRST.index(name) if name in FIRST else len(FIRST), name
 
 
 def _natural(label):
@@ -115,7 +132,6 @@ def _method_of(run):
     algorithm = run.settings["algorithm"]
     settings = acting(own_defaults(run.settings) | run.settings)
     elsewhere = {*ELSEWHERE, *(name for name, option in all_options().items() if not option.named)}
-    elsewhere |= {name for name, (_, owners) in algorithm_options().items() if algorithm not in owners}
     return algorithm, tuple(sorted((name, str(v)) for name, v in settings.items() if name not in elsewhere))
 
 
@@ -133,7 +149,7 @@ def _labels(methods):
     """Return {method: label}, and the names of the settings that any of the labels tells."""
     settings = {method: dict(method[1]) for method in methods}
     usual = {method: _usual(members[0].settings) for method, members in methods.items()}
-    always = {"preset", "local", *local_options(), *algorithm_options()}
+    always = {"preset", *AXES, *component_options()} - {"algorithm"}
     differing = _differing(settings.values())
     told = {}
     for method in methods:
@@ -148,13 +164,13 @@ def _labels(methods):
         }
     labels = {}
     for method in methods:
-        labels[method] = " ".join([NAMES.get(method[0], method[0]), *_words(told[method])])
+        labels[method] = " ".join([_title(method[0]), *_words(told[method])])
     for label in [label for label, n in Counter(labels.values()).items() if n > 1]:
         alike = [method for method in methods if labels[method] == label]
         names = _differing(settings[method] for method in alike)
         for method in alike:
             told[method] |= {name: value for name, value in settings[method].items() if name in names}
-            labels[method] = " ".join([NAMES.get(method[0], method[0]), *_words(told[method])])
+            labels[method] = " ".join([_title(method[0]), *_words(told[method])])
     return labels, list(dict.fromkeys(name for method in methods for name in sorted(told[method], key=_first_preset)))
 
 
@@ -198,7 +214,7 @@ def choose(found, bounds, wanted):
     chosen = {}
     for word in wanted:
         exact = [s for s in found + bounds if s.name in (word, f"{word}{UNFINISHED}") or s.label == word]
-        same = [s for s in found + bounds if word.lower() in (s.algorithm.lower(), NAMES.get(s.algorithm, "").lower())]
+        same = [s for s in found + bounds if word.lower() in (s.algorithm.lower(), _title(s.algorithm).lower())]
         if not (exact or same):
             algorithms = {series.algorithm for series in found + bounds}
             raise InputError(f"--methods {unknown(word, found + bounds, algorithms)}")

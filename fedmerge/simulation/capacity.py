@@ -27,57 +27,58 @@ def check_cohort(args, n, dim, who):
         )
 
 
-def numbers_kept(exp):
-    """Return {kind: how many float32 numbers a client keeps of it between rounds, None where that is not known}.
+def numbers_kept(server, clients):
+    """Return {name: how many float32 numbers a client keeps of it between rounds, None where that is not known}.
 
     Where clients' copies of the model are looked after, those of one version are one.
     """
-    stateful, layout = (exp.algorithm, exp.trainer.local), exp.model.layout
-    kinds = {kind: keeps.kept_length(kind, layout) for keeps in stateful for kind in keeps.held()}
-    copies = exp.downlink.mode == "individual" or exp.downlink.real
-    return kinds | ({"copy of the model": layout.dim} if copies else {})
+    kept = {name: keeps.kept_length(name, server.layout) for keeps in clients.stateful for name in keeps.of_clients()}
+    copies = server.downlink.mode == "individual" or server.downlink.real
+    return kept | ({"copy of the model": len(server.downlink.model)} if copies else {})
 
 
-def held_now(exp):
-    """Return {kind: {client: bytes}} of what clients hold."""
-    kinds = {kind: of for keeps in (exp.algorithm, exp.trainer.local) for kind, of in keeps.held().items()}
-    return {kind: {number: tensor.nbytes for number, tensor in of.items()} for kind, of in kinds.items()}
+def kept_now(clients):
+    """Return {name: {client: bytes}} of what clients keep."""
+    return {name: {client: tensor.nbytes for client, tensor in of.items()} for name, of in clients.kept().items()}
 
 
-def check_room(exp):
-    """Raise InputError if there is no room for what clients will keep; say on standard error if it will be much."""
-    _check(exp, {kind: 4 * n for kind, n in numbers_kept(exp).items() if n})
+def check_room(server, clients, run):
+    """Raise InputError if there is no room for what clients will keep; say on standard error if it will be much.
+
+    run: its name.
+    """
+    _check(server, run, {name: 4 * n for name, n in numbers_kept(server, clients).items() if n})
 
 
-def check_what_is_held(exp):
-    """Do what `check_room` does by what clients hold after a round, where nothing said it beforehand."""
-    if None in numbers_kept(exp).values():
-        held = held_now(exp)
-        most = {kind: max(of.values(), default=0) for kind, of in held.items()}
-        _check(exp, most, already=sum(sum(of.values()) for of in held.values()))
+def check_what_is_kept(server, clients, run):
+    """Do what `check_room` does by what clients keep after a round, where nothing said it beforehand."""
+    if None in numbers_kept(server, clients).values():
+        kept = kept_now(clients)
+        most = {name: max(of.values(), default=0) for name, of in kept.items()}
+        _check(server, run, most, already=sum(sum(of.values()) for of in kept.values()))
 
 
-def _check(exp, kinds, already=0):
-    """kinds: the bytes of each that a client keeps; already: those that clients hold, which are not free any more."""
-    args, each = exp.args, sum(kinds.values())
-    clients = min(len(exp.parts) - len(exp.empty), args.n_epochs * exp.cohort_size)
+def _check(server, run, kinds, already=0):
+    """kinds: the bytes of each that a client keeps; already: those that clients keep, which are not free any more."""
+    settings, each = server.settings, sum(kinds.values())
+    clients = min(len(server.sizes) - len(server.empty), settings.n_epochs * server.cohort_size)
     need, on_disk = each * clients, FILES * each * clients
     said = (
         f"each client that takes part keeps {in_words(each)} between rounds ({', '.join(kinds)}), "
         f"{clients} of them {in_words(need)}"
     )
-    free, source = memory.free(exp.device) + already, "free"
-    if args.max_state_memory is not None:
-        free, source = args.max_state_memory * 2**30, "allowed by --max_state_memory"
+    free, source = memory.free(server.theta.device) + already, "free"
+    if settings.max_state_memory is not None:
+        free, source = settings.max_state_memory * 2**30, "allowed by --max_state_memory"
     if need > free:
         raise InputError(f"{said}, and {in_words(free)} are {source}: fewer --n_clients, or a method without it")
-    folder, free = _free_on_disk(Checkpoints(args.checkpoint_dir, exp.name))
+    folder, free = _free_on_disk(Checkpoints(settings.checkpoint_dir, run))
     if on_disk > free:
         raise InputError(
             f"{said}, and checkpoints up to {in_words(on_disk)} on disk, where {folder} has {in_words(free)} for them: "
             "another --checkpoint_dir"
         )
-    if need > WORTH_SAYING and not args.quiet:
+    if need > WORTH_SAYING and not settings.quiet:
         print(f"{said}; up to {in_words(on_disk)} on disk while a checkpoint is written", file=sys.stderr)
 
 

@@ -21,7 +21,7 @@ def how_many(wanted, device, n_clients):
     return min(wanted, n_clients)
 
 
-class Workers:
+class ClientThreads:
     """Runs tasks, functions of a local_training.Trainer, `n` at a time. On a CPU they share torch's threads evenly."""
 
     def __init__(self, trainer, n):
@@ -80,7 +80,7 @@ class Workers:
 
     @contextlib.contextmanager
     def _fewer_threads(self):
-        """Keep what this thread does meanwhile, and libraries that have one number for all, to a worker's share."""
+        """Keep what this thread does meanwhile, and libraries that have one number for all, to a client's share."""
         if not self.on_cpu:
             yield
             return

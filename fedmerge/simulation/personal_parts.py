@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from fedmerge import files, saving, wire
-from fedmerge.client_update import Update
+from fedmerge.client_update import ClientUpdate
 from fedmerge.config.parser import checked_settings
 from fedmerge.config.run_name import differing_settings
 from fedmerge.errors import InputError
@@ -111,7 +111,7 @@ def begin(folder, origin, shared, n_trainable, n_clients):
     origin: {name: plain value}, all that the parts hang on. A part stays if it was made of the same, and its file is
     as it was written; anything else that is in the way goes.
     """
-    folder, data = Path(folder), wire.encode(wire.pack(Update(shared), n_trainable, 32))
+    folder, data = Path(folder), wire.encode(wire.pack(ClientUpdate(shared), n_trainable, 32))
     header = origin | {"shared": hashlib.sha256(data).hexdigest()}
     kept = {number: entry for number, entry in _left_by(folder, header, n_clients) if _is_whole(folder, entry)}
     lines = [{"format": UNDER_WAY} | header, *kept.values()]

@@ -18,18 +18,18 @@ PIECE = 2**20  # numbers that travel together, so that the ranks of a sum work a
 FOR_EVER = datetime.timedelta(days=365)  # who dies closes its connections, and who is slow is waited for
 
 
-class Lost(OSError):
+class PeerLost(OSError):
     """Another process of the run is gone, or cannot be reached."""
 
 
 @contextlib.contextmanager
 def talking():
-    """Turn what torch says of broken connections into Lost."""
+    """Turn what torch says of broken connections into PeerLost."""
     try:
         yield
     except RuntimeError as error:  # torch.distributed has a dozen kinds
         lines = str(error).splitlines() or [type(error).__name__]
-        raise Lost(f"another process of this run ended, or cannot be reached ({lines[0]})") from None
+        raise PeerLost(f"another process of this run ended, or cannot be reached ({lines[0]})") from None
 
 
 def as_bytes(tensor):
@@ -37,7 +37,7 @@ def as_bytes(tensor):
     return tensor.view(-1).view(torch.uint8)
 
 
-class Ranks:
+class ProcessGroup:
     """The processes of a run, as torchrun or srun started them; `rank` is this one, of `size`."""
 
     def __init__(self, rank, size, local_rank):
@@ -49,7 +49,10 @@ class Ranks:
 
     @classmethod
     def join(cls):
-        """Return the Ranks that the environment tells of, None if this process is alone. Raises Lost and InputError."""
+        """Return the ProcessGroup that the environment tells of, None if this process is alone.
+
+        Raises PeerLost and InputError.
+        """
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:
             return None

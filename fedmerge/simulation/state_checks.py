@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import torch
 
-from fedmerge import merging, wire
+from fedmerge import wire
 from fedmerge.checkpoint.kinds import (
     either,
     fields,
@@ -23,15 +23,16 @@ from fedmerge.checkpoint.kinds import (
     truth,
     whole,
 )
-from fedmerge.simulation import rounds
+from fedmerge.simulation.server import BYTES
 
 share, seconds, loss, counts = number(0, 1), number(0), number(), whole()
-ALWAYS = {"epoch": whole(1), "clients": counts, "train_seconds": seconds, **dict.fromkeys(rounds.BYTES, counts)}
+ALWAYS = {"epoch": whole(1), "clients": counts, "train_seconds": seconds, **dict.fromkeys(BYTES, counts)}
 TRAINED = {"train_losses": number(finite=False), "train_accs": share, "kept_share": share}
 EVALUATED = {"val_losses": loss, "val_accs": share, "test_losses": loss, "test_accs": share, "eval_seconds": seconds}
 SENT = {
-    "number": counts,
+    "client_id": counts,
     "n_samples": whole(1),
+    "n_steps": counts,
     "bytes": counts,
     "seen": whole(1),
     **dict.fromkeys(("loss", "hits", "total"), scalar),
@@ -52,33 +53,37 @@ def check_origin(state):
     fields(ORIGIN)({name: state[name] for name in ORIGIN if name in state})
 
 
-def check(exp, state):
-    """Raise ValueError, which names what is wrong, unless `state` is of a run such as fedalg.Experiment `exp`."""
+def check(run, state):
+    """Raise ValueError, which names what is wrong, unless `state` is of a run such as the Experiment."""
     refuse_unless(type(state.get("rows")) is list, "rows are no list")
-    fields(_kinds(exp, len(state["rows"])))(state)
-    _check_rows(exp, state["rows"], state["traffic"])
-    _check_downlink(exp, state["downlink"])
+    fields(_kinds(run, len(state["rows"])))(state)
+    _check_rows(run.settings, state["rows"], state["traffic"])
+    _check_downlink(run.server.downlink, state["downlink"])
     if state["cohort"] is not None:
-        _check_cohort(exp, state["cohort"], len(state["rows"]))
+        refuse_unless(len(state["rows"]) < run.history.n_rounds, "cohort is of a round after the last")
+        _check_cohort(run.server, state["cohort"], len(state["rows"]) + 1)
 
 
-def _kinds(exp, n_rows):
-    """Return {name: kind} of checkpoints.state_of after `n_rows` rounds."""
-    layout, like, clients = exp.model.layout, exp.theta, range(exp.args.n_clients)
+def _kinds(run, n_rows):
+    """Return {name: kind} of RunState.state_dict after `n_rows` rounds."""
+    server, clients = run.server, range(run.settings.n_clients)
+    like = server.theta
+    algorithm, compressor, local = (_kept(keeps, server.layout, like, clients) for keeps in run.clients.stateful)
     return {
         **ORIGIN,
-        "theta": tensor((layout.dim,), like.dtype, like),
-        "algorithm": _kept(exp.algorithm, layout, like, clients),
-        "local": _kept(exp.trainer.local, layout, like, clients),
-        "downlink": _downlink(exp.downlink, n_rows, like, clients),
+        "theta": tensor((server.layout.dim,), like.dtype, like),
+        "algorithm": algorithm,
+        "compressor": compressor,
+        "local": local,
+        "downlink": _downlink(server.downlink, n_rows, clients),
         "rows": many(fields(ALWAYS, TRAINED | EVALUATED)),
         "traffic": mapping(clients, many(counts, 3)),
-        "cohort": either(nothing, _cohort(exp, layout, like)),
+        "cohort": either(nothing, _cohort(server, clients)),
     }
 
 
 def _kept(keeps, layout, like, clients):
-    """Return the kind of the state() of an options.Stateful."""
+    """Return the kind of the state_dict() of a component.Stateful."""
 
     def vector(name):  # finite or not: a client that diverged is only forgotten at the end of its round
         length = keeps.kept_length(name, layout)
@@ -86,12 +91,13 @@ def _kept(keeps, layout, like, clients):
             return either(number(finite=False), truth, tensor(like=like, finite=False))
         return tensor((length,), like.dtype, like, finite=False)
 
-    held = {name: mapping(clients, vector(name)) for name in keeps.held()}
-    return fields(held, {name: vector(name) for name in keeps.own})
+    of_clients = {name: mapping(clients, vector(name)) for name in keeps.of_clients()}
+    return fields(of_clients, {name: vector(name) for name in keeps.server_state})
 
 
-def _downlink(downlink, version, like, clients):
+def _downlink(downlink, version, clients):
     """Return the kind of a Downlink's state() of this version."""
+    like = downlink.model
     return fields(
         {
             "model": tensor(like.shape, like.dtype, like),
@@ -105,27 +111,27 @@ def _downlink(downlink, version, like, clients):
     )
 
 
-def _cohort(exp, layout, like):
-    """Return the kind of a Cohort's state()."""
-    sums = {name: tensor((merging.Sums((), layout).size(name),), like.dtype, like) for name in exp.algorithm.means}
-    whole_rows = not exp.algorithm.means  # the merge needs all updates, not sums
+def _cohort(server, clients):
+    """Return the kind of a Cohort's state_dict()."""
+    cohort, like = server.begin(1), server.theta
+    sums = {name: tensor((cohort.sums.size(name),), like.dtype, like) for name in cohort.sums.statistics}
     return fields(
         {
             "sums": fields({}, sums),
-            "deltas": tensor(dtype=like.dtype, like=like, finite=False) if whole_rows else nothing,
-            "masks": either(nothing, tensor(dtype=torch.bool, like=like)) if whole_rows else nothing,
-            "down": mapping(range(exp.args.n_clients), counts),
+            "rows": tensor(dtype=like.dtype, like=like, finite=False) if server.keeps_all else nothing,
+            "masks": either(nothing, tensor(dtype=torch.bool, like=like)) if server.keeps_all else nothing,
+            "down": mapping(clients, counts),
             "done": many(fields(SENT)),
             "seconds": seconds,
         }
     )
 
 
-def _check_rows(exp, rows, traffic):
+def _check_rows(settings, rows, traffic):
     refuse_unless([row["epoch"] for row in rows] == list(range(1, len(rows) + 1)), "rows are not of rounds in order")
-    refuse_unless(len(rows) <= exp.args.n_epochs, "rows are more than rounds")
+    refuse_unless(len(rows) <= settings.n_epochs, "rows are more than rounds")
     refuse_unless(all(len(EVALUATED.keys() & row.keys()) in (0, len(EVALUATED)) for row in rows), "rows lack columns")
-    refuse_unless(len(rows) < exp.args.n_epochs or "val_accs" in rows[-1], "rows end without an evaluation")
+    refuse_unless(len(rows) < settings.n_epochs or "val_accs" in rows[-1], "rows end without an evaluation")
     for place, way in enumerate(("bytes_up", "bytes_down"), 1):
         totals = list(accumulate(row[way] for row in rows))
         refuse_unless(totals == [row[f"{way}_total"] for row in rows], f"rows do not add up to {way}_total")
@@ -134,26 +140,24 @@ def _check_rows(exp, rows, traffic):
     refuse_unless(sum(client[0] for client in traffic.values()) >= len(rows), "traffic lacks clients")
 
 
-def _check_downlink(exp, state):
-    real, mode, n_sizes = exp.downlink.real, exp.downlink.mode, len(state["sizes"])
+def _check_downlink(downlink, state):
+    real, mode, n_sizes = downlink.real, downlink.mode, len(state["sizes"])
     most = state["version"] if mode in ("delta", "sparse") else 0
     refuse_unless(n_sizes <= most, "downlink has more broadcasts than rounds")
-    refuse_unless(sum(state["sizes"]) <= wire.dense_bytes(exp.model.layout.dim), "downlink has too large broadcasts")
+    refuse_unless(sum(state["sizes"]) <= wire.dense_bytes(len(downlink.model)), "downlink has too large broadcasts")
     newest = range(state["version"] - n_sizes + 1, state["version"] + 1) if real else ()
     refuse_unless(set(state["messages"]) == set(newest), "downlink lacks broadcasts, or has too many")
-    known = {number for number, version in enumerate(state["seen"]) if version is not None}
+    known = {client_id for client_id, version in enumerate(state["seen"]) if version is not None}
     keeps_copies = real or mode == "individual"
     refuse_unless(not keeps_copies or known <= set(state["copies"]), "downlink lacks copies of clients")
 
 
-def _check_cohort(exp, state, n_rows):
-    refuse_unless(n_rows < exp.args.n_epochs, "cohort is of a round after the last")
-    numbers, lost = rounds.participants(exp, n_rows + 1)
-    done, n = [client["number"] for client in state["done"]], len(state["done"])
-    refuse_unless(done == numbers[:n], "cohort has other clients than the round")
-    sizes = [len(exp.parts[number]) for number in done]
-    refuse_unless([client["n_samples"] for client in state["done"]] == sizes, "cohort has clients of other samples")
-    refuse_unless(set(done) <= set(state["down"]) <= {*numbers, *lost}, "cohort has other downloads than clients")
-    dim, n_trainable = exp.model.layout.dim, exp.model.layout.n_trainable
-    for name, length in (("deltas", dim), ("masks", n_trainable)):
+def _check_cohort(server, state, round):
+    ids, lost = server.participants(round)
+    done, n = [result["client_id"] for result in state["done"]], len(state["done"])
+    refuse_unless(done == ids[:n], "cohort has other clients than the round")
+    sizes = [server.sizes[client_id] for client_id in done]
+    refuse_unless([r["n_samples"] for r in state["done"]] == sizes, "cohort has clients of other samples")
+    refuse_unless(set(done) <= set(state["down"]) <= {*ids, *lost}, "cohort has other downloads than clients")
+    for name, length in (("rows", server.algorithm.upload_dim), ("masks", server.layout.n_trainable)):
         refuse_unless(state[name] is None or state[name].shape == (n, length), f"cohort has {name} of another shape")

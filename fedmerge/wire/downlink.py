@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from fedmerge.client_update import Update
+from fedmerge.client_update import ClientUpdate
 from fedmerge.compressors.largest import top_k_mask
 from fedmerge.randomness import generator
 from fedmerge.wire.message import carry, decode, dense_bytes, encode, pack, payload_bytes
@@ -111,7 +111,7 @@ class Downlink:
     def _bring_nearer(self, number, since):
         """Do what `fetch` does, in mode "individual"."""
         if since is None:
-            size, message = carry(pack(Update(self.model), self.n, 32), self.real)
+            size, message = carry(pack(ClientUpdate(self.model), self.n, 32), self.real)
             self.copies[number] = receive(self.model, message, adds=False)
         elif since < self.version:
             size, message = carry(self._largest(self.model - self.copies[number], number), self.real)
@@ -175,12 +175,12 @@ class Downlink:
 
     def _whole(self):
         """Return the way on which the whole model is sent."""
-        size, data = self._written(pack(Update(self.model), self.n, 32))
+        size, data = self._written(pack(ClientUpdate(self.model), self.n, 32))
         return size, [data], False
 
     def _exact(self, changed, model):
         """Return the Message of the new values of the weights `changed`, bool [n_trainable], and of all buffers."""
-        return pack(Update(model, changed), self.n, 32, round=self.version)
+        return pack(ClientUpdate(model, changed), self.n, 32, round=self.version)
 
     def _largest(self, change, receiver):
         """Return the Message of the largest of the changes [dim] that wait for `receiver`."""
@@ -188,7 +188,7 @@ class Downlink:
         if self.keep < 1:
             mask = top_k_mask(change[: self.n], self.keep, (self.n,)) & (change[: self.n] != 0)
         rng = generator(self.seed, "rounding", self.version, "down", receiver)
-        return pack(Update(change, mask), self.n, self.bits, rng, self.version)
+        return pack(ClientUpdate(change, mask), self.n, self.bits, rng, self.version)
 
 
 def receive(model, message, adds):

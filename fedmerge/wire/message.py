@@ -1,6 +1,6 @@
 """The wire format: an update -> a Message -> bytes -> the same Message.
 
-`pack` turns an Update into the Message that carries it, its values rounded to the declared bits. What the server
+`pack` turns a ClientUpdate into the Message that carries it, its values rounded to the declared bits. What the server
 merges is what the Message unpacks to, whether or not its bytes are ever made: `payload_bytes` says how many `encode`
 would make, and is computed on the update's device. `decode` takes nothing on trust. All numbers are little-endian:
 
@@ -267,7 +267,7 @@ def _read_positions(reader, how, n, kept):
 
 
 def pack(update, n_trainable, bits, rng=None, round=0, client=SERVER):
-    """Return the Message of an Update (delta [dim], mask bool [n_trainable] or None) with values of `bits`.
+    """Return the Message of a ClientUpdate (delta [dim], mask bool [n_trainable] or None) with values of `bits`.
 
     It shares memory with the update where nothing is rounded. A mask that keeps all is none.
     """

@@ -1,0 +1,168 @@
+"""The server of a run: its model and algorithm, who takes part, what clients download, and what all of that weighs."""
+
+from functools import partial
+
+from fedmerge import merging
+from fedmerge.algorithms.fedavg import RunContext
+from fedmerge.compressors import ErrorFeedback
+from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
+from fedmerge.simulation.cohort import Cohort
+from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
+from fedmerge.wire.downlink import Downlink
+
+BYTES = ["bytes_up", "bytes_down", "bytes_up_total", "bytes_down_total"]
+
+
+class Server:
+    """What the server knows: `theta [dim]` is its model, `downlink.model` what clients get of it.
+
+    traffic: client -> [rounds, bytes up, bytes down]; cohort: the Cohort of the round under way, None between rounds.
+    """
+
+    def __init__(self, settings, layout, theta, sizes):
+        """settings: a Namespace of all flags; layout: a networks.Layout; sizes: each client's number of samples."""
+        self.settings, self.layout, self.theta, self.sizes = settings, layout, theta, sizes
+        self.algorithm, self.compressor = make_algorithm(settings, layout), make_compressor(settings, layout)
+        self.algorithm.compressor = self.compressor
+        rule = MERGING_RULES[settings.merge]
+        self.rule = partial(rule, layout=layout, **chosen_options(settings, rule.registered.get("options", ())))
+        needs = rule.registered["needs"]
+        self.keeps_all = needs == merging.ALL  # whether the rule needs all updates of a round at once
+        names = () if self.keeps_all else needs
+        self.statistics = merging.find_statistics([*names, *self.algorithm.statistics], self.algorithm.uploads)
+        self.empty = [client_id for client_id, size in enumerate(sizes) if not size]  # these never take part
+        self.downlink = Downlink(
+            self.algorithm.whole_broadcast(theta),
+            layout,
+            settings.n_clients,
+            mode=settings.downlink,
+            bits=settings.down_bits or settings.value_bits,
+            keep=settings.down_sparsity,
+            shared_init=settings.shared_init,
+            seed=settings.seed,
+            real=settings.wire == "real",
+        )
+        self.traffic, self.cohort = {}, None
+
+    @property
+    def cohort_size(self):
+        """How many clients take part in a round."""
+        return cohort_size(len(self.sizes) - len(self.empty), self.settings.participation)
+
+    @property
+    def stateful(self):
+        """What keeps something between rounds here, or for clients here."""
+        return self.algorithm, self.compressor
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # A round
+
+    def participants(self, round):
+        """Return the ids of the clients of `round` whose updates arrive, most samples first, and of the others."""
+        s = self.settings
+        ids = sample_clients(s.n_clients, s.participation, s.seed, round, self.empty)
+        lost = dropped(ids, s.dropout, s.seed, round) if s.dropout else []
+        return sorted(set(ids) - set(lost), key=lambda client_id: (-self.sizes[client_id], client_id)), lost
+
+    def sample(self, round):
+        """Return the Cohort of `round`: the one under way, or a new one, whose lost clients have downloaded."""
+        if self.cohort is None:
+            self.cohort = self.begin(round)
+            for client_id in self.cohort.lost:
+                self.cohort.down[client_id], _ = self.downlink.fetch(client_id)
+        return self.cohort
+
+    def begin(self, round):
+        """Return a Cohort of `round` of which nobody has downloaded or trained yet."""
+        ids, lost = self.participants(round)
+        sums = merging.WeightedSums({} if self.keeps_all else self.statistics, self.layout)
+        return Cohort(round, ids, lost, sums, self._rows(len(ids)) if self.keeps_all else None)
+
+    def _rows(self, n):
+        """Return [n, upload_dim] for all updates of a round."""
+        return self.theta.new_empty(n, self.algorithm.upload_dim)
+
+    def weight_of(self, result):
+        """Return the weight in the merge of a client, given its ClientResult."""
+        share = result.n_samples if self.settings.weighting == "samples" else 1
+        return self.algorithm.client_weight(result, share)
+
+    def aggregate(self, cohort, whole):
+        """Return the merging.Aggregate of the results at the places `whole` of cohort.done."""
+        results = [cohort.done[i] for i in whole]
+        places = slice(len(whole)) if len(whole) == len(cohort.done) else whole  # no copy of all updates
+        weights = [self.weight_of(result) for result in results]
+        arrived = [
+            merging.Arrival(r.client_id, r.n_samples, r.n_steps, weight)
+            for r, weight in zip(results, weights, strict=True)
+        ]
+        found = merging.Aggregate(arrived, round=cohort.round, n_clients=self.settings.n_clients)
+        sums = cohort.sums
+        if cohort.rows is not None:
+            found.deltas, found.masks = cohort.rows[places, : self.layout.dim], cohort.masks_of(places)
+            sums = merging.WeightedSums(self.statistics, self.layout)
+            for i, weight in zip(whole, weights, strict=True):
+                sums.add(self.algorithm.decoded(cohort.rows[i], cohort.mask_of(i)), weight)
+        found.mean = sums.means(sum(weights), len(whole))
+        return found
+
+    def publish(self):
+        """Make the server's model, or what of it goes into a sparse broadcast, the next one that clients download."""
+        before = self.algorithm.snapshot()
+        self.downlink.publish(self.algorithm.whole_broadcast(self.theta))
+        self.algorithm.check_unchanged(before, "as the server sent its model", but=self.algorithm.server_state)
+        self.cohort = None
+
+    def count_bytes(self, cohort):
+        """Add the bytes of a Cohort to the traffic; return the row's columns."""
+        up = {result.client_id: result.bytes for result in cohort.done}
+        down = cohort.down
+        if not self.algorithm.communicates:
+            up, down = {}, dict.fromkeys(down, 0)
+        for client_id in down:
+            rounds, *sent = self.traffic.get(client_id, (0, 0, 0))
+            self.traffic[client_id] = [rounds + 1, sent[0] + up.get(client_id, 0), sent[1] + down[client_id]]
+        totals = [sum(client[i] for client in self.traffic.values()) for i in (1, 2)]
+        return dict(zip(BYTES, [sum(up.values()), sum(down.values()), *totals], strict=True))
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # Models
+
+    def common(self):
+        """Return the model [dim] that all share: the server's, or, with a sparse downlink, the clients'.
+
+        What a broadcast holds besides the server's model, as FedACG's does, is taken off again.
+        """
+        if self.settings.downlink != "sparse":
+            return self.theta
+        broadcast, (model, _) = self.algorithm.broadcast(self.theta), self.algorithm.parted(self.downlink.model, ())
+        return model if broadcast is self.theta else model - (broadcast - self.theta)
+
+    def served(self):
+        """Return the model [dim] that the run is judged by; see `common`."""
+        return self.algorithm.global_model(self.common())
+
+
+def chosen_options(settings, names):
+    """Return {name: value} of the settings of these names."""
+    return {name: getattr(settings, name) for name in names}
+
+
+def make_algorithm(settings, layout):
+    """Return the algorithm of the settings."""
+    cls = ALGORITHMS[settings.algorithm]
+    run = RunContext(
+        n_clients=settings.n_clients,
+        n_rounds=settings.n_epochs,
+        participation=settings.participation,
+        momentum=settings.momentum if settings.local_optimizer == "sgd" else 0.0,
+        server_residual=settings.residual == "server",
+    )
+    return cls(layout, run, **chosen_options(settings, cls.options))
+
+
+def make_compressor(settings, layout):
+    """Return the compressor of the settings."""
+    cls = COMPRESSORS[settings.compressor]
+    feedback = ErrorFeedback(settings.residual_momentum) if settings.residual == "client" else None
+    return cls(layout, feedback, **chosen_options(settings, cls.options))
