@@ -76,10 +76,11 @@ def evaluate(run, round):
 # What a run leaves behind
 
 
-def main(args, group=None):
+def main(args, group=None, callbacks=()):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError.
 
-    group: the ProcessGroup of the run, if it has several processes. Returns the Experiment, None where nothing was run.
+    group: the ProcessGroup of the run, if it has several processes; callbacks: called with the row of each round.
+    Returns the Experiment, None where nothing was run.
     """
     if args.evaluate_clients:
         personal_parts.check_links(args.evaluate_clients)
@@ -107,7 +108,7 @@ def main(args, group=None):
                 kept.remove()
             begin(run, kept)
             try:
-                finish(run, saver)
+                finish(run, saver, callbacks)
             except Interrupted:
                 raise
             except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
@@ -139,7 +140,7 @@ def about(run):
     return f"split {run.split}: {words}; {model}"
 
 
-def finish(run, saver):
+def finish(run, saver, callbacks=()):
     """Train and evaluate, and leave everything a finished run leaves; it counts as finished at the very end."""
     args, name, metrics = run.settings, run.name, Path(run.settings.metrics_dir)
     saving.write_json(metrics / f"{name}.json", run_record.record(run, finished=False))
@@ -148,7 +149,7 @@ def finish(run, saver):
         Progress(run) as bar,
     ):
         run.clients.watchers = [saver.stop, bar]
-        run_rounds(run, [csv.write, room_checker(run), bar.after_round], saver)
+        run_rounds(run, [csv.write, room_checker(run), bar.after_round, *callbacks], saver)
         run.clients.watchers = []
     if not run.history.judged:  # it went on after the last round
         *_, run.history.judged = run.evaluator.evaluate(run.server, run.clients.parts, run.splits.test)

@@ -146,6 +146,7 @@ def _spec(shelf, node, call, file, files):
     defaults, presets = ({}, {})
     if isinstance(node, ast.ClassDef):
         defaults, presets = (_assigned(node, file, attribute) for attribute in ("defaults", "presets"))
+        defaults |= more.pop("defaults", {})  # of one of several names
     summary = (ast.get_docstring(node) or "").split("\n")[0]
     return Spec(shelf, name, node.name, file, node.lineno, summary, options, lines, defaults, presets, more)
 

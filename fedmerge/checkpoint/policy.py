@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 
 from fedmerge.startup import SIGNALS, afterwards
@@ -47,6 +48,9 @@ class StopSignal:
 
         A SIGTERM within a second of another is taken for the same one.
         """
+        if threading.current_thread() is not threading.main_thread():  # Python hears signals in that one only
+            yield
+            return
         before = {number: signal.signal(number, self._hear) for number in SIGNALS}
         try:
             yield

@@ -129,6 +129,32 @@ def parse_args(argv=None):
         parser.error(str(error))
 
 
+def typed_settings(given):
+    """Return the resolved Namespace of settings {name: value} as somebody would type them, aliases included.
+
+    Raises InputError for whatever the command line refuses.
+    """
+    if given.get("plugin") is not None:
+        add_plugin(given["plugin"])
+    given = {ALIASES.get(name, name): value for name, value in given.items() if value is not None}
+    unknown = [name for name in given if name not in all_options()]
+    if unknown:
+        raise InputError(f"there is no setting {unknown[0]}{did_you_mean(unknown[0], [*all_options(), *ALIASES])}")
+    words = []
+    for name, value in given.items():
+        flag = all_options()[name].kind == "flag"
+        if flag and not isinstance(value, bool):
+            raise InputError(f"{name}: {value!r} is neither True nor False")
+        words.append((f"--{name}" if value else f"--no-{name}") if flag else f"--{name}={value}")
+    parser = build_parser()
+    parser.error = _refuse
+    return resolve(spread(vars(parser.parse_args(words))), explicit=set(given))
+
+
+def _refuse(message):
+    raise InputError(message)
+
+
 def _take_plugins(argv):
     """Make known what --plugin names, on the command line or in the file of --config, before flags are parsed.
 

@@ -12,7 +12,7 @@ from fedmerge import files
 from fedmerge.config.options import REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import specs
+from fedmerge.registry import AXES, specs
 
 PRETRAINED = ("resnet18", "resnet50")  # networks of which models.py knows where published weights are
 
@@ -30,6 +30,7 @@ def resolve(given, explicit=()):
             raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
     args = with_defaults(spread(given))
     _check_needs(args, explicit)
+    _check_requirements(args)
     _check_dataset(args)
     _check_combinations(args)
     _check_paths(args)
@@ -81,6 +82,16 @@ def _check_needs(args, explicit):
                 raise InputError(f"--{name} has no effect without {option.owners_in_words}")
             raise InputError(f"--{name} has no effect without {option.needs_in_words}")
         setattr(args, name, option.default)
+
+
+def _check_requirements(args):
+    """Refuse what a chosen component does not go with: its registration says what it requires."""
+    for axis in AXES:
+        name = getattr(args, axis)
+        for flag, able in specs(axis)[name].more.get("requires", {}).items():
+            if getattr(args, flag) not in able:
+                values = " or ".join(map(str, able))
+                raise InputError(f"--{axis} {name} needs --{flag} {values}, not {getattr(args, flag)}")
 
 
 def _check_combinations(args):

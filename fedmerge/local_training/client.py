@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fedmerge import datasets
 from fedmerge.datasets.batches import batch_bounds, client_batches, client_choices
 from fedmerge.local_training.optimizers import OPTIMIZERS
+from fedmerge.local_training.settings import gradients_of
 from fedmerge.networks.draws import keyed_draws
 from fedmerge.randomness import generator, key_seed
 
@@ -36,6 +37,16 @@ class Client:
         self.seen, self.loss, self.hits, self.n_steps = 0, 0.0, 0, 0
         self.start, self.received = None, {}
         self.row, self.scratch = None, trainer.lend_scratch()
+
+    @property
+    def lr(self):
+        """The learning rate of this round."""
+        return self.settings.lr
+
+    @property
+    def gradients(self):
+        """How many gradients the steps so far amount to; see settings.gradients_of."""
+        return gradients_of(self.n_steps, self.settings.momentum)
 
     def rng(self, purpose, *more):
         """Return the CPU generator of this client's draws for `purpose` in this round."""

@@ -21,3 +21,12 @@ class LocalSettings:
     optimizer: str = "sgd"  # of OPTIMIZERS
     capture: bool = False  # take steps by CUDA graphs where that is possible
     bn_recalibrate: bool = False  # measure BatchNorm's statistics anew where weights were averaged
+
+
+def gradients_of(n_steps, momentum):
+    """Return how many gradients an update of so many steps of SGD is made of, coefficients added up.
+
+    Without momentum one a step. With it a gradient goes on acting in the steps that follow: this is ||a_i||_1 of
+    FedNova (Wang et al. 2020, section 4.2).
+    """
+    return (n_steps - momentum * (1 - momentum**n_steps) / (1 - momentum)) / (1 - momentum)

@@ -1,12 +1,13 @@
 """What is shown of a run while it trains: a bar on a terminal, elsewhere a line a round; and what it will cost."""
 
+import contextlib
 import itertools
 import math
 import sys
 import time
 
 import torch
-from tqdm import tqdm
+from tqdm import auto, tqdm
 
 EVERY = 60  # seconds between two lines, at least one of which is of a round
 SURE = 5  # seconds of work after which an estimate is worth being said: the first client takes longer than its like
@@ -149,6 +150,20 @@ class Progress:
             self.hinted = True
             share = self.seconds["eval"] / total
             self._say(f"evaluation takes {share:.0%} of the time: a larger --eval_every, now {every}, makes it less")
+
+
+@contextlib.contextmanager
+def rounds_bar(settings, shown=True):
+    """Yield callbacks for `run_rounds` that show the rounds in a bar as it suits a notebook or a terminal."""
+    with auto.tqdm(total=settings.n_epochs, unit="round", disable=not shown) as bar:
+
+        def show(row):
+            bar.n = row["epoch"]
+            accuracy = {"test accuracy": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
+            megabytes = (row["bytes_up_total"] + row["bytes_down_total"]) / 1e6
+            bar.set_postfix(**accuracy, MB=f"{megabytes:.3g}")
+
+        yield [show]
 
 
 class Bar(tqdm):
