@@ -125,7 +125,9 @@ def _specs(shelf, plugins):
                 if isinstance(call, ast.Call) and getattr(call.func, "id", None) == decorator:
                     spec = _spec(shelf, node, call, file, files)
                     if spec.name in found:
-                        raise InputError(f"{spec.place}: there is a {shelf} {spec.name} in {found[spec.name].file}")
+                        raise InputError(
+                            f"{spec.place}: --{shelf} {spec.name} is registered already, in {found[spec.name].file}"
+                        )
                     found[spec.name] = spec
     return found
 
