@@ -3,7 +3,9 @@
 Nothing here imports torch.
 """
 
+import csv
 import glob
+import io
 import json
 import os
 from contextlib import contextmanager, suppress
@@ -77,3 +79,13 @@ def read_json(path):
     if not isinstance(value, dict):
         raise InputError(f"{path}: is not a JSON object")
     return value
+
+
+def csv_text(columns, rows, header=True):
+    """Return the CSV of rows {column: value}; missing values are empty cells."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -15,7 +15,6 @@ from fedmerge import partitions, saving
 from fedmerge.config.options import KINDS
 from fedmerge.datasets.loading import load_dataset
 from fedmerge.errors import InputError
-from fedmerge.reporting import metrics_csv
 
 
 def download(name, root):
@@ -34,10 +33,10 @@ def labels_csv(splits):
     train = splits.train
     rows = [{"position": i, "label": label} for i, label in enumerate(train.labels.tolist())]
     if train.domains is None:
-        return metrics_csv.csv_text(["position", "label"], rows)
+        return saving.csv_text(["position", "label"], rows)
     for row, domain in zip(rows, train.domains.tolist(), strict=True):
         row["domain"] = splits.domains[domain]
-    return metrics_csv.csv_text(["position", "label", "domain"], rows)
+    return saving.csv_text(["position", "label", "domain"], rows)
 
 
 def stamp(path, splits, args):

@@ -1,21 +1,9 @@
 """The CSV of a run: a row a round."""
 
-import csv
-import io
 import os
 from pathlib import Path
 
-from fedmerge.saving import write_atomic
-
-
-def csv_text(columns, rows, header=True):
-    """Return the CSV of rows {column: value}; missing values are empty cells."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+from fedmerge.saving import csv_text, write_atomic
 
 
 class MetricsCSV:

@@ -18,7 +18,7 @@ from fedmerge.config.run_name import settings_of
 from fedmerge.errors import InputError
 from fedmerge.randomness import generator
 from fedmerge.registry import COMPRESSORS
-from fedmerge.reporting import metrics_csv, run_figures
+from fedmerge.reporting import run_figures
 from fedmerge.simulation import personal_parts
 from fedmerge.simulation.server import chosen_options
 
@@ -162,7 +162,7 @@ def report(folder, entries, shared_accuracies, dim):
     """Write accuracy.csv and its figure into `folder` and print a line; return what personal_parts.summary says."""
     rows = personal_parts.rows_of(folder, entries, shared_accuracies)
     path = Path(folder) / "accuracy"
-    saving.write_atomic(path.with_suffix(".csv"), metrics_csv.csv_text(personal_parts.COLUMNS, rows))
+    saving.write_atomic(path.with_suffix(".csv"), saving.csv_text(personal_parts.COLUMNS, rows))
     run_figures.plot_clients(rows, path)
     found = personal_parts.summary(rows, dim)
     said = (

@@ -13,8 +13,7 @@ from fedmerge.config.options import all_options
 from fedmerge.config.run_name import acting
 from fedmerge.config.split_files import plain
 from fedmerge.errors import InputError
-from fedmerge.reporting.metrics_csv import csv_text
-from fedmerge.saving import read_json, remove_leftovers, write_atomic
+from fedmerge.saving import csv_text, read_json, remove_leftovers, write_atomic
 
 
 def read_results(path):

@@ -10,6 +10,7 @@ from fedmerge import datasets, partitions, provenance, saving, wire
 from fedmerge.config.run_name import differing_settings, settings_of
 from fedmerge.config.split_files import split_path
 from fedmerge.errors import InputError
+from fedmerge.registry import specs
 from fedmerge.reporting import scores
 from fedmerge.saving import read_json, write_json
 from fedmerge.simulation import personal_parts
@@ -66,6 +67,7 @@ def record(run, finished, final=None):
     layout, table = run.server.layout, run.histograms()
     return {
         "run": run.name,
+        "title": specs("algorithm")[run.settings.algorithm].title,
         "finished": finished,
         "failed": None,  # or why it ended before that
         "final": final,

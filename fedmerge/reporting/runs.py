@@ -17,6 +17,7 @@ import pandas as pd
 from fedmerge import files, locks
 from fedmerge.config.options import all_options
 from fedmerge.errors import InputError, reason
+from fedmerge.registry import specs
 from fedmerge.reporting import scores
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -72,6 +73,7 @@ class Run:
     commit: str | None  # in short, and whether there were changes to it
     data: str | None  # CRC-32 of images and labels
     partition: str | None  # SHA-256 of who holds which samples
+    title: str  # what its algorithm is called
 
     @cached_property
     def scores(self):
@@ -117,6 +119,7 @@ def _read_run(path):
         _commit_of(environment),
         _text_of(_dict_of(content, "data"), "crc32"),
         _text_of(_dict_of(content, "partition"), "sha256"),
+        _title_of(settings["algorithm"], _text_of(content, "title")),
     )
 
 
@@ -219,6 +222,12 @@ def _ending_of(path, failed):
         if lock.is_file() and not lock.is_symlink() and locks.is_held(lock):
             return "running"
     return "stopped"
+
+
+def _title_of(algorithm, told):
+    """Return what figures call an algorithm: as it is registered, or, one of a plugin that is not at hand, as it was."""
+    spec = specs("algorithm").get(algorithm)
+    return spec.title if spec else told or algorithm
 
 
 def _f1_of(content):

@@ -12,7 +12,7 @@ import pandas as pd
 from fedmerge.config.options import all_options, component_options
 from fedmerge.config.run_name import DECIDING, acting, default_settings
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, specs
+from fedmerge.registry import AXES
 from fedmerge.reporting.runs import Level, printable
 
 FIRST = (
@@ -50,6 +50,10 @@ class Series:
     @property
     def algorithm(self):
         return self.members[0].settings["algorithm"]
+
+    @property
+    def title(self):
+        return self.members[0].title
 
     @property
     def members(self):
@@ -110,12 +114,6 @@ def restyled(found):
     return found
 
 
-def _title(algorithm):
-    """Return what figures call an algorithm; one of a plugin that is not at hand by its name."""
-    spec = specs("algorithm").get(algorithm)
-    return spec.title if spec else algorithm
-
-
 def _rank(run):
     name = run.settings["algorithm"]
     return FIRST.index(name) if name in FIRST else len(FIRST), name
@@ -162,15 +160,15 @@ def _labels(methods):
             for name, value in settings[method].items()
             if name in swept or (name in differing | always and value != usual[method].get(name))
         }
-    labels = {}
+    labels, titles = {}, {method: members[0].title for method, members in methods.items()}
     for method in methods:
-        labels[method] = " ".join([_title(method[0]), *_words(told[method])])
+        labels[method] = " ".join([titles[method], *_words(told[method])])
     for label in [label for label, n in Counter(labels.values()).items() if n > 1]:
         alike = [method for method in methods if labels[method] == label]
         names = _differing(settings[method] for method in alike)
         for method in alike:
             told[method] |= {name: value for name, value in settings[method].items() if name in names}
-            labels[method] = " ".join([_title(method[0]), *_words(told[method])])
+            labels[method] = " ".join([titles[method], *_words(told[method])])
     return labels, list(dict.fromkeys(name for method in methods for name in sorted(told[method], key=_first_preset)))
 
 
@@ -214,7 +212,7 @@ def choose(found, bounds, wanted):
     chosen = {}
     for word in wanted:
         exact = [s for s in found + bounds if s.name in (word, f"{word}{UNFINISHED}") or s.label == word]
-        same = [s for s in found + bounds if word.lower() in (s.algorithm.lower(), _title(s.algorithm).lower())]
+        same = [s for s in found + bounds if word.lower() in (s.algorithm.lower(), s.title.lower())]
         if not (exact or same):
             algorithms = {series.algorithm for series in found + bounds}
             raise InputError(f"--methods {unknown(word, found + bounds, algorithms)}")

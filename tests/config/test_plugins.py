@@ -1,0 +1,122 @@
+"""A method in a file of its own: it is found, recorded and named, and its author's mistakes are said in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GOOD = '''
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.compressors.base import Compressor
+from fedmerge.registry import algorithm, compressor, merging_rule
+
+
+@algorithm("half", title="Half a step", paper="nobody 2026", defaults={"merge": "twice"})
+class Half(FedAvg):
+    """a share of FedAvg's step"""
+
+    options = {"half_share": (0.5, "share", "how much of it")}
+
+    def merge(self, theta, step, aggregate):
+        return theta + self.half_share * step
+
+
+@merging_rule("twice", title="twice the mean", needs=("update",))
+def twice(aggregate, layout):
+    """twice the mean"""
+    return 2 * aggregate.mean["update"]
+
+
+@compressor("first", title="the first")
+class First(Compressor):
+    """the first weights only"""
+
+    options = {"n_first": (10, "count", "how many")}
+
+    def choose(self, change, start, client):
+        mask = change.new_zeros(len(change)).bool()
+        mask[: self.n_first] = True
+        return mask
+'''
+FLAGS = ["--dataset", "DIGITS", "--n_epochs", "2", "--n_client_epochs", "1", "--quiet", "--out", "out"]
+
+
+def program(folder, *flags, **environment):
+    command = [sys.executable, str(ROOT / "fedalg.py"), *FLAGS, *flags]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "mine.py").write_text(GOOD)
+    return tmp_path
+
+
+def test_a_plugin_is_a_method_like_others(folder):
+    done = program(folder, "--plugin", "mine.py", "--algorithm", "half", "--compressor", "first", "--n_first", "7")
+    assert done.returncode == 0, done.stderr
+    (path,) = (folder / "out" / "metrics").glob("*.json")
+    assert path.name.startswith("half_DIGITS_iid_0_n_epochs=2")
+    assert "compressor=first_n_first=7" in path.name
+    record = json.loads(path.read_text())
+    assert record["settings"]["half_share"] == 0.5
+    assert record["settings"]["merge"] == "twice"
+    assert record["title"] == "Half a step"
+    by_folder = program(folder, "--algorithm", "half", "--overwrite", FEDMERGE_PLUGINS=str(folder))
+    assert by_folder.returncode == 0, by_folder.stderr
+
+
+def test_its_code_is_part_of_what_computes(folder):
+    flags = ("--plugin", "mine.py", "--algorithm", "half")
+    program(folder, *flags)
+    assert "other code" not in program(folder, *flags).stderr
+    (folder / "mine.py").write_text(GOOD.replace("return 2 *", "return 3 *"))
+    assert "other code" in program(folder, *flags).stderr
+
+
+def test_half_of_twice_the_mean_is_fedavg(folder):
+    program(folder, "--plugin", "mine.py", "--algorithm", "half")
+    program(folder)
+    ours, theirs = (
+        [line.split(",")[6:8] for line in next((folder / "out" / "metrics").glob(f"{name}_*.csv")).read_text().split()]
+        for name in ("half", "fedavg")
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ("(0.5, ", "(0.25 * 2, ", 11, "option half_share of Half: is read, not run, and must be written out"),
+        ('"share"', '"shares"', 11, "is of the kind 'shares': count,"),
+        ('"share", "how much of it"', '"share"', 11, "is not (default, kind, help)"),
+        ('"half_share"', '"half share"', 11, "which is no name"),
+        ('"half_share"', '"lr"', 11, "declares --lr otherwise than every run: another name"),
+        ('"half_share"', '"sparsity"', 11, "declares --sparsity otherwise than --compressor topk: another name"),
+        ('options = {"half_share"', 'options = OTHER | {"half_share"', 11, "are not written out as a dict"),
+        ('"half"', '"fedavg"', 8, "--algorithm fedavg is registered already, in"),
+        ("title=", "title=1 +", 7, "title of half: is read, not run"),
+        ("def choose(", "def choose", 29, "is not Python"),
+        ("import Compressor", "import Compressors", 3, "ImportError: cannot import name 'Compressors'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_and_line(folder, old, new, line, said):
+    assert old in GOOD
+    (folder / "mine.py").write_text(GOOD.replace(old, new, 1))
+    done = program(folder, "--plugin", "mine.py", "--algorithm", "half")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"mine.py: line {line}: " in done.stderr
+    assert said in done.stderr
+
+
+def test_a_plugin_that_is_not_there_is_refused(folder):
+    done = program(folder, "--plugin", "nowhere.py")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "nowhere.py: there is no such file or folder" in done.stderr
