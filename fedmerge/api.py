@@ -8,12 +8,18 @@
 It is the one module of the package that imports a door of the program, fedalg.py.
 """
 
+import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedmerge.config.parser import typed_settings
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas
+    import torch
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -21,7 +27,7 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 class Run:
     """A finished run: `name`, `settings`, and what it left."""
 
-    def __init__(self, settings, experiment=None):
+    def __init__(self, settings: argparse.Namespace, experiment=None):
         """settings: the resolved Namespace; experiment: the simulation.Experiment, if it ran just now."""
         self.settings, self.name, self._experiment = settings, run_name(settings), experiment
 
@@ -29,20 +35,20 @@ class Run:
         return f"<Run {self.name}: test accuracy {self.record['final']['accuracy']:.4f}>"
 
     @property
-    def history(self):
+    def history(self) -> "pandas.DataFrame":
         """A pandas.DataFrame with a row a round: what <run>_metrics.csv holds."""
         import pandas as pd
 
         return pd.read_csv(Path(self.settings.metrics_dir) / f"{self.name}_metrics.csv")
 
     @property
-    def record(self):
+    def record(self) -> dict:
         """What <run>.json holds, a dict: final figures, settings, versions, bytes of each client, the split."""
         from fedmerge.saving import read_json
 
         return read_json(Path(self.settings.metrics_dir) / f"{self.name}.json")
 
-    def model(self):
+    def model(self) -> "torch.nn.Module":
         """Return the network, a torch.nn.Module with the final weights, in evaluation mode on the CPU.
 
         Raises InputError for a run that an earlier process finished without save_weights.
@@ -63,7 +69,7 @@ class Run:
         return module.eval()
 
 
-def run(**settings):
+def run(**settings) -> Run:
     """Run an experiment, or find that it is finished already; return its Run.
 
     settings: the flags of fedalg.py by their names, with or without aliases: `run(algorithm="las", keep=0.1)`. Unless

@@ -47,30 +47,30 @@ class Stateful(Configurable):
         for name in self.client_state:
             setattr(self, name, {})
 
-    def of_clients(self):
+    def of_clients(self) -> dict:
         """Return {name: {client: tensor}}, the dicts themselves: what clients keep."""
         return {name: getattr(self, name) for name in self.client_state}
 
-    def kept_length(self, name, layout):
+    def kept_length(self, name: str, layout) -> int | None:
         """Return how many numbers each tensor has that is kept as `name`; None: any shape will do.
 
         A checkpoint with others is taken for damaged, and room is looked for beforehand where the length is known.
         layout: the model's networks.Layout.
         """
 
-    def forget(self, client_id):
+    def forget(self, client_id: int) -> None:
         """Drop what a client keeps: its last update was not finite, and was not merged."""
         for of_client in self.of_clients().values():
             of_client.pop(client_id, None)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
         """Return {name: tensor or {client: tensor}}: all that is kept between rounds."""
         kept = {name: getattr(self, name) for name in self.server_state}
         server = {name: _dense(value) for name, value in kept.items() if value is not None}
         clients = self.of_clients().items()
         return server | {name: {client: _dense(value) for client, value in of.items()} for name, of in clients}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
         """Take back what `state_dict()` returned."""
         state = dict(state)
         for name in self.server_state:

@@ -90,7 +90,7 @@ algorithm, local_method, compressor, merging_rule, dataset, partition, network =
 # Reading
 
 
-def add_plugin(path):
+def add_plugin(path: str | Path) -> None:
     """Take what a file, or the files of a folder, register besides. Raises InputError if there is none."""
     path = Path(path).absolute()
     if not path.exists():
@@ -100,14 +100,14 @@ def add_plugin(path):
         _specs.cache_clear()
 
 
-def plugin_files():
+def plugin_files() -> list[Path]:
     """Return the Paths of the Python files of --plugin and of the folders in FEDMERGE_PLUGINS."""
     places = [*PLUGINS, *(Path(p).absolute() for p in os.environ.get("FEDMERGE_PLUGINS", "").split(os.pathsep) if p)]
     found = [sorted(place.glob("*.py")) if place.is_dir() else [place] for place in places]
     return list(dict.fromkeys(path for paths in found for path in paths))
 
 
-def specs(shelf):
+def specs(shelf: str) -> dict[str, Spec]:
     """Return {name: Spec} of all components of a shelf. Raises InputError, with file and line, for a mistake in one."""
     return _specs(shelf, tuple(plugin_files()))
 

@@ -1,12 +1,20 @@
 """Federated averaging, which all other algorithms derive from."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from fedmerge.client_update import ClientUpdate
 from fedmerge.component import Stateful
+from fedmerge.merging import Aggregate
+from fedmerge.networks import Layout
 from fedmerge.registry import algorithm
+
+if TYPE_CHECKING:
+    from fedmerge.local_training.client import Client
+    from fedmerge.simulation.cohort import ClientResult
 
 
 @dataclass(frozen=True)
@@ -41,80 +49,80 @@ class FedAvg(Stateful):
     statistics = ()  # of merging.statistic, or of `uploads`, what `merge` needs beside the merged step
     gradient_correction = None  # (w [n_trainable], start [n_trainable], client) -> what is added to a local gradient
 
-    def __init__(self, layout, run=None, **options):
+    def __init__(self, layout: Layout, run: RunContext | None = None, **options):
         """layout: the model's networks.Layout; run: a RunContext; options: the values of `self.options`."""
         super().__init__(**options)
         self.layout, self.run = layout, run or RunContext()
         self.compressor = None  # that of the run
 
-    def broadcast(self, theta):
+    def broadcast(self, theta: Tensor) -> Tensor:
         """Return the vector [dim] from which clients start, given the server's model `theta [dim]`."""
         return theta
 
-    def client_start(self, received, client):
+    def client_start(self, received: Tensor, client: "Client") -> Tensor:
         """Return the model [dim] that `client` trains, given the one it received."""
         return received
 
-    def client_update(self, delta, start, client):
+    def client_update(self, delta: Tensor, start: Tensor, client: "Client") -> ClientUpdate:
         """Return the ClientUpdate of a client's whole change, delta [dim]; it trained from `start [dim]`.
 
         client: a local_training.Client, which knows its id, the round, its settings, its steps and what it `received`.
         """
         return ClientUpdate(delta)
 
-    def acknowledge(self, client, decoded):
+    def acknowledge(self, client: "Client", decoded: ClientUpdate) -> None:
         """Hear which ClientUpdate of `client` the server decoded: another than was sent, if values are rounded."""
 
-    def client_weight(self, result, weight):
+    def client_weight(self, result: "ClientResult", weight: float) -> float:
         """Return the weight in the merge of a client, given its cohort.ClientResult and its share by --weighting."""
         return weight
 
-    def merge(self, theta, step, aggregate):
+    def merge(self, theta: Tensor, step: Tensor, aggregate: Aggregate) -> Tensor:
         """Return the server's next model [dim], given its last and the merged step [dim], which is used up.
 
         aggregate: a merging.Aggregate: who arrived, and the means of `statistics`.
         """
         return step.add_(theta)
 
-    def global_model(self, theta):
+    def global_model(self, theta: Tensor) -> Tensor:
         """Return the model [dim] that is evaluated, given the server's `theta [dim]`."""
         return theta
 
-    def client_model(self, theta, client_id):
+    def client_model(self, theta: Tensor, client_id: int) -> Tensor:
         """Return the model [dim] that a client uses, given the server's `theta [dim]`."""
         return self.global_model(theta)
 
     # ----------------------------------------------------------------------------------------------------------------
     # What is done with the hooks
 
-    def train(self, received, client):
+    def train(self, received: Tensor, client: "Client") -> ClientUpdate:
         """Let `client` train from the model `received [dim]`; return its ClientUpdate, before anything is left out."""
         start = self.client_start(received, client)
         trained = client.train(start, self.gradient_correction)
         delta = torch.sub(trained, start, out=client.row[: self.layout.dim])
         return self.client_update(delta, start, client)
 
-    def joined(self, vector, more):
+    def joined(self, vector: Tensor, more: dict) -> Tensor:
         """Return `vector [dim]` with the vectors {name: [n_trainable]} behind it, as it crosses the wire."""
         return torch.cat([vector, *more.values()]) if more else vector
 
-    def parted(self, vector, names):
+    def parted(self, vector: Tensor, names: tuple) -> tuple[Tensor, dict]:
         """Return what `joined` put together: the vector [dim], and {name: [n_trainable]}, all views."""
         dim, n = self.layout.dim, self.layout.n_trainable
         return vector[:dim], {name: vector[dim + i * n : dim + (i + 1) * n] for i, name in enumerate(names)}
 
-    def decoded(self, row, mask):
+    def decoded(self, row: Tensor, mask: Tensor | None) -> ClientUpdate:
         """Return the ClientUpdate in a row [upload_dim], as it crossed the wire."""
         delta, more = self.parted(row, self.uploads)
         return ClientUpdate(delta, mask, **more)
 
-    def whole_broadcast(self, theta):
+    def whole_broadcast(self, theta: Tensor) -> Tensor:
         """Return all that the server sends, in one vector: `broadcast`, and what is named in `broadcasts`."""
         zeros = theta.new_zeros(self.layout.n_trainable)
         more = {name: getattr(self, name) for name in self.broadcasts}
         return self.joined(self.broadcast(theta), {n: zeros if v is None else v for n, v in more.items()})
 
     @property
-    def upload_dim(self):
+    def upload_dim(self) -> int:
         """How many numbers a client's upload has when nothing is left out."""
         return self.layout.dim + len(self.uploads) * self.layout.n_trainable

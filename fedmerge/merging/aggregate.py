@@ -24,7 +24,7 @@ class Statistic(NamedTuple):
     whole: bool  # whether the vector has all of the model, [dim], or its weights only, [n_trainable]
 
 
-def statistic(name, weighted=True, whole=False):
+def statistic(name: str, weighted: bool = True, whole: bool = False):
     """Decorator of a function (ClientUpdate, begin, end) -> a stretch of a vector: merges may ask for its mean."""
 
     def add(of):
@@ -34,7 +34,7 @@ def statistic(name, weighted=True, whole=False):
     return add
 
 
-def find_statistics(names, uploads=()):
+def find_statistics(names, uploads: tuple = ()) -> dict[str, Statistic]:
     """Return {name: Statistic}; what is named in `uploads`, vectors that clients send besides, are statistics, too.
 
     Raises KeyError for a name of neither.
@@ -68,7 +68,7 @@ class Arrival(NamedTuple):
 class Aggregate:
     """What a merge works with; it may use up the tensors."""
 
-    arrived: list  # of Arrival
+    arrived: list[Arrival]
     mean: dict = field(default_factory=dict)  # {name: vector} of the statistics that were asked for
     deltas: torch.Tensor = None  # [clients, dim], zero where nothing was kept, if all updates were asked for
     masks: torch.Tensor = None  # bool [clients, n_trainable], likewise; None if all weights were sent
@@ -76,11 +76,11 @@ class Aggregate:
     n_clients: int = 1  # of the run
 
     @property
-    def share_of_clients(self):
+    def share_of_clients(self) -> float:
         """Of all clients of the run, the share that arrived."""
         return len(self.arrived) / self.n_clients
 
-    def shares(self, like):
+    def shares(self, like: torch.Tensor) -> torch.Tensor:
         """Return the clients' weights [clients] as a tensor like another; they sum to 1."""
         p = torch.tensor([float(one.weight) for one in self.arrived], device=like.device, dtype=like.dtype)
         return p / p.sum()
@@ -116,7 +116,7 @@ class WeightedSums:
         return {name: self.totals.pop(name).div_(total) for name, total in totals.items()}
 
 
-def add_to(total, value, weight):
+def add_to(total: torch.Tensor, value: torch.Tensor, weight: float) -> None:
     """Add weight times `value [k]`, numbers or bools, to `total [k]`."""
     parts = [(total, value)]
     if value.dtype == torch.bool and value.device.type == "cpu":  # numbers are made of it, and should stay in the cache

@@ -225,7 +225,7 @@ def _ending_of(path, failed):
 
 
 def _title_of(algorithm, told):
-    """Return what figures call an algorithm: as it is registered, or, one of a plugin that is not at hand, as it was."""
+    """Return what figures call an algorithm: as it is registered, or, if its plugin is not at hand, as it was."""
     spec = specs("algorithm").get(algorithm)
     return spec.title if spec else told or algorithm
 
