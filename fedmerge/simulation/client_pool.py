@@ -4,6 +4,7 @@ from functools import partial
 
 from fedmerge import wire
 from fedmerge.client_update import ClientUpdate
+from fedmerge.errors import InputError
 from fedmerge.randomness import generator
 from fedmerge.simulation.client_threads import used_here
 from fedmerge.simulation.cohort import ClientResult
@@ -20,6 +21,16 @@ class ClientPool:
         self.server, self.parts, self.trainer, self.threads = server, parts, trainer, threads
         self.spare_rows = []  # [upload_dim] each, for updates; fresh pages cost more than a step
         self.watchers = []  # of what happens: begin(cohort, ids), after_client(cohort)
+        self._check_names()
+
+    def _check_names(self):
+        """Raise InputError if two components keep something of clients by one name."""
+        owners = {}
+        for keeps in self.stateful:
+            for name in keeps.of_clients():
+                if name in owners:
+                    raise InputError(f"{type(keeps).__name__} and {owners[name]} both keep `{name}`: another name")
+                owners[name] = type(keeps).__name__
 
     @property
     def stateful(self):
