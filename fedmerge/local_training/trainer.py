@@ -17,7 +17,7 @@ class Trainer:
     """Lends its one working model to one client after the other."""
 
     def __init__(self, model, splits, parts, settings, local=None, attack=None):
-        """model: FlatModel; splits: data.Splits on its device; parts: each client's indices into splits.train.
+        """model: FlatModel; splits: datasets.Splits on its device; parts: each client's indices into splits.train.
 
         local: a LocalMethod, how clients train; one plain run of the optimiser if not given. attack: an Attack, if some
         of them lie.
