@@ -236,8 +236,7 @@ class Follower(_Sharing):
         if self.rows is None or len(self.rows) < len(ids):
             self.rows = None  # before there is another
             self.rows = self.server.theta.new_empty(len(ids), self.server.algorithm.upload_dim)
-        statistics = {} if self.server.keeps_all else self.server.statistics
-        return Cohort(round, ids, [], merging.WeightedSums(statistics, self.server.layout), self.rows)
+        return Cohort(round, ids, [], self.server.new_sums(), self.rows)
 
     def _report(self, cohort, ids):
         """Tell rank 0 of the clients, and give back what they keep."""

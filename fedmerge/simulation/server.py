@@ -42,7 +42,7 @@ class Server:
             seed=settings.seed,
             real=settings.wire == "real",
         )
-        self.traffic, self.cohort = {}, None
+        self.traffic, self.cohort, self._all_rows = {}, None, None
 
     @property
     def cohort_size(self):
@@ -75,12 +75,18 @@ class Server:
     def begin(self, round):
         """Return a Cohort of `round` of which nobody has downloaded or trained yet."""
         ids, lost = self.participants(round)
-        sums = merging.WeightedSums({} if self.keeps_all else self.statistics, self.layout)
-        return Cohort(round, ids, lost, sums, self._rows(len(ids)) if self.keeps_all else None)
+        return Cohort(round, ids, lost, self.new_sums(), self._rows(len(ids)) if self.keeps_all else None)
+
+    def new_sums(self):
+        """Return the WeightedSums in which updates are added up as they arrive."""
+        return merging.WeightedSums({} if self.keeps_all else self.statistics, self.layout)
 
     def _rows(self, n):
-        """Return [n, upload_dim] for all updates of a round."""
-        return self.theta.new_empty(n, self.algorithm.upload_dim)
+        """Return [n, upload_dim] for all updates of a round: the same memory in every round, fresh one takes time."""
+        if self._all_rows is None or len(self._all_rows) < n:
+            self._all_rows = None  # before there is another
+            self._all_rows = self.theta.new_empty(max(n, self.cohort_size), self.algorithm.upload_dim)
+        return self._all_rows[:n]
 
     def weight_of(self, result):
         """Return the weight in the merge of a client, given its ClientResult."""

@@ -113,8 +113,8 @@ def _downlink(downlink, version, clients):
 
 def _cohort(server, clients):
     """Return the kind of a Cohort's state_dict()."""
-    cohort, like = server.begin(1), server.theta
-    sums = {name: tensor((cohort.sums.size(name),), like.dtype, like) for name in cohort.sums.statistics}
+    new, like = server.new_sums(), server.theta
+    sums = {name: tensor((new.size(name),), like.dtype, like) for name in new.statistics}
     return fields(
         {
             "sums": fields({}, sums),
