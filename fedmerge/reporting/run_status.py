@@ -20,7 +20,7 @@ from fedmerge.errors import InputError
 
 
 def lines_of(path):
-    """Return the flags, a list of str, of each experiment of the file. Raises InputError; see config.parser.read_flags."""
+    """Return the flags, a list of str, of each experiment of the file. Raises InputError: see parser.read_flags."""
     return [words for _, words in read_flags(path)]
 
 
