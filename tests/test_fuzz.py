@@ -1,7 +1,7 @@
 """Files that nobody meant to write: whatever is in them, they are read, or refused in one line, and nothing is run.
 
-Messages of the wire have a fuzzer of their own (fuzz_payload.py, test_payload.py), checkpoints theirs
-(test_checkpoints.py). What once got through stands here as an example.
+Messages of the wire have a fuzzer of their own (tests/wire), checkpoints theirs (test_checkpoints.py). What once got
+through stands here as an example.
 """
 
 import gzip

@@ -1,6 +1,6 @@
-"""Hostile bytes for payload.decode, found by coverage (pip install atheris):
+"""Hostile bytes for wire.decode, found by coverage (pip install atheris):
 
-    python tests/fuzz_payload.py -max_total_time=3600 -rss_limit_mb=2048
+    python tests/wire/fuzz_payload.py -max_total_time=3600 -rss_limit_mb=2048
 
 A third of the inputs are bytes as they come, a third bodies behind a header that fits and has the right checksum, a
 third real messages in which some bytes are changed and the checksum mended. Each must raise PayloadError and nothing
@@ -14,13 +14,12 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-with atheris.instrument_imports(include=["payload", "codes"]):
-    pass
 import torch
 
-from fedmerge import wire
+with atheris.instrument_imports(include=["fedmerge.wire"]):
+    from fedmerge import wire
 from fedmerge.client_update import Update
 
 torch.set_num_threads(1)

@@ -1,0 +1,94 @@
+"""Values in fewer bits: against a slow twin, their mean over many roundings, and the limits of their range."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmerge import wire
+from fedmerge.wire.bits import BLOCK
+
+
+def normal(seed, n, scale=1.0):
+    """Return normal values [n] of a seed."""
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def rounded(values, bits, seed=0):
+    return wire.dequantise(wire.quantise(values, bits, torch.Generator().manual_seed(seed)))
+
+
+def twin(values, bits, draws):
+    """Value by value, as the docstring has it."""
+    out, levels = [], 2 ** (bits - 1) - 1
+    for begin in range(0, len(values), BLOCK):
+        block, u = values[begin : begin + BLOCK].double(), draws[begin : begin + BLOCK].tolist()
+        sizes = block.abs().tolist()
+        low, high = min(sizes), max(sizes)
+        for size, negative, x in zip(sizes, (block < 0).tolist(), u, strict=True):
+            if bits == 1:
+                size = sum(sizes) / len(sizes)
+            elif high > low:
+                size = low + math.floor((size - low) / (high - low) * levels + x) * (high - low) / levels
+            out.append(-size if negative else size)
+    return torch.tensor(out)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 1])
+def test_rounding_equals_its_twin(bits):
+    values = normal(3, 2500)
+    draws = torch.rand(2500, generator=torch.Generator().manual_seed(0))
+    close = torch.isclose(rounded(values, bits), twin(values, bits, draws), rtol=1e-4)
+    assert close.float().mean() > 0.998  # float32 and float64 may differ in the last bit before a floor
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_mean_of_many_roundings_is_the_value(bits):
+    values = normal(4, 600)
+    many = torch.stack([rounded(values, bits, seed) for seed in range(2000)])
+    step = (values.abs().max() - values.abs().min()) / (2 ** (bits - 1) - 1)
+    assert (many - values).abs().max() <= step * 1.001
+    assert ((many.mean(0) - values).abs() < 5 * step / 2 / 2000**0.5).all()
+    assert torch.equal(many.sign()[0], values.sign())
+
+
+def test_one_bit_is_the_sign_and_the_mean_size_and_zeros_go_either_way():
+    values = torch.tensor([1.0, -3, 2, 0, 0, 0, 0, 0, 0])
+    many = torch.stack([rounded(values, 1, seed) for seed in range(400)])
+    assert torch.allclose(many.abs(), torch.tensor(6 / 9))
+    assert (many[:, :3].sign() == values[:3].sign()).all()
+    assert (many[:, 3:].mean(0).abs() < 0.2).all()
+
+
+def test_one_bit_of_huge_values_does_not_overflow():
+    assert torch.allclose(rounded(torch.full((1000,), 1e36), 1), torch.tensor(1e36))
+
+
+def test_blocks_have_their_own_scale():
+    values = torch.cat([torch.full((BLOCK,), 100.0), torch.tensor([1e-3, -3e-3])])
+    for bits in (8, 4, 1):
+        assert torch.equal(rounded(values, bits)[:BLOCK], values[:BLOCK])
+        assert rounded(values, bits)[BLOCK:].abs().max() <= 3e-3
+
+
+@given(seed=st.integers(0, 10**6), power=st.integers(-28, 30))
+def test_sixteen_bits_keep_eleven_of_the_mantissa_at_any_scale(seed, power):
+    values = normal(seed, 500, 10.0**power)
+    large = values.abs() > values.abs().max() / 2**20
+    assert ((rounded(values, 16) - values).abs() <= values.abs() / 2**11)[large].all()
+
+
+@pytest.mark.parametrize("bits", wire.VALUE_BITS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bits, bad):
+    values = torch.ones(3)
+    values[1] = bad
+    assert not torch.isfinite(rounded(values, bits)).all()
+
+
+@pytest.mark.parametrize("bits", wire.VALUE_BITS)
+def test_zeros_and_nothing_at_all(bits):
+    assert torch.equal(rounded(torch.zeros(5), bits), torch.zeros(5))
+    assert rounded(torch.zeros(0), bits).shape == (0,)
