@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fedalg
 from fedmerge import wire
-from fedmerge.client_update import Update
+from fedmerge.client_update import ClientUpdate
 from fedmerge.compressors.largest import top_k_mask
 from fedmerge.config.resolve import resolve
 
@@ -38,13 +38,13 @@ def trained_update():
 
 
 class Ours:
-    """encode and decode of payload.py."""
+    """encode and decode of fedmerge/wire."""
 
     def __init__(self, layout):
         self.n, self.buffers = layout.n_trainable, layout.dim - layout.n_trainable
 
     def write(self, delta, mask):
-        return wire.encode(wire.pack(Update(delta, mask), self.n, 32))
+        return wire.encode(wire.pack(ClientUpdate(delta, mask), self.n, 32))
 
     def read(self, data, out):
         message = wire.decode(data, self.n, self.buffers)
@@ -110,7 +110,7 @@ def main():
     n, dense = layout.n_trainable, 4 * layout.dim
     pack, unpack = zstandard.ZstdCompressor(3).compress, zstandard.ZstdDecompressor().decompress
     codecs = {
-        "payload.py": Ours(layout),
+        "fedmerge": Ours(layout),
         "packbits": Bits(layout),
         "zlib": Bits(layout, lambda b: zlib.compress(b, 6), zlib.decompress),
         "zstd": Bits(layout, pack, unpack),
@@ -132,17 +132,17 @@ def main():
             fastest = min(write + read for _, write, read in found.values())
             raw = 4 * (int(kept.sum()) + layout.dim - n)
             for name, (size, write, read) in found.items():
-                bits = {"payload.py": positions_bytes(delta, kept), "zstd, all": None}.get(name, size - raw)
+                bits = {"fedmerge": positions_bytes(delta, kept), "zstd, all": None}.get(name, size - raw)
                 bits = "" if bits is None else f"{8 * bits / n:.4f}"
-                bits += f" (entropy {entropy(q):.4f})" if name == "payload.py" else ""
+                bits += f" (entropy {entropy(q):.4f})" if name == "fedmerge" else ""
                 speeds = f"{dense / write / 1e6:.0f} | {dense / read / 1e6:.0f}"
                 print(f"| {places} | {q:.0%} | {name} | {size} | {bits} | {speeds} | {(write + read) / fastest:.2f} |")
 
 
 def positions_bytes(delta, mask):
-    """Return the bytes that payload.py takes for the positions: those of a message whose values take none."""
-    one = wire.pack(Update(torch.ones_like(delta), mask), len(mask), 1, torch.Generator())
-    without = wire.Message(one.n_trainable, None, one.weights, one.buffers)
+    """Return the bytes that fedmerge/wire takes for the positions: those of a message whose values take none."""
+    one = wire.pack(ClientUpdate(torch.ones_like(delta), mask), len(mask), 1, torch.Generator())
+    without = wire.Message(one.n_trainable, None, one.weights, one.tail)
     return wire.payload_bytes(one) - wire.payload_bytes(without)
 
 

@@ -450,8 +450,8 @@ def test_zero_strength_or_keeping_everything_trains_fedavgs_model(experiment, re
 
 
 def test_las_sends_the_share_it_says_and_its_bytes(experiment, monkeypatch):
-    sent, carry = [], wire.carry
-    monkeypatch.setattr(wire, "carry", lambda message, real: sent.append(message) or carry(message, real))
+    sent, transmit = [], wire.transmit
+    monkeypatch.setattr(wire, "transmit", lambda message, real: sent.append(message) or transmit(message, real))
     exp = experiment(algorithm="las", sparsity=0.1, shared_init=False)
     row = rounds.train_round(exp, 1)
     layout = exp.model.layout
@@ -568,8 +568,8 @@ def test_settings_reach_the_wire(experiment, monkeypatch):
         "wire": "real",
     }
     down = experiment(value_bits=8, **settings).downlink
-    assert (down.mode, down.bits, down.keep, down.seen[0], down.seed, down.real) == ("sparse", 4, 0.3, 0, 5, True)
-    assert experiment(value_bits=8, downlink="individual").downlink.bits == 8
+    assert down.settings == wire.DownlinkSettings("sparse", 0.3, 4, shared_init=True, real=True, seed=5)
+    assert experiment(value_bits=8, downlink="individual").downlink.settings.bits == 8
     keys, make = [], generator
     monkeypatch.setattr(randomness, "generator", lambda *key: keys.append(key) or make(*key))
     exp = experiment(value_bits=8)
@@ -582,8 +582,8 @@ def test_settings_reach_the_wire(experiment, monkeypatch):
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"centralised"}))
 def test_the_initial_model_is_free_or_counted_for_every_algorithm_alike(experiment, algorithm):
     free, counted = (experiment(algorithm=algorithm, **how).downlink for how in ({}, {"shared_init": False}))
-    assert free.fetch(0)[0] == 0
-    assert counted.fetch(0)[0] == wire.dense_bytes(len(counted.model))
+    assert free.download(0)[0] == 0
+    assert counted.download(0)[0] == wire.dense_bytes(len(counted.model))
 
 
 def test_no_preset_and_no_algorithm_has_a_convention_of_counting_of_its_own():

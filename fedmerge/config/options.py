@@ -13,6 +13,7 @@ from fedmerge.errors import InputError
 from fedmerge.registry import AXES, SHELVES, plugin_files, specs
 
 LARGEST, TINIEST = 3e38, 1e-37  # what float32 holds
+VALUE_BITS = (32, 16, 8, 4, 1)  # of a value on the wire: one class each in wire/quantization.py, which imports torch
 
 
 def _number(convert, accepts, wanted):
@@ -48,7 +49,7 @@ KINDS = {
     "half": _number(float, lambda x: 0 <= x < 0.5, "a number in [0, 0.5)"),
     "dirichlet": _dirichlet,
     "size": _number(int, lambda n: n % 4 == 0 and 8 <= n <= 512, "a multiple of 4 from 8 to 512"),
-    "bits": _number(int, lambda n: n in (32, 16, 8, 4, 1), "32, 16, 8, 4 or 1"),
+    "bits": _number(int, VALUE_BITS.__contains__, f"{', '.join(map(str, VALUE_BITS[:-1]))} or {VALUE_BITS[-1]}"),
     "workers": _workers,
     "path": str,
     "dataset": str,

@@ -12,10 +12,13 @@ import sys
 import textwrap
 
 from fedmerge import files
-from fedmerge.config.options import ALIASES, KINDS, OPTIONS, REGISTRIES, all_options, component_options
+from fedmerge.config.options import ALIASES, KINDS, OPTIONS, REGISTRIES, VALUE_BITS, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.registry import AXES, add_plugin, specs
+
+BITS = f"{{{','.join(map(str, VALUE_BITS))}}}"
+METAVARS = {"path": "PATH", "count": "N", "integer": "N", "size": "N", "bits": BITS}  # of a kind of option, else X
 
 
 class _Parser(argparse.ArgumentParser):
@@ -103,10 +106,7 @@ def _add(group, option, text):
         choices = REGISTRIES[option.name]() if option.kind is tuple else option.kind
         group.add_argument(*flags, choices=choices, help=text)
     else:
-        metavar = {"path": "PATH", "count": "N", "integer": "N", "size": "N", "bits": "{32,16,8,4,1}"}.get(
-            option.kind, "X"
-        )
-        group.add_argument(*flags, type=KINDS[option.kind], metavar=metavar, help=text)
+        group.add_argument(*flags, type=KINDS[option.kind], metavar=METAVARS.get(option.kind, "X"), help=text)
 
 
 def parse_args(argv=None):

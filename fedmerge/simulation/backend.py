@@ -24,7 +24,7 @@ class ThreadBackend:
         started = time.perf_counter() - cohort.seconds
 
         def start_of(client_id):
-            cohort.down[client_id], download = self.server.downlink.fetch(client_id)
+            cohort.down[client_id], download = self.server.downlink.download(client_id)
             return download
 
         with only_what_is_kept_changes(self.clients):

@@ -33,7 +33,7 @@ def numbers_kept(server, clients):
     Where clients' copies of the model are looked after, those of one version are one.
     """
     kept = {name: keeps.kept_length(name, server.layout) for keeps in clients.stateful for name in keeps.of_clients()}
-    copies = server.downlink.mode == "individual" or server.downlink.real
+    copies = server.downlink.settings.mode == "individual" or server.downlink.settings.real
     return kept | ({"copy of the model": len(server.downlink.model)} if copies else {})
 
 

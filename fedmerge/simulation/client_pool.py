@@ -120,7 +120,7 @@ class ClientPool:
         )  # no bytes for what is not; the faults say whose it is
         rng = generator(s.seed, "rounding", client.round, client.id)
         message = wire.pack(ClientUpdate(vector, update.mask), n, s.value_bits, rng, client.round, client.id)
-        size, message = wire.carry(message, real)
+        size, message = wire.transmit(message, real)
         arrived = algorithm.decoded(message.unpack(client.row), message.mask)
         for keeps in self.server.stateful:
             keeps.acknowledge(client, arrived)

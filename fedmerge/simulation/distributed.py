@@ -116,7 +116,8 @@ class ProcessBackend(_Sharing):
     def _train(self, cohort, saver):
         started = time.perf_counter() - cohort.seconds
         plan = self._plan(cohort)
-        downloads = {client_id: self.server.downlink.fetch(client_id) for client_id in cohort.ids[len(cohort.done) :]}
+        left = cohort.ids[len(cohort.done) :]
+        downloads = {client_id: self.server.downlink.download(client_id) for client_id in left}
         self.server.cohort = None  # only whole rounds are saved; but a single process may have left a part of one
         cohort.down.update({client_id: size for client_id, (size, _) in downloads.items()})
         self._send_out(cohort, plan, downloads)

@@ -40,7 +40,7 @@ class RunState:
             "algorithm": algorithm.state_dict(),
             "compressor": compressor.state_dict(),
             "local": local.state_dict(),
-            "downlink": server.downlink.state(),
+            "downlink": server.downlink.state_dict(),
             "rows": run.history.rows,
             "traffic": server.traffic,
             "cohort": server.cohort and server.cohort.state_dict(),
@@ -97,7 +97,7 @@ def _restore(run, state):
     """Put the state into the run, all of it, or raise ValueError and nothing of it."""
     state_checks.check(run, state)
     server = run.server
-    server.downlink.load(state["downlink"])
+    server.downlink.load_state_dict(state["downlink"])
     server.theta = state["theta"]
     for name, keeps in zip(("algorithm", "compressor", "local"), run.clients.stateful, strict=True):
         keeps.load_state_dict(state[name])

@@ -8,7 +8,7 @@ from fedmerge.compressors import ErrorFeedback
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
 from fedmerge.simulation.cohort import Cohort
 from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
-from fedmerge.wire.downlink import Downlink
+from fedmerge.wire import Downlink, DownlinkSettings
 
 BYTES = ["bytes_up", "bytes_down", "bytes_up_total", "bytes_down_total"]
 
@@ -31,17 +31,16 @@ class Server:
         names = () if self.keeps_all else needs
         self.statistics = merging.find_statistics([*names, *self.algorithm.statistics], self.algorithm.uploads)
         self.empty = [client_id for client_id, size in enumerate(sizes) if not size]  # these never take part
-        self.downlink = Downlink(
-            self.algorithm.whole_broadcast(theta),
-            layout,
-            settings.n_clients,
+        how = DownlinkSettings(
             mode=settings.downlink,
-            bits=settings.down_bits or settings.value_bits,
             keep=settings.down_sparsity,
+            bits=settings.down_bits or settings.value_bits,
             shared_init=settings.shared_init,
-            seed=settings.seed,
             real=settings.wire == "real",
+            seed=settings.seed,
         )
+        broadcast = self.algorithm.whole_broadcast(theta)
+        self.downlink = Downlink(broadcast, layout.n_trainable, settings.n_clients, how)
         self.traffic, self.cohort, self._all_rows = {}, None, None
 
     @property
@@ -69,7 +68,7 @@ class Server:
         if self.cohort is None:
             self.cohort = self.begin(round)
             for client_id in self.cohort.lost:
-                self.cohort.down[client_id], _ = self.downlink.fetch(client_id)
+                self.cohort.down[client_id], _ = self.downlink.download(client_id)
         return self.cohort
 
     def begin(self, round):

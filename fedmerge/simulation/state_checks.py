@@ -96,7 +96,7 @@ def _kept(keeps, layout, like, clients):
 
 
 def _downlink(downlink, version, clients):
-    """Return the kind of a Downlink's state() of this version."""
+    """Return the kind of a Downlink's state_dict() of this version."""
     like = downlink.model
     return fields(
         {
@@ -141,7 +141,7 @@ def _check_rows(settings, rows, traffic):
 
 
 def _check_downlink(downlink, state):
-    real, mode, n_sizes = downlink.real, downlink.mode, len(state["sizes"])
+    real, mode, n_sizes = downlink.settings.real, downlink.settings.mode, len(state["sizes"])
     most = state["version"] if mode in ("delta", "sparse") else 0
     refuse_unless(n_sizes <= most, "downlink has more broadcasts than rounds")
     refuse_unless(sum(state["sizes"]) <= wire.dense_bytes(len(downlink.model)), "downlink has too large broadcasts")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-BLOCK = 1024  # numbers that share a divisor
+BLOCK = 1024  # numbers that share a divisor, or scales
 CHUNK = 256  # blocks that are written at a time
 
 
@@ -10,7 +10,12 @@ class CodeError(ValueError):
     """The bytes are not what `encode` writes."""
 
 
-def _chunks(x):
+def ceil_div(a, b):
+    """Return the least whole number that is not below a / b."""
+    return -(-a // b)
+
+
+def chunks_of(x):
     """Yield x [n] as arrays [blocks, BLOCK] of up to CHUNK blocks; what fills no block comes last, as [1, rest]."""
     whole = len(x) - len(x) % BLOCK
     for begin in range(0, whole, CHUNK * BLOCK):
@@ -19,13 +24,9 @@ def _chunks(x):
         yield x[whole:].reshape(1, -1)
 
 
-def _ceil(a, b):
-    return -(-a // b)
-
-
 def field_bytes(n, width):
     """Return the bytes that n numbers of `width` bits take in `pack_fields`."""
-    return n * (width // 8) + _ceil(n, 8) * (width % 8)
+    return n * (width // 8) + ceil_div(n, 8) * (width % 8)
 
 
 def pack_fields(x, width):
@@ -41,12 +42,20 @@ def unpack_fields(reader, n, width):
     rest = np.zeros(n, np.uint8)
     planes = [reader.array(n) for _ in range(width // 8)]
     for i in range(width % 8):
-        rest |= np.unpackbits(reader.array(_ceil(n, 8)), count=n) * np.uint8(1 << i)  # faster than a shift
+        rest |= np.unpackbits(reader.array(ceil_div(n, 8)), count=n) * np.uint8(1 << i)  # faster than a shift
     if not planes:
         return rest
     if width == 8:
         return planes[0]
     return sum((plane.astype(np.uint32) << 8 * i for i, plane in enumerate([*planes, rest])))
+
+
+def unpack_bits(reader, n):
+    """Return the bool array [n] that np.packbits wrote, from a Reader. Raises CodeError if bits follow the last one."""
+    packed = reader.array(ceil_div(n, 8))
+    if n % 8 and packed[-1] & (0xFF >> n % 8):
+        raise CodeError("bits behind the end")
+    return np.unpackbits(packed, count=n).view(bool)
 
 
 class Reader:

@@ -5,48 +5,79 @@ every broadcast; a client that comes back pays for what it missed.
 """
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from fedmerge.client_update import ClientUpdate
 from fedmerge.compressors.largest import top_k_mask
 from fedmerge.randomness import generator
-from fedmerge.wire.message import carry, decode, dense_bytes, encode, pack, payload_bytes
+from fedmerge.wire.message import decode, dense_bytes, encode, pack, payload_bytes, transmit
+
+
+@dataclass(frozen=True)
+class DownlinkSettings:
+    """How a Downlink sends.
+
+    mode: "dense", the whole model every time; "delta", exactly what changed; "sparse", of every round the largest
+    changes only, while the server keeps the rest for later rounds, so that `model` lags behind (Sattler et al. 2019,
+    Algorithm 2); "individual", to each client the largest differences between the model and what this client holds,
+    which the server remembers, [dim] for each of them.
+    """
+
+    mode: str = "delta"
+    keep: float = 0.01  # share of the weights in a message of the largest changes, in (0, 1]
+    bits: int = 32  # of a value in such a message, a key of FORMATS; all others are exact
+    shared_init: bool = False  # everybody can make the initial model, from the seed or a public file
+    real: bool = False  # make the bytes of every message and read them again, instead of counting them
+    seed: int = 0  # of the rounding
+
+
+class CatchUp(NamedTuple):
+    """What brings a client from one version to the newest."""
+
+    bytes: int  # of all its messages
+    messages: list  # these as bytes, in order, if `real`
+    additive: bool  # whether they hold changes, and not new values
+
+    @classmethod
+    def of(cls, written, additive=False):
+        """Return the one of a single message, (bytes, message as bytes or None)."""
+        size, data = written
+        return cls(size, [data], additive)
 
 
 class Downlink:
     """The server's side of the downloads; `model [dim]` is the newest published.
 
-    mode: "dense", the whole model every time; "delta", exactly what changed; "sparse", of every round the largest
-    changes only, a share `keep` in `bits` a value, while the server keeps the rest for later rounds, so that `model`
-    lags behind (Sattler et al. 2019, Algorithm 2); "individual", to each client the largest differences between the
-    model and what this client holds, which the server remembers, [dim] for each of them.
+    The first n_trainable of its numbers are weights. All behind them, the model's buffers and what an algorithm
+    broadcasts besides, goes whole into every message.
 
-    In the first three modes a client pays for the broadcasts it missed or for the weights that changed meanwhile,
+    Except in mode "individual", a client pays for the broadcasts it missed or for the weights that changed meanwhile,
     whichever is less, never for more than the whole model, and then holds `model`. At first contact it gets the whole
-    model, unless `shared_init`: then everybody can make the initial model, from the seed or a public file.
+    model, unless the initial one is shared.
 
-    With `real`, everything is made bytes and read again, and each client's own copy is compared with `model`, except in
-    the last mode, where it is all there is. Copies that are the same lie in memory once, and of the broadcasts only the
-    newest are kept, as many as a client may be sent: all together, they are not larger than the whole model.
+    With `real`, each client's own copy is compared with `model`, except in mode "individual", where it is all there
+    is. Copies that are the same lie in memory once, and of the broadcasts only the newest are kept, as many as a client
+    may be sent: all together, they are not larger than the whole model.
     """
 
-    def __init__(
-        self, start, layout, n_clients, mode="delta", bits=32, keep=0.01, shared_init=False, seed=0, real=False
-    ):
-        self.model, self.n, self.mode = start, layout.n_trainable, mode
-        self.bits, self.keep, self.seed, self.real = bits, keep, seed, real
+    def __init__(self, start, n_trainable, n_clients, settings):
+        """start [dim]: the initial model. settings: DownlinkSettings."""
+        self.model, self.n, self.settings = start, n_trainable, settings
+        shared, keeps_copies = self.settings.shared_init, self.settings.real or self.settings.mode == "individual"
         self.version = 0  # rounds published
-        self.seen = [0 if shared_init else None] * n_clients  # the version each client holds
+        self.seen = [0 if shared else None] * n_clients  # the version each client holds
         self.changed_at = torch.zeros(self.n, dtype=torch.int32, device=start.device)  # the version, of each weight
         self.sizes = []  # bytes of the newest broadcasts, the last one that of this version
         self.messages = {}  # version -> the bytes themselves, of these broadcasts, if `real`
-        self.copies = dict.fromkeys(range(n_clients), start) if shared_init and (real or mode == "individual") else {}
+        self.copies = dict.fromkeys(range(n_clients), start) if shared and keeps_copies else {}
         self._new_version()
 
     def _new_version(self):
-        self.ways = {}  # since -> (bytes, messages as bytes, whether they add), of this version
-        self.exact_ways = {}  # number of weights changed -> (bytes, message as bytes) of their new values
+        self.catch_ups = {}  # since -> the cheapest CatchUp to this version
+        self.exact = {}  # number of weights changed -> the CatchUp of their new values
         self.updated = {}  # since -> the copy [dim] of that version that has become this one
         self.latest = None  # what all of them became, [dim]
 
@@ -54,19 +85,19 @@ class Downlink:
         """Make `target [dim]`, or what of it goes into a sparse broadcast, the next version."""
         self.version += 1
         self._new_version()
-        if self.mode in ("dense", "individual"):
+        if self.settings.mode in ("dense", "individual"):
             self.model = target
             return
-        before, sparse = self.model, self.mode == "sparse"
+        before, sparse = self.model, self.settings.mode == "sparse"
         if sparse:
             message = self._largest(target - before, "all")
         else:
             message = self._exact(target[: self.n] != before[: self.n], target)
         size, data = self._written(message)
-        self.model = receive(before, self._read(data) if self.real else message, adds=sparse)
+        self.model = receive(before, self._read(data) if self.settings.real else message, additive=sparse)
         self.changed_at.masked_fill_(self.model[: self.n] != before[: self.n], self.version)
         self.sizes.append(size)
-        if self.real:
+        if self.settings.real:
             self.messages[self.version] = data
         self._drop_broadcasts()
 
@@ -83,44 +114,103 @@ class Downlink:
         first = self.version - len(self.sizes) + 1
         self.messages = {version: data for version, data in self.messages.items() if version >= first}
 
-    def fetch(self, number):
-        """Bring client `number` up to date; return the bytes that it downloads, and the model [dim] it then holds."""
-        since, self.seen[number] = self.seen[number], self.version
-        if self.mode == "individual":
-            return self._bring_nearer(number, since)
-        if since not in self.ways:
-            self.ways[since] = self._way(since)
-        if self.real:
-            self._update_copy(number, since)
-        return self.ways[since][0], self.model
+    def download(self, client_id):
+        """Bring client `client_id` up to date; return the bytes that it downloads, and the model [dim] it then holds.
 
-    def _update_copy(self, number, since):
+        Raises AssertionError if, with `real`, what the client makes of these bytes is not `model`.
+        """
+        since, self.seen[client_id] = self.seen[client_id], self.version
+        if self.settings.mode == "individual":
+            return self._bring_nearer(client_id, since)
+        catch_up = self.cheapest_catch_up(since)
+        if self.settings.real:
+            self._update_copy(client_id, since, catch_up)
+        return catch_up.bytes, self.model
+
+    def cheapest_catch_up(self, since):
+        """Return the CatchUp of the fewest bytes from version `since` to the newest; `since` is None for a new client.
+
+        Not of mode "individual", where each client's model is another.
+        """
+        if since not in self.catch_ups:
+            self.catch_ups[since] = self._cheapest(since)
+        return self.catch_ups[since]
+
+    def _cheapest(self, since):
+        if since == self.version:
+            return CatchUp(0, [], additive=False)
+        if self.settings.mode == "dense" or since is None:
+            return self._whole()
+        exact, n_missed = self._what_changed(since), self.version - since
+        missed = sum(self.sizes[-n_missed:]) if n_missed <= len(self.sizes) else math.inf
+        if min(missed, exact.bytes) > dense_bytes(len(self.model)):
+            return self._whole()
+        if missed < exact.bytes:
+            missing = range(since + 1, self.version + 1) if self.settings.real else ()
+            return CatchUp(missed, [self.messages[v] for v in missing], self.settings.mode == "sparse")
+        return exact
+
+    def _whole(self):
+        """Return the CatchUp in which the whole model is sent."""
+        return CatchUp.of(self._written(pack(ClientUpdate(self.model), self.n, 32)))
+
+    def _what_changed(self, since):
+        """Return the CatchUp of the new values of all weights that changed after version `since`."""
+        changed = self.changed_at > since
+        n_changed = int(changed.sum())  # of two sets of weights changed since some version one holds the other
+        if n_changed not in self.exact:
+            self.exact[n_changed] = CatchUp.of(self._written(self._exact(changed, self.model)))
+        return self.exact[n_changed]
+
+    def _update_copy(self, client_id, since, catch_up):
         """Make the client's copy anew of the bytes that it gets. Raises AssertionError if it is not `model` then."""
-        before = self.copies.get(number)
+        before = self.copies.get(client_id)
         if since not in self.updated or self.updated[since] is not before:  # else another had and got the very same
-            _, messages, adds = self.ways[since]
             copy = torch.full_like(self.model, torch.nan) if before is None else before
-            for data in messages:
-                copy = receive(copy, self._read(data), adds)
+            for data in catch_up.messages:
+                copy = receive(copy, self._read(data), catch_up.additive)
             if not torch.equal(copy, self.model):
-                raise AssertionError(f"client {number} does not hold the server's model")
+                raise AssertionError(f"client {client_id} does not hold the server's model")
             self.updated[since] = before
             self.latest = copy if self.latest is None else self.latest
-        self.copies[number] = self.latest
+        self.copies[client_id] = self.latest
 
-    def _bring_nearer(self, number, since):
-        """Do what `fetch` does, in mode "individual"."""
+    def _bring_nearer(self, client_id, since):
+        """Do what `download` does, in mode "individual"."""
         if since is None:
-            size, message = carry(pack(ClientUpdate(self.model), self.n, 32), self.real)
-            self.copies[number] = receive(self.model, message, adds=False)
+            size, message = transmit(pack(ClientUpdate(self.model), self.n, 32), self.settings.real)
+            self.copies[client_id] = receive(self.model, message, additive=False)
         elif since < self.version:
-            size, message = carry(self._largest(self.model - self.copies[number], number), self.real)
-            self.copies[number] = receive(self.copies[number], message, adds=True)
+            lacks = self.model - self.copies[client_id]
+            size, message = transmit(self._largest(lacks, client_id), self.settings.real)
+            self.copies[client_id] = receive(self.copies[client_id], message, additive=True)
         else:
             size = 0
-        return size, self.copies[number]
+        return size, self.copies[client_id]
 
-    def state(self):
+    def _exact(self, changed, model):
+        """Return the Message of the new values of the weights `changed`, bool [n_trainable], and of all behind them."""
+        return pack(ClientUpdate(model, changed), self.n, 32, round=self.version)
+
+    def _largest(self, change, receiver):
+        """Return the Message of the largest of the changes [dim] that wait for `receiver`."""
+        mask, keep = None, self.settings.keep
+        if keep < 1:
+            mask = top_k_mask(change[: self.n], keep, (self.n,)) & (change[: self.n] != 0)
+        rng = generator(self.settings.seed, "rounding", self.version, "down", receiver)
+        return pack(ClientUpdate(change, mask), self.n, self.settings.bits, rng, self.version)
+
+    def _written(self, message):
+        """Return the bytes of a Message, and, if `real`, the Message as bytes."""
+        if not self.settings.real:
+            return payload_bytes(message), None
+        data = encode(message)
+        return len(data), data
+
+    def _read(self, data):
+        return decode(data, self.n, len(self.model) - self.n, self.model.device)
+
+    def state_dict(self):
         """Return {name: tensors and plain values}: all that is to be known of the rounds published so far."""
         return {
             "model": self.model,
@@ -132,8 +222,8 @@ class Downlink:
             "copies": dict(self.copies),
         }
 
-    def load(self, state):
-        """Take back what `state()` returned. Raises payload.PayloadError, and takes nothing, if a message is none."""
+    def load_state_dict(self, state):
+        """Take back what `state_dict()` returned. Raises PayloadError, and takes nothing, if a message is none."""
         messages = {version: data.cpu().numpy().tobytes() for version, data in state["messages"].items()}
         for data in messages.values():
             self._read(data)
@@ -143,58 +233,11 @@ class Downlink:
         self.messages = messages
         self._new_version()
 
-    def _written(self, message):
-        """Return the bytes of a Message, and, if `real`, the Message as bytes."""
-        if not self.real:
-            return payload_bytes(message), None
-        data = encode(message)
-        return len(data), data
 
-    def _read(self, data):
-        return decode(data, self.n, len(self.model) - self.n, self.model.device)
-
-    def _way(self, since):
-        """Return (bytes, messages, whether they add) of the cheapest way to this version from `since`, None if new."""
-        if since == self.version:
-            return 0, [], False
-        if self.mode == "dense" or since is None:
-            return self._whole()
-        changed = self.changed_at > since
-        n_changed = int(changed.sum())  # of two sets of weights changed since some version one holds the other
-        if n_changed not in self.exact_ways:
-            self.exact_ways[n_changed] = self._written(self._exact(changed, self.model))
-        size, data = self.exact_ways[n_changed]
-        n_missed = self.version - since
-        missed = sum(self.sizes[-n_missed:]) if n_missed <= len(self.sizes) else math.inf
-        if min(missed, size) > dense_bytes(len(self.model)):
-            return self._whole()
-        if missed < size:
-            missing = range(since + 1, self.version + 1)
-            return missed, [self.messages[v] for v in missing] if self.real else [], self.mode == "sparse"
-        return size, [data], False
-
-    def _whole(self):
-        """Return the way on which the whole model is sent."""
-        size, data = self._written(pack(ClientUpdate(self.model), self.n, 32))
-        return size, [data], False
-
-    def _exact(self, changed, model):
-        """Return the Message of the new values of the weights `changed`, bool [n_trainable], and of all buffers."""
-        return pack(ClientUpdate(model, changed), self.n, 32, round=self.version)
-
-    def _largest(self, change, receiver):
-        """Return the Message of the largest of the changes [dim] that wait for `receiver`."""
-        mask = None
-        if self.keep < 1:
-            mask = top_k_mask(change[: self.n], self.keep, (self.n,)) & (change[: self.n] != 0)
-        rng = generator(self.seed, "rounding", self.version, "down", receiver)
-        return pack(ClientUpdate(change, mask), self.n, self.bits, rng, self.version)
-
-
-def receive(model, message, adds):
-    """Return the model [dim] that a client makes of its own and a Message of changes (`adds`) or of new values."""
+def receive(model, message, additive):
+    """Return the model [dim] that a client makes of its own and a Message of changes (`additive`) or of new values."""
     arrived = message.unpack(torch.empty_like(model))
-    if adds:
+    if additive:
         return model + arrived
     if message.mask is not None:
         n = message.n_trainable

@@ -1,9 +1,19 @@
-"""float32 with packed exponents."""
+"""float32 with packed exponents, in blocks of 1,024. Nothing is lost.
+
+The largest changes of a layer differ by few powers of two, so that most of their eight bits of exponent say the same.
+256 blocks are written at a time, then the numbers that fill no block:
+
+    u8[]       a block: its smallest exponent
+    u8[]       a block: the bits in which its exponents are written, less that smallest one
+    bits       for each of these widths, in order: the exponents of its blocks, less the smallest one, as `pack_fields`
+               writes them
+    u16[] u8[] of all numbers the 24 bits that are left, the lowest 16 first: the mantissa, and below it the sign
+"""
 
 import numpy as np
 import torch
 
-from fedmerge.wire.bits import BLOCK, CodeError, _ceil, _chunks, field_bytes, pack_fields, unpack_fields
+from fedmerge.wire.bits import BLOCK, CodeError, ceil_div, chunks_of, field_bytes, pack_fields, unpack_fields
 
 WIDTHS = np.array([i.bit_length() for i in range(256)], np.uint8)
 
@@ -16,12 +26,12 @@ def float_bytes(x):
     blocks = [part for part in (exponents[:whole].view(-1, BLOCK), exponents[whole:].view(1, -1)) if part.numel()]
     widths = torch.from_numpy(WIDTHS.astype(np.int64)).to(x.device)
     fields = [field_bytes(part.shape[1], widths[part.amax(1) - part.amin(1)]).sum() for part in blocks]
-    return 3 * n + 2 * _ceil(n, BLOCK) + int(sum(fields))
+    return 3 * n + 2 * ceil_div(n, BLOCK) + int(sum(fields))
 
 
 def encode_floats(x):
     """Return the code of a float32 array x [n] in parts of bytes; n is not in it."""
-    return [part for blocks in _chunks(x) for part in _encode_float_blocks(blocks)]
+    return [part for blocks in chunks_of(x) for part in _encode_float_blocks(blocks)]
 
 
 def _encode_float_blocks(blocks):
@@ -40,7 +50,7 @@ def _encode_float_blocks(blocks):
 def decode_floats(reader, n):
     """Return the float32 array [n] that `encode_floats` wrote, from a Reader. Raises CodeError if it did not."""
     x = np.empty(n, np.float32)
-    for blocks in _chunks(x):  # views into x
+    for blocks in chunks_of(x):  # views into x
         _decode_float_blocks(reader, blocks)
     return x
 

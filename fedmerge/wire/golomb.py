@@ -1,12 +1,11 @@
-"""Codes for long arrays, in blocks of 1,024: whole numbers by Golomb's code, float32 with packed exponents.
+"""Golomb's code for long arrays of small whole numbers, such as the gaps between the ones of a mask.
 
-`encode` and `decode` are for small whole numbers, such as the gaps between the ones of a mask. A number x is split by
-its block's divisor into x // divisor, in unary, and x % divisor, in a fixed width (Golomb 1966). Gaps in a random mask
-are geometric, and for those no code of whole symbols is shorter. Divisors are 2^j (j up to 28) and 3 * 2^j (up to 27),
-numbered by their size: the powers of two alone (Rice's code) cost up to 4 % more than the entropy at densities around
-0.2, these at most 2 %. As every block has its own, a mask whose layers differ in density costs less than the entropy of
-its mean density. 256 blocks are written at a time, then the numbers that fill no block, so that all passes over them
-stay in the cache:
+It goes by blocks of 1,024 numbers. A number x is split by its block's divisor into x // divisor, in unary, and
+x % divisor, in a fixed width (Golomb 1966). Gaps in a random mask are geometric, and for those no code of whole symbols
+is shorter. Divisors are 2^j (j up to 28) and 3 * 2^j (up to 27), numbered by their size: the powers of two alone
+(Rice's code) cost up to 4 % more than the entropy at densities around 0.2, these at most 2 %. As every block has its
+own, a mask whose layers differ in density costs less than the entropy of its mean density. 256 blocks are written at a
+time, then the numbers that fill no block, so that all passes over them stay in the cache:
 
     u8[]       a block: 0 if all its numbers are 0 (which then take nothing more), else the divisor's number, from 1
     and for each divisor among them, in order,
@@ -16,14 +15,6 @@ stay in the cache:
                the ones, the next one's as the threes, and so on; the last fifth may be shorter
     bits       the lowest j bits as `pack_fields` writes them: of all numbers the lowest byte, the next byte, ..., then
                for each bit that is left, from the lowest on, a bit a number
-
-`encode_floats` and `decode_floats` lose nothing either. The largest changes of a layer differ by few powers of two, so
-that most of their eight bits of exponent say the same; 256 blocks at a time:
-
-    u8[]       a block: its smallest exponent
-    u8[]       a block: the bits in which its exponents are written, less that smallest one
-    bits       for each of these widths, in order: the exponents of its blocks, less the smallest one, as above
-    u16[] u8[] of all numbers the 24 bits that are left, the lowest 16 first: the mantissa, and below it the sign
 """
 
 import functools
@@ -34,7 +25,17 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from fedmerge.wire.bits import BLOCK, CHUNK, CodeError, Reader, _ceil, _chunks, field_bytes, pack_fields, unpack_fields
+from fedmerge.wire.bits import (
+    BLOCK,
+    CHUNK,
+    CodeError,
+    Reader,
+    ceil_div,
+    chunks_of,
+    field_bytes,
+    pack_fields,
+    unpack_fields,
+)
 
 LARGEST = 2**31 - 1  # of the numbers coded
 SCALE = 4096  # block means are compared as whole multiples of 1 / SCALE, so that every device decides alike
@@ -70,29 +71,31 @@ def coded_bytes(x):
     counts = torch.full((len(blocks[0]) + len(blocks[1]),), BLOCK, device=x.device)
     counts[len(blocks[0]) :] = n - whole
     chunks = torch.arange(len(counts), device=x.device) // CHUNK
-    chunks[len(blocks[0]) :] = _ceil(len(blocks[0]), CHUNK)
+    chunks[len(blocks[0]) :] = ceil_div(len(blocks[0]), CHUNK)
     sums = torch.cat([b.sum(1, dtype=torch.int64) for b in blocks])
     place = torch.bucketize(sums * SCALE // counts, torch.from_numpy(_thresholds()).to(x.device))
     shifts, triples = (torch.from_numpy(table).to(x.device) for table in (SHIFTS, TRIPLE))
     quotients = torch.cat(blocks) >> shifts[place, None]
     quotients = torch.where(triples[place, None], quotients // 3, quotients).sum(1, dtype=torch.int64)
     group, coded = chunks * places + place, counts * (sums > 0)  # of a chunk, the blocks of one divisor
-    members = torch.zeros(int(n > 0) * (_ceil(len(blocks[0]), CHUNK) + 1) * places, dtype=torch.int64, device=x.device)
+    members = torch.zeros(
+        int(n > 0) * (ceil_div(len(blocks[0]), CHUNK) + 1) * places, dtype=torch.int64, device=x.device
+    )
     unary = torch.zeros_like(members).scatter_add_(0, group, quotients * (sums > 0) + coded)
     members = members.scatter_add_(0, group, coded).view(-1, places)
-    sizes = LENGTH.size * (members > 0) + _ceil(unary.view(-1, places), 8) + _ceil(members * triples, 5)
-    return _ceil(n, BLOCK) + int((sizes + field_bytes(members, shifts)).sum())
+    sizes = LENGTH.size * (members > 0) + ceil_div(unary.view(-1, places), 8) + ceil_div(members * triples, 5)
+    return ceil_div(n, BLOCK) + int((sizes + field_bytes(members, shifts)).sum())
 
 
 def encode(x):
     """Return the code of an array x [n] of whole numbers in 0..LARGEST as bytes; n is not in it."""
-    return b"".join(part for blocks in _chunks(x) for part in _encode_blocks(blocks))
+    return b"".join(part for blocks in chunks_of(x) for part in _encode_blocks(blocks))
 
 
 def encode_places(places):
     """Return `encode` of how many numbers lie between each of the ascending places [n] and the one before, as bytes."""
     parts, before = [], -1
-    for blocks in _chunks(places):
+    for blocks in chunks_of(places):
         places, gaps = blocks.reshape(-1), np.empty(blocks.shape, np.int32)
         np.subtract(places[1:], places[:-1], out=gaps.reshape(-1)[1:], casting="unsafe")
         gaps[0, 0] = places[0] - before
@@ -132,7 +135,7 @@ def decode(data, n):
     Raises CodeError if it did not write that. Allocates a multiple of n and of len(data), whatever `data` says.
     """
     reader, x = Reader(data), np.zeros(n, np.int64)
-    for blocks in _chunks(x):  # views into x
+    for blocks in chunks_of(x):  # views into x
         _decode_blocks(reader, blocks)
     return x, reader.at
 
@@ -140,7 +143,7 @@ def decode(data, n):
 def decode_places(data, n, end):
     """Return (places, length): the int64 array [n], all below `end`, that encode_places wrote, and its bytes."""
     reader, places, before = Reader(data), np.zeros(n, np.int64), -1
-    for blocks in _chunks(places):
+    for blocks in chunks_of(places):
         _decode_blocks(reader, blocks)
         blocks += 1
         blocks[0, 0] += before
@@ -174,7 +177,7 @@ def _decode_blocks(reader, out):
 def _read_unary(reader, n):
     """Return the n > 0 numbers that the unary part holds, as uint32 [n]."""
     (n_bits,) = LENGTH.unpack(reader.take(LENGTH.size))
-    bits = np.unpackbits(reader.array(_ceil(n_bits, 8)))
+    bits = np.unpackbits(reader.array(ceil_div(n_bits, 8)))
     ends = np.flatnonzero(bits.view(bool))
     if len(ends) != n or ends[-1] + 1 != n_bits:
         raise CodeError("the unary part has not one end a number")
@@ -186,7 +189,7 @@ def _read_unary(reader, n):
 
 
 def _pack_trits(x):
-    planes = np.zeros((5, _ceil(len(x), 5)), np.uint8)
+    planes = np.zeros((5, ceil_div(len(x), 5)), np.uint8)
     planes.reshape(-1)[: len(x)] = x
     packed = planes[4]
     for plane in planes[3::-1]:
@@ -196,7 +199,7 @@ def _pack_trits(x):
 
 
 def _read_trits(reader, n):
-    packed = reader.array(_ceil(n, 5))
+    packed = reader.array(ceil_div(n, 5))
     if packed.max() > 242:
         raise CodeError("a byte that is not five trits")
     planes = np.empty((5, len(packed)), np.uint8)

@@ -20,7 +20,7 @@ import torch
 
 with atheris.instrument_imports(include=["fedmerge.wire"]):
     from fedmerge import wire
-from fedmerge.client_update import Update
+from fedmerge.client_update import ClientUpdate
 
 torch.set_num_threads(1)
 cases = {"refused": 0, "read": 0}
@@ -36,7 +36,7 @@ def candidate(given):
     n, buffers, kind = given.ConsumeIntInRange(1, 5000), given.ConsumeIntInRange(0, 9), given.ConsumeIntInRange(0, 2)
     if kind == 0:
         return given.ConsumeBytes(10**6), n, buffers
-    bits, seed = given.PickValueInList(list(wire.VALUE_BITS)), given.ConsumeIntInRange(0, 2**16)
+    bits, seed = given.PickValueInList(list(wire.FORMATS)), given.ConsumeIntInRange(0, 2**16)
     if kind == 1:
         how, kept = [given.ConsumeIntInRange(0, 4), given.ConsumeIntInRange(0, 2)], given.ConsumeIntInRange(0, n)
         header = wire.HEADER.pack(wire.MAGIC, wire.VERSION, bits, *how, n, buffers, kept, 1, 2)
@@ -45,7 +45,7 @@ def candidate(given):
     mask = torch.rand(n, generator=rng) < given.ConsumeProbability()
     delta = torch.randn(n + buffers, generator=rng) * 10.0 ** given.ConsumeIntInRange(-30, 30)
     delta[torch.rand(n + buffers, generator=rng) < given.ConsumeProbability()] *= 1e-6
-    data = bytearray(wire.encode(wire.pack(Update(delta, mask), n, bits, rng)))
+    data = bytearray(wire.encode(wire.pack(ClientUpdate(delta, mask), n, bits, rng)))
     size = wire.HEADER.size
     for _ in range(given.ConsumeIntInRange(1, 8)):
         data[given.ConsumeIntInRange(0, len(data) - 1)] = given.ConsumeIntInRange(0, 255)

@@ -1,4 +1,4 @@
-"""A decoder of messages made from what payload.py and codes.py say of the format, in plain Python, bit by bit."""
+"""A decoder of messages made from what the docstrings of fedmerge/wire say, in plain Python, bit by bit."""
 
 import math
 import struct

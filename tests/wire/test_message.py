@@ -1,5 +1,6 @@
 """The wire format: by hand, against slow twins, and against damaged and hostile bytes."""
 
+import dataclasses
 import math
 import struct
 import tracemalloc
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmerge import wire
-from fedmerge.client_update import Update
+from fedmerge.client_update import ClientUpdate
 from fedmerge.randomness import generator
 from fedmerge.wire import message as wire_message
 from fedmerge.wire.bits import BLOCK
@@ -22,27 +23,23 @@ N, BUFFERS = 3000, 5
 
 
 def draw(seed, n=N, buffers=BUFFERS, share=0.1, scale=1.0):
-    """Return a random Update that keeps about `share` of n weights, all of them without a mask if share is None."""
+    """Return a random ClientUpdate that keeps about `share` of n weights; without a mask, all of them, if it is None."""
     g = torch.Generator().manual_seed(seed)
     delta = torch.randn(n + buffers, generator=g) * scale
     if share is None:
-        return Update(delta)
+        return ClientUpdate(delta)
     mask = torch.rand(n, generator=g) < share
     delta[:n] *= mask
-    return Update(delta, mask)
+    return ClientUpdate(delta, mask)
 
 
 def same(a, b):
     """Whether two Messages, or parts of them, are equal in every bit, type and shape."""
     if torch.is_tensor(a) and torch.is_tensor(b):
         return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and all(same(value, getattr(b, name)) for name, value in vars(a).items())
     return a == b
-
-
-def fields(message):
-    return tuple(getattr(message, name) for name in message.__dataclass_fields__)
 
 
 def unpacked(message, dim=N + BUFFERS):
@@ -55,14 +52,14 @@ def unpacked(message, dim=N + BUFFERS):
 
 def test_a_small_message_by_hand():
     """Weights 1 and 3 of four kept, as float32, and one buffer."""
-    update = Update(torch.tensor([0.0, 1.5, 0, -2.0, 7.0]), torch.tensor([False, True, False, True]))
+    update = ClientUpdate(torch.tensor([0.0, 1.5, 0, -2.0, 7.0]), torch.tensor([False, True, False, True]))
     data = wire.encode(wire.pack(update, 4, 32, round=9, client=3))
     header = b"FSU" + bytes([2, 32, 1, 0, 0]) + struct.pack("<IIIIi", 4, 1, 2, 9, 3)
     body = bytes([0b01010000]) + struct.pack("<fff", 1.5, -2.0, 7.0)
     assert data == header + struct.pack("<I", zlib.crc32(header + body)) + body
 
 
-@pytest.mark.parametrize("bits", wire.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.FORMATS)
 @pytest.mark.parametrize(
     ("share", "n"), [(None, 3000), (0.003, 3000), (0.2, 3000), (0.7, 3000), (0.99, 3000), (0.97, 270_000)]
 )
@@ -90,7 +87,7 @@ def test_dense_float32_is_four_bytes_a_number_and_shares_the_memory():
     n=st.integers(1, 3 * BLOCK),
     buffers=st.integers(0, 9),
     share=st.sampled_from([None, 0.0, 0.001, 0.01, 0.2, 0.5, 0.8, 0.99, 1.0]),
-    bits=st.sampled_from(wire.VALUE_BITS),
+    bits=st.sampled_from(list(wire.FORMATS)),
     power=st.integers(-30, 30),
 )
 def test_what_is_written_is_read_and_its_size_known(seed, n, buffers, share, bits, power):
@@ -99,39 +96,63 @@ def test_what_is_written_is_read_and_its_size_known(seed, n, buffers, share, bit
     data = wire.encode(message)
     assert len(data) == wire.payload_bytes(message)
     read = wire.decode(data, n, buffers)
-    assert same(fields(read), fields(message))
+    assert same(read, message)
     assert same(unpacked(read, n + buffers), unpacked(message, n + buffers))
-    assert wire.carry(message, real=True)[0] == wire.carry(message, real=False)[0] == len(data)
+    assert wire.transmit(message, real=True)[0] == wire.transmit(message, real=False)[0] == len(data)
     if bits == 32:
         assert torch.equal(unpacked(read, n + buffers), update.delta)
 
 
 def test_real_bytes_are_really_read(monkeypatch):
     message = wire.pack(draw(8), N, 8, torch.Generator())
-    size, arrived = wire.carry(message, real=True)
+    size, arrived = wire.transmit(message, real=True)
     assert arrived is not message
-    assert wire.carry(message, real=False) == (size, message)
+    assert wire.transmit(message, real=False) == (size, message)
     write = wire.encode
     monkeypatch.setattr(wire_message, "encode", lambda message: write(message)[:-1])
     with pytest.raises(PayloadError):
-        wire.carry(message, real=True)
+        wire.transmit(message, real=True)
 
 
 def test_a_whole_model_by_hand():
     assert wire.dense_bytes(N + BUFFERS) == 32 + 4 * (N + BUFFERS)
 
 
-@pytest.mark.parametrize("bits", wire.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.FORMATS)
 def test_buffers_are_never_rounded(bits):
     """A rounded change of a variance that nearly vanishes would leave it negative."""
     update = draw(9)
     assert torch.equal(unpacked(wire.pack(update, N, bits, torch.Generator()))[N:], update.delta[N:])
 
 
+@pytest.mark.parametrize("bits", wire.FORMATS)
+def test_what_follows_the_weights_may_be_any_number_of_vectors(bits):
+    """A model's buffers and, behind them, what is twice as long: all of it travels whole, at four bytes a number."""
+    update, longer = draw(10), torch.randn(2 * BUFFERS, generator=torch.Generator().manual_seed(1))
+    alone, more = (
+        wire.pack(ClientUpdate(delta, update.mask), N, bits, generator(0, "x"))
+        for delta in (update.delta, torch.cat([update.delta, longer]))
+    )
+    size, arrived = wire.transmit(more, real=True)
+    assert size == wire.payload_bytes(alone) + 4 * 2 * BUFFERS
+    vector = unpacked(arrived, N + 3 * BUFFERS)
+    assert torch.equal(vector[: N + BUFFERS], unpacked(alone))
+    assert torch.equal(vector[N + BUFFERS :], longer)
+    with pytest.raises(PayloadError, match=f"{N} weights and {3 * BUFFERS} buffers, the model {N} and {BUFFERS}"):
+        wire.decode(wire.encode(more), N, BUFFERS)
+
+
+def test_a_vector_too_short_or_too_long_for_its_message_is_no_vector_for_it():
+    message = wire.pack(draw(10), N, 32)
+    for dim in (N, N + BUFFERS - 1, N + 3 * BUFFERS):
+        with pytest.raises(RuntimeError, match="size"):
+            unpacked(message, dim)
+
+
 def test_a_mask_that_keeps_all_is_none():
     update = draw(1, share=1.0)
     assert wire.pack(update, N, 32).mask is None
-    assert wire.encode(wire.pack(update, N, 32)) == wire.encode(wire.pack(Update(update.delta), N, 32))
+    assert wire.encode(wire.pack(update, N, 32)) == wire.encode(wire.pack(ClientUpdate(update.delta), N, 32))
 
 
 @pytest.mark.parametrize(("share", "how"), [(None, 0), (0.5, 1), (0.1, 2), (0.9, 3)])
@@ -144,7 +165,7 @@ def test_positions_are_written_in_the_shortest_way(share, how):
 def test_layers_that_differ_in_density_cost_less_than_their_mean_density():
     g = torch.Generator().manual_seed(0)
     mask = torch.cat([torch.rand(300_000, generator=g) < q for q in (0.001, 0.05, 0.002)])
-    size, _ = wire_message._positions_bytes(wire.pack(Update(mask.float(), mask), len(mask), 32))
+    size, _ = wire_message._positions_bytes(wire.pack(ClientUpdate(mask.float(), mask), len(mask), 32))
     q = mask.float().mean().item()
     assert 8 * size < 0.9 * len(mask) * -(q * math.log2(q) + (1 - q) * math.log2(1 - q))
 
@@ -169,7 +190,7 @@ def message_bytes(bits=32, share=0.1):
     return wire.encode(wire.pack(draw(6, share=share), N, bits, torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("bits", wire.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.FORMATS)
 def test_every_truncation_and_every_flipped_bit_is_noticed(bits):
     data = message_bytes(bits)
     for length in range(0, len(data), 7):
@@ -228,12 +249,12 @@ def test_a_message_that_nobody_wrote_is_refused(data, why):
 def test_positions_out_of_range_and_bits_behind_the_end():
     mask = torch.zeros(N, dtype=torch.bool)
     mask[[5, N - 1]] = True
-    data = wire.encode(wire.pack(Update(torch.ones(N + BUFFERS), mask), N, 32))
+    data = wire.encode(wire.pack(ClientUpdate(torch.ones(N + BUFFERS), mask), N, 32))
     smaller = bytearray(data)
     struct.pack_into("<I", smaller, 8, N - 1)
     with pytest.raises(PayloadError, match="place out of range"):
         wire.decode(mended(smaller), N - 1, BUFFERS)
-    odd = Update(torch.ones(11), torch.arange(11) % 2 == 0)
+    odd = ClientUpdate(torch.ones(11), torch.arange(11) % 2 == 0)
     data = bytearray(wire.encode(wire.pack(odd, 11, 32)))
     assert data[5] == wire.BITMAP
     data[33] |= 1
@@ -249,7 +270,7 @@ def test_positions_out_of_range_and_bits_behind_the_end():
 
 def test_a_level_that_its_bits_cannot_hold():
     values = torch.cat([torch.zeros(990), torch.full((10,), 1.0)])
-    data = bytearray(wire.encode(wire.pack(Update(values), 1000, 8, torch.Generator())))
+    data = bytearray(wire.encode(wire.pack(ClientUpdate(values), 1000, 8, torch.Generator())))
     assert data[6] == wire.CODED
     data[4] = 4
     with pytest.raises(PayloadError, match="level out of range"):
@@ -269,7 +290,7 @@ def test_absurd_lengths_allocate_nothing_absurd():
         tracemalloc.stop()
 
 
-@given(body=st.binary(max_size=200), bits=st.sampled_from(wire.VALUE_BITS), data=st.data())
+@given(body=st.binary(max_size=200), bits=st.sampled_from(list(wire.FORMATS)), data=st.data())
 def test_any_body_behind_a_good_header_is_read_or_refused(body, bits, data):
     n, buffers = data.draw(st.integers(1, 2 * BLOCK)), data.draw(st.integers(0, 3))
     how = [data.draw(st.integers(0, 3)), data.draw(st.integers(0, 1))]
@@ -290,11 +311,11 @@ def test_any_bytes_are_refused(data):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("bits", wire.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.FORMATS)
 def test_a_gpu_packs_and_counts_what_a_cpu_does(bits):
     for share in (None, 0.01, 0.3, 0.9):
         update = draw(7, 100_000, 5, share)
-        on_gpu = Update(*(None if t is None else t.cuda() for t in update))
+        on_gpu = ClientUpdate(*(None if t is None else t.cuda() for t in update))
         messages = [wire.pack(u, 100_000, bits, torch.Generator().manual_seed(0)) for u in (update, on_gpu)]
         data = [wire.encode(m) for m in messages]
         assert [wire.payload_bytes(m) for m in messages] == list(map(len, data))

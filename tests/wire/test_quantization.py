@@ -8,6 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmerge import wire
+from fedmerge.client_update import ClientUpdate
+from fedmerge.config.options import KINDS, VALUE_BITS
+from fedmerge.config.parser import build_parser
+from fedmerge.wire import quantization
 from fedmerge.wire.bits import BLOCK
 
 
@@ -16,8 +20,32 @@ def normal(seed, n, scale=1.0):
     return torch.randn(n, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+def test_the_command_line_offers_the_formats_there_are():
+    assert tuple(wire.FORMATS) == VALUE_BITS
+    assert all(bits == cls.bits for bits, cls in wire.FORMATS.items())
+    assert f"--value_bits {{{','.join(map(str, wire.FORMATS))}}}" in build_parser().format_help()
+    assert [KINDS["bits"](str(bits)) for bits in wire.FORMATS] == list(wire.FORMATS)
+
+
+def test_another_format_is_one_class(monkeypatch):
+    """Of 2 bits, a sign and two levels: nothing else has to know of it."""
+
+    class Levels2(quantization._Levels):
+        bits = 2
+
+    monkeypatch.setitem(wire.FORMATS, 2, Levels2)
+    values = normal(0, 3000)
+    message = wire.pack(ClientUpdate(values), 3000, 2, torch.Generator().manual_seed(0))
+    size, arrived = wire.transmit(message, real=True)
+    assert size == wire.payload_bytes(message) <= 32 + 3 * 8 + 2 * 3000 / 8
+    assert type(arrived.weights) is Levels2
+    decoded = arrived.unpack(torch.empty(3000))
+    assert torch.equal(decoded, message.unpack(torch.empty(3000)))
+    assert [len(block.unique()) for block in decoded.split(BLOCK)] == [4, 4, 4]
+
+
 def rounded(values, bits, seed=0):
-    return wire.dequantise(wire.quantise(values, bits, torch.Generator().manual_seed(seed)))
+    return wire.FORMATS[bits].quantise(values, torch.Generator().manual_seed(seed)).dequantise()
 
 
 def twin(values, bits, draws):
@@ -80,7 +108,7 @@ def test_sixteen_bits_keep_eleven_of_the_mantissa_at_any_scale(seed, power):
     assert ((rounded(values, 16) - values).abs() <= values.abs() / 2**11)[large].all()
 
 
-@pytest.mark.parametrize("bits", wire.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.FORMATS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(bits, bad):
     values = torch.ones(3)
@@ -88,7 +116,7 @@ def test_what_is_not_finite_stays_so(bits, bad):
     assert not torch.isfinite(rounded(values, bits)).all()
 
 
-@pytest.mark.parametrize("bits", wire.VALUE_BITS)
+@pytest.mark.parametrize("bits", wire.FORMATS)
 def test_zeros_and_nothing_at_all(bits):
     assert torch.equal(rounded(torch.zeros(5), bits), torch.zeros(5))
     assert rounded(torch.zeros(0), bits).shape == (0,)
