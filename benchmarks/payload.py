@@ -23,18 +23,19 @@ import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import fedalg
 from fedmerge import wire
 from fedmerge.client_update import ClientUpdate
 from fedmerge.compressors.largest import top_k_mask
 from fedmerge.config.resolve import resolve
+from fedmerge.simulation.experiment import prepare
 
 
 def trained_update():
     """Return (delta [dim], layout) of one client of a ResNet-18 on the digits, enlarged to 32x32 pixels."""
     settings = {"model_name": "resnet18", "image_size": 32, "n_client_epochs": 2, "batch_size": 16, "device": "cpu"}
-    exp = fedalg.prepare(resolve(settings))
-    return exp.trainer.client(0, 1).train(exp.theta) - exp.theta, exp.model.layout
+    run = prepare(resolve(settings))
+    theta = run.server.theta
+    return run.clients.trainer.client(0, 1).train(theta) - theta, run.server.layout
 
 
 class Ours:

@@ -23,7 +23,7 @@ N, BUFFERS = 3000, 5
 
 
 def draw(seed, n=N, buffers=BUFFERS, share=0.1, scale=1.0):
-    """Return a random ClientUpdate that keeps about `share` of n weights; without a mask, all of them, if it is None."""
+    """Return a random ClientUpdate that keeps about `share` of n weights, or, if that is None, all, without a mask."""
     g = torch.Generator().manual_seed(seed)
     delta = torch.randn(n + buffers, generator=g) * scale
     if share is None:
