@@ -16,7 +16,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fedmerge.config.options import KINDS
+from fedmerge.config.kinds import KINDS
 from fedmerge.errors import InputError, did_you_mean, reason
 from fedmerge.reporting import curves, results_csv, tables
 from fedmerge.reporting import series as grouping

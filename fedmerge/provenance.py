@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedmerge import registry
+from fedmerge.config.split_files import drawn_as
 
 HERE = Path(__file__).resolve().parent.parent
 MATTER = ("torch", "torchvision", "numpy", "scikit-learn")  # libraries of which another version may mean other figures
@@ -26,6 +27,7 @@ def code_hash(settings):
     docstrings and empty lines have no part in it, nor have the figures and the launcher. It is the same under every
     version of Python.
     """
+    settings = {**settings, "partition": (drawn_as(settings) or "").partition(":")[0]}
     files = [spec.file for shelf in registry.SHELVES if (spec := registry.specs(shelf).get(settings.get(shelf)))]
     return _hash_of(HERE / "fedalg.py", *sorted(set(files)))
 

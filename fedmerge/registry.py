@@ -53,7 +53,7 @@ class Spec:
     lines: dict  # name of an option -> (file, line)
     defaults: dict  # flag -> its default for this component, where that is another than for the rest
     presets: dict  # name -> {flag: value}
-    more: dict  # what else the decorator says
+    more: dict  # what else the decorator says, but for functions: these are in the component's `registered`
 
     @property
     def title(self):
@@ -71,7 +71,9 @@ class Spec:
 
 def _decorator(shelf):
     def register(name, **more):
-        """Make what stands below known as `name`. more: title, paper, and what the shelf's components have besides."""
+        """Make what stands below known as `name`. more: title, paper, and what the shelf's components have besides:
+        written out, or functions that are defined above it in its file.
+        """
 
         def add(component):
             component.registered = {"name": name, **more}
@@ -112,6 +114,17 @@ def specs(shelf: str) -> dict[str, Spec]:
     return _specs(shelf, tuple(plugin_files()))
 
 
+def having(shelf, keyword):
+    """Return the names of a shelf's components of which the decorator says something else than False of `keyword`."""
+    return [name for name, spec in sorted(specs(shelf).items()) if spec.more.get(keyword)]
+
+
+def said(shelf, name, keyword, default=None):
+    """Return what the decorator of a component says of `keyword`: `default` if nothing, or there is no such one."""
+    spec = specs(shelf).get(name)
+    return default if spec is None else spec.more.get(keyword, default)
+
+
 @functools.cache
 def _specs(shelf, plugins):
     decorator, folder = SHELVES[shelf]
@@ -136,9 +149,8 @@ def _spec(shelf, node, call, file, files):
     if not call.args:
         raise InputError(f"{file}: line {call.lineno}: {node.name} is registered without a name")
     name = _literal(call.args[0], file, f"the name of {node.name}")
-    more = {
-        word.arg: _literal(word.value, file, f"{word.arg} of {name}") for word in call.keywords if word.arg != "options"
-    }
+    words = [word for word in call.keywords if word.arg != "options" and not _is_function(word.value, file)]
+    more = {word.arg: _literal(word.value, file, f"{word.arg} of {name}") for word in words}
     options, lines = {}, {}
     for owner, dictionary in _options_of(node, file, files):
         for key, value in zip(dictionary.keys, dictionary.values, strict=True):
@@ -190,6 +202,13 @@ def _assigned(node, file, attribute):
         if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == attribute:
             return _literal(statement.value, file, f"{attribute} of {node.name}")
     return {}
+
+
+def _is_function(node, file):
+    """Tell whether it is the name of a function of the file: only who imports the component has a use for it."""
+    if not isinstance(node, ast.Name):
+        return False
+    return any(isinstance(other, ast.FunctionDef) and other.name == node.id for other in _tree(file).body)
 
 
 def _literal(node, file, what):

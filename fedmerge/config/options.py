@@ -1,59 +1,14 @@
-"""The table of flags that every run has, and the kinds of values that flags take.
+"""The table of flags that every run has, and those of the components.
 
 Nothing here imports torch.
 """
 
-import argparse
 import functools
-import math
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from fedmerge.config.kinds import KINDS, pattern
 from fedmerge.errors import InputError
-from fedmerge.registry import AXES, SHELVES, plugin_files, specs
-
-LARGEST, TINIEST = 3e38, 1e-37  # what float32 holds
-VALUE_BITS = (32, 16, 8, 4, 1)  # of a value on the wire: one class each in wire/quantization.py, which imports torch
-
-
-def _number(convert, accepts, wanted):
-    """Return an argparse type: `convert` the text, refuse what `accepts` does not, and say what is `wanted`."""
-
-    def parse(text):
-        with suppress(ValueError):
-            value = convert(text)
-            if math.isfinite(value) and (value == 0 or TINIEST <= abs(value) <= LARGEST) and accepts(value):
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-
-    return parse
-
-
-def _dirichlet(text):
-    if text.lower() in ("nan", "iid"):
-        return "iid"
-    return _number(float, lambda a: a > 0, "a positive number, nan or iid")(text)
-
-
-def _workers(text):
-    return text if text == "auto" else _number(int, lambda n: 1 <= n <= 1024, "auto or a number from 1 to 1024")(text)
-
-
-KINDS = {
-    "count": _number(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000"),
-    "integer": _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1"),
-    "positive": _number(float, lambda x: x > 0, "a positive number"),
-    "nonnegative": _number(float, lambda x: x >= 0, "a number of at least 0"),
-    "share": _number(float, lambda x: 0 < x <= 1, "a share in (0, 1]"),
-    "decay": _number(float, lambda x: 0 <= x < 1, "a number in [0, 1)"),
-    "half": _number(float, lambda x: 0 <= x < 0.5, "a number in [0, 0.5)"),
-    "dirichlet": _dirichlet,
-    "size": _number(int, lambda n: n % 4 == 0 and 8 <= n <= 512, "a multiple of 4 from 8 to 512"),
-    "bits": _number(int, VALUE_BITS.__contains__, f"{', '.join(map(str, VALUE_BITS[:-1]))} or {VALUE_BITS[-1]}"),
-    "workers": _workers,
-    "path": str,
-    "dataset": str,
-}
+from fedmerge.registry import AXES, SHELVES, having, plugin_files, said, specs
 
 
 @dataclass(frozen=True)
@@ -63,7 +18,7 @@ class Option:
     name: str
     default: object
     kind: object
-    help: str
+    help: object  # text, or a function that returns it: of what is registered
     named: bool = True  # whether it changes the result, and so belongs into the run's name
     needs: str = ""  # "option=value" or "option=value|value": has no effect otherwise; "option": if at its default
     axis: str = ""  # the flag that chooses the components which have it, if not all runs do
@@ -78,16 +33,57 @@ class Option:
         return f"--{self.axis} {' or '.join(self.owners)}"
 
 
+MODEL = "resnet18"  # that is trained on a dataset which does not say which
+NORMS = ("batch", "group")  # that a network has which does not say which; the first is its default
+
+
+def _dataset_help():
+    bundled = ", ".join(having("dataset", "bundled"))
+    return f"{', '.join(specs('dataset'))}, or a folder of images in --data_root; without download: {bundled}"
+
+
+def _model_help():
+    return f"default: {_by_value('dataset', having('dataset', 'model'), 'model')}; else {MODEL}"
+
+
+def _partition_help():
+    kinds = [f"{pattern(spec)} = {spec.summary}" for _, spec in sorted(specs("partition").items())]
+    return f"how the data are split, instead of --dirichlet: {'; '.join(kinds)}"
+
+
+def _augment_help():
+    those = ", ".join(having("dataset", "augment"))
+    return f"standard = crop with padding 4 and flip; default: that for {those}; none for others"
+
+
+def _norm_help():
+    return f"default: {_by_value('model_name', sorted(specs('model_name')), 'norms', NORMS)}"
+
+
+def _pretrained_help():
+    return f"start from published ImageNet weights: of {', '.join(having('model_name', 'pretrained'))}"
+
+
+def _by_value(shelf, names, keyword, default=None):
+    """Return in words what the components of these names say of `keyword`, or the first of what they say."""
+    groups = {}
+    for name in names:
+        value = said(shelf, name, keyword, default)
+        groups.setdefault(value if isinstance(value, str) else value[0], []).append(name)
+    return "; ".join(f"{value} for {', '.join(group)}" for value, group in groups.items())
+
+
 OPTIONS = {
     "experiment": [
         Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
         Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
-        Option("dataset", "DIGITS", "dataset", "DIGITS needs no download"),
+        Option("dataset", "DIGITS", "dataset", _dataset_help),
         Option("image_size", None, "size", "resize images to so many pixels (default: as they are)"),
-        Option("model_name", None, tuple, "default: cnn for DIGITS, else resnet18"),
+        Option("model_name", None, tuple, _model_help),
         Option("seed", 0, "integer", "seed of every random draw"),
         Option("shift", "label", ("label", "feature"), "clients differ in their classes, or each has its own domain"),
         Option("dirichlet", "iid", "dirichlet", "concentration of the split of each class; nan or iid = IID"),
+        Option("partition", None, "partition", _partition_help),
         Option("n_clients", 20, "count", "clients that hold the training data"),
         Option("participation", 0.2, "share", "share of the clients sampled each round"),
         Option("n_epochs", 100, "count", "communication rounds"),
@@ -105,12 +101,7 @@ OPTIONS = {
         Option("weight_decay", 0.0, "nonnegative", "L2 decay of all trainable weights"),
         Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
         Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
-        Option(
-            "augment",
-            None,
-            ("none", "standard"),
-            "standard = crop with padding 4 and flip; default: that for the CIFARs and TinyImageNet, none for others",
-        ),
+        Option("augment", None, ("none", "standard"), _augment_help),
         Option(
             "bn_recalibrate",
             False,
@@ -121,8 +112,8 @@ OPTIONS = {
         Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
     ],
     "model": [
-        Option("norm", None, ("batch", "group", "none"), "default: batch for ResNets, none for the cnn"),
-        Option("pretrained", False, "flag", "start from torchvision's ImageNet weights (ResNets)"),
+        Option("norm", None, ("batch", "group", "none"), _norm_help),
+        Option("pretrained", False, "flag", _pretrained_help),
         Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
     ],
     "server": [

@@ -12,13 +12,17 @@ import sys
 import textwrap
 
 from fedmerge import files
-from fedmerge.config.options import ALIASES, KINDS, OPTIONS, REGISTRIES, VALUE_BITS, all_options, component_options
+from fedmerge.config.kinds import KINDS, VALUE_BITS
+from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.registry import AXES, add_plugin, specs
 
 BITS = f"{{{','.join(map(str, VALUE_BITS))}}}"
-METAVARS = {"path": "PATH", "count": "N", "integer": "N", "size": "N", "bits": BITS}  # of a kind of option, else X
+METAVARS = {  # of a kind of option, else X
+    **{"path": "PATH", "count": "N", "integer": "N", "size": "N", "bits": BITS},
+    **{"partition": "NAME:VALUE", "dataset": "NAME"},
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,6 +98,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def _add(group, option, text):
+    text = text() if callable(text) else text
     if option.needs:
         text += f" (with {option.needs_in_words})"
     if option.default is not None and option.kind != "flag":

@@ -9,12 +9,11 @@ import re
 from pathlib import Path
 
 from fedmerge import files
-from fedmerge.config.options import REGISTRIES, acts, all_options
+from fedmerge.config.kinds import split_of
+from fedmerge.config.options import MODEL, NORMS, REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, specs
-
-PRETRAINED = ("resnet18", "resnet50")  # networks of which models.py knows where published weights are
+from fedmerge.registry import AXES, having, said, specs
 
 
 def resolve(given, explicit=()):
@@ -32,6 +31,7 @@ def resolve(given, explicit=()):
     _check_needs(args, explicit)
     _check_requirements(args)
     _check_dataset(args)
+    _take_partition(args, given, explicit)
     _check_combinations(args)
     _check_paths(args)
     _check_split(args, explicit)
@@ -63,12 +63,10 @@ def with_defaults(given):
     values = options | spec.defaults | spec.presets.get(preset, {}) | given
     values.pop("config", None)
     args = argparse.Namespace(**values)
-    digits = args.dataset.startswith("DIGITS")
-    args.model_name = args.model_name or ("cnn" if digits else "resnet18")
-    args.norm = args.norm or ("none" if args.model_name == "cnn" else "batch")
+    args.model_name = args.model_name or said("dataset", args.dataset, "model", MODEL)
+    args.norm = args.norm or said("model_name", args.model_name, "norms", NORMS)[0]
     args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
-    spec = specs("dataset").get(args.dataset)
-    args.augment = args.augment or ("standard" if spec and spec.more.get("augment") else "none")
+    args.augment = args.augment or ("standard" if said("dataset", args.dataset, "augment") else "none")
     return args
 
 
@@ -108,19 +106,25 @@ def _check_combinations(args):
         raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
     if args.pretrained and args.init_weights:
         raise InputError("--pretrained and --init_weights both set the starting weights: give one")
-    if args.pretrained and args.model_name not in PRETRAINED:
-        raise InputError(
-            f"--pretrained needs --model_name {' or '.join(PRETRAINED)}: there are no published weights of the "
-            f"{args.model_name} here"
-        )
-    if args.pretrained and args.norm != "batch":
-        raise InputError(f"--pretrained needs --norm batch: the published weights have no {args.norm} norm")
     if args.norm == "batch" and args.batch_size == 1:
         raise InputError("--batch_size 1 is too small for BatchNorm: at least 2, or --norm group")
-    if args.norm == "none" and args.model_name != "cnn":
-        raise InputError(f"--norm none is for the cnn; {args.model_name} needs batch or group")
-    if args.augment == "standard" and args.dataset.startswith("DIGITS"):
-        raise InputError("--augment standard is not for DIGITS: a flipped or shifted 8x8 digit is another image")
+    _check_network(args)
+    why = said("dataset", args.dataset, "never_augmented")
+    if args.augment == "standard" and why:
+        raise InputError(f"--augment standard is not for {args.dataset}: {why}")
+
+
+def _check_network(args):
+    name, norms = args.model_name, said("model_name", args.model_name, "norms", NORMS)
+    if args.pretrained and not said("model_name", name, "pretrained"):
+        others = " or ".join(having("model_name", "pretrained"))
+        raise InputError(f"--pretrained needs --model_name {others}: there are no published weights of the {name} here")
+    if args.pretrained and args.norm != norms[0]:
+        raise InputError(
+            f"--pretrained needs --norm {norms[0]}: the published weights of {name} have no {args.norm} norm"
+        )
+    if args.norm not in norms:
+        raise InputError(f"--norm {args.norm} is not for {name}, which needs {' or '.join(norms)}")
 
 
 def _check_dataset(args):
@@ -131,17 +135,53 @@ def _check_dataset(args):
             f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images in "
             f"{os.path.abspath(args.data_root)}{did_you_mean(args.dataset, known)}"
         )
+    if args.shift == "feature" and args.dataset in known and not said("dataset", args.dataset, "domains"):
+        raise one_domain(args.dataset, args.data_root)
+
+
+def one_domain(name, root):
+    """Return the InputError which says that the dataset `name` is not for --shift feature."""
+    others = ", ".join(having("dataset", "domains"))
+    return InputError(
+        f"--shift feature: {name} has one domain; {others} have several, and so may a folder in {os.path.abspath(root)}"
+    )
+
+
+def _take_partition(args, given, explicit):
+    """Let --partition and --dirichlet say the same, or only one of them: the other is then None.
+
+    Raises InputError if both were given, but for one of them in a file of flags and the other typed: that one wins.
+    """
+    both = {name for name in ("partition", "dirichlet") if given.get(name) is not None}
+    typed = both & set(explicit)
+    if len(both) == 2 and len(typed) != 1:
+        raise InputError(
+            f"--partition {args.partition} and --dirichlet {args.dirichlet} both say how the data are split: give one"
+        )
+    if args.partition is None or (len(both) == 2 and typed == {"dirichlet"}):
+        args.partition = None
+        return
+    try:
+        spec, value = split_of(args.partition)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"--partition: {error}") from None
+    args.dirichlet = {"dirichlet": value, "iid": "iid"}.get(spec.name)
+    args.partition = None if args.dirichlet is not None else args.partition
 
 
 def _check_split(args, explicit):
-    """Make --dirichlet None where --partition_file holds a split made by hand, and refuse it if it was typed."""
+    """Make --dirichlet and --partition None where --partition_file holds a split made by hand, and refuse them if they
+    were typed.
+    """
     if not args.partition_file or hand_made(args) is None:
         return
-    if "dirichlet" in explicit:
-        raise InputError(
-            f"--dirichlet has no effect with --partition_file {args.partition_file}, a split made by hand: leave it out"
-        )
-    args.dirichlet = None
+    for name in ("dirichlet", "partition"):
+        if name in explicit:
+            raise InputError(
+                f"--{name} has no effect with --partition_file {args.partition_file}, a split made by hand: leave it "
+                "out"
+            )
+    args.dirichlet = args.partition = None
 
 
 def _check_paths(args):

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedmerge import files
 from fedmerge.config.options import acts, all_options
 from fedmerge.config.resolve import with_defaults
-from fedmerge.config.split_files import plain, split_name, split_path
+from fedmerge.config.split_files import drawn_as, plain, split_name, split_path
 
 
 def run_name(args):
@@ -21,8 +21,8 @@ def run_name(args):
     for name, option in all_options().items():
         value = getattr(args, name)
         if name == "partition_file":
-            value = split_path(args) if args.dirichlet is None else None  # otherwise it holds what the run draws
-        usual = ("algorithm", "dataset", "dirichlet", "seed")
+            value = None if drawn_as(vars(args)) else split_path(args)  # otherwise it holds what the run draws
+        usual = ("algorithm", "dataset", "dirichlet", "partition", "seed")
         if option.named and name not in usual and value != defaults[name] and acts(option, vars(args)):
             parts.append(f"{name}={_label(name, value)}")
     full = "_".join(parts)

@@ -10,14 +10,18 @@ settings `drawn_by` instead.
 Nothing here imports torch.
 """
 
+import argparse
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
+from fedmerge.config.kinds import split_of
 from fedmerge.errors import InputError
 from fedmerge.saving import read_json
 
-SPLITTING = ("dataset", "seed", "shift", "dirichlet", "n_clients", "min_client_samples")
+SPLITTING = ("dataset", "seed", "shift", "dirichlet", "partition", "n_clients", "min_client_samples")
+ONCE = {"shift": "label"}  # what a file of before there was a setting was drawn with, where that is not None
 
 
 def drawn_split(args):
@@ -58,7 +62,7 @@ def hand_made(args):
     drawn = content.get("drawn_by")
     belongs, how = (drawn, "drawn with") if drawn else (content.get("made_for", {}), "made for")
     known = drawn_split(args)
-    told = {name: belongs.get(name, "label") for name in known if drawn or name in belongs}  # once, all had label shift
+    told = {name: belongs.get(name, ONCE.get(name)) for name in known if drawn or name in belongs}
     differs = [f"--{name} {known[name]} (but {value})" for name, value in told.items() if value != known[name]]
     if differs:
         raise InputError(f"--partition_file {path}: was not {how} {', '.join(differs)}")
@@ -78,13 +82,35 @@ def stamping(args):
     return shlex.join(["python", "data.py", *map(str, words)])
 
 
+def drawn_as(settings):
+    """Return how the settings {name: value} of a run draw its split, as --partition has it: "dirichlet:0.5", "iid",
+    "labels:2"; None if it is made by hand.
+    """
+    level = settings.get("dirichlet")
+    return settings.get("partition") or (level if level in (None, "iid") else f"dirichlet:{level}")
+
+
+def split_title(how):
+    """Return what figures and messages call a split that is drawn as --partition has it: "Dirichlet(0.5)".
+
+    One of a partition that is not here any more has no title.
+    """
+    try:
+        spec, value = split_of(how)
+    except argparse.ArgumentTypeError:
+        return plain(how)
+    return spec.title.format(value=value)
+
+
 def split_name(args):
-    """Return what the split of a run is called: "iid", the concentration, or the name of one made by hand.
+    """Return what the split of a run is called: "iid", the concentration, "labels-2", or the name of one made by hand.
 
     That is what the file says, or its own name without the seed. Raises InputError for one that reads like a level.
     """
     if args.dirichlet is not None:
         return str(args.dirichlet)
+    if args.partition is not None:
+        return plain(args.partition)
     content = hand_made(args) or {}
     file = Path(args.partition_file)
     stem = re.sub(r"[-_. ]*\{seed\}", "", file.stem).strip("-_. ")
@@ -98,12 +124,14 @@ def split_name(args):
 
 
 def _is_level(name):
-    """Tell whether it could be a value of --dirichlet."""
-    try:
+    """Tell whether it could be a value of --dirichlet, or of --partition with a hyphen."""
+    with suppress(ValueError):
         float(name)
-    except ValueError:
-        return name.lower() == "iid"
-    return True
+        return True
+    with suppress(argparse.ArgumentTypeError):
+        split_of(name.replace("-", ":", 1))
+        return True
+    return name.lower() == "iid"
 
 
 def split_path(args):

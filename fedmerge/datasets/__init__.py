@@ -1,4 +1,26 @@
-"""Datasets as tensors, and the batches clients train on."""
+"""Datasets as tensors, and the batches clients train on.
+
+To add a dataset, add a file with a function that is registered under its name:
+
+    @dataset("NAME", augment=True)
+    def load_name(root, seed):
+        \"\"\"what it is (who made it)\"\"\"
+        return train, test, n_classes
+
+It returns the training and the test Images in the folder `root`, a Path, the number of classes, and, if its images are
+of several domains, the names of these, or, if images can be put in several, {name: (images, number of the part) ->
+images}. What else the decorator may say:
+
+    augment          True: train on augmented images unless --augment none
+    never_augmented  why --augment standard is refused
+    bundled          True: there is nothing to download
+    domains          True: there are several, for --shift feature
+    model            the network that is trained unless --model_name names another
+    label_set        the dataset that has the same classes in the same order
+    download         what `python data.py --download` fetches: {file: (URL, MD5)}, or the name of a class of
+                     torchvision.datasets that does
+    then             the command that is to be run after that
+"""
 
 from fedmerge.datasets.batches import (
     CPU_PIXELS,
@@ -11,25 +33,15 @@ from fedmerge.datasets.batches import (
     client_batches,
     client_choices,
 )
-from fedmerge.datasets.cifar import as_images, load_cifar10, load_cifar10_thousand, load_cifar100
-from fedmerge.datasets.digits import DIGIT_DOMAINS, WRITERS, in_all_domains, load_digits, load_digits_a, load_digits_b
-from fedmerge.datasets.fashion_mnist import load_fashion_mnist
-from fedmerge.datasets.folder import FOLDER_SIZE, FOLDER_TEST, load_folder
 from fedmerge.datasets.images import Images, Splits, join
 from fedmerge.datasets.loading import fingerprint, label_set, load_dataset, resize
-from fedmerge.datasets.tiny_imagenet import load_tiny_imagenet
 
 __all__ = [
     "CPU_PIXELS",
     "CROP_PADDING",
-    "DIGIT_DOMAINS",
-    "FOLDER_SIZE",
-    "FOLDER_TEST",
     "PIXELS",
-    "WRITERS",
     "Images",
     "Splits",
-    "as_images",
     "augment",
     "batch",
     "batch_bounds",
@@ -37,18 +49,8 @@ __all__ = [
     "client_batches",
     "client_choices",
     "fingerprint",
-    "in_all_domains",
     "join",
     "label_set",
-    "load_cifar10",
-    "load_cifar10_thousand",
-    "load_cifar100",
     "load_dataset",
-    "load_digits",
-    "load_digits_a",
-    "load_digits_b",
-    "load_fashion_mnist",
-    "load_folder",
-    "load_tiny_imagenet",
     "resize",
 ]

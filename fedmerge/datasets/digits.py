@@ -10,21 +10,41 @@ from fedmerge.randomness import generator
 from fedmerge.registry import dataset
 
 
-@dataset("DIGITS")
+@dataset(
+    "DIGITS",
+    bundled=True,
+    domains=True,
+    model="cnn",
+    never_augmented="a flipped or shifted 8x8 digit is another image",
+)
 def load_digits(root, seed):
-    """scikit-learn's bundled 1,797 handwritten 8x8 digits; the test set is a stratified 20 %, whatever the seed."""
-    return *_split_digits(_bundled_digits()), 10
+    """scikit-learn's bundled 1,797 handwritten 8x8 digits; the test set is a stratified 20 %, whatever the seed"""
+    return *_split_digits(_bundled_digits()), 10, DOMAINS
 
 
-@dataset("DIGITSA")
+@dataset(
+    "DIGITSA",
+    bundled=True,
+    domains=True,
+    model="cnn",
+    label_set="DIGITS",
+    never_augmented="a flipped or shifted 8x8 digit is another image",
+)
 def load_digits_a(root, seed):
-    """The digits of half of the WRITERS, to train a start on for the other half."""
+    """the digits of half of the WRITERS, to train a start on for the other half"""
     return *_split_digits(_of_writers(range(0, WRITERS, 2))), 10, tuple(f"writer {w}" for w in range(0, WRITERS, 2))
 
 
-@dataset("DIGITSB")
+@dataset(
+    "DIGITSB",
+    bundled=True,
+    domains=True,
+    model="cnn",
+    label_set="DIGITS",
+    never_augmented="a flipped or shifted 8x8 digit is another image",
+)
 def load_digits_b(root, seed):
-    """The digits of the other half, each writer a domain."""
+    """the digits of the other half, each writer a domain"""
     return *_split_digits(_of_writers(range(1, WRITERS, 2))), 10, tuple(f"writer {w}" for w in range(1, WRITERS, 2))
 
 
@@ -72,19 +92,17 @@ def _of_writers(wanted):
     return whole[whole.domains >= 0]
 
 
-# What becomes of a digit, uint8 [N, 1, H, W] of 0 to 240, in each domain; rng is a CPU generator.
-DIGIT_DOMAINS = {
-    "clean": lambda images, rng: images,
-    "inverted": lambda images, rng: 240 - images,
-    "blurred": lambda images, rng: F.avg_pool2d(images.float(), 3, 1, 1, count_include_pad=False).round().byte(),
-    "rotated": lambda images, rng: images.rot90(1, (2, 3)),
-    "noisy": lambda images, rng: (images + 60 * torch.randn(images.shape, generator=rng)).round().clamp(0, 240).byte(),
+def _noisy(images, part):
+    noise = torch.randn(images.shape, generator=generator(0, "noisy digits", part))  # of the part, whatever the seed
+    return (images + 60 * noise).round().clamp(0, 240).byte()
+
+
+# What becomes of digits, uint8 [N, 1, H, W] of 0 to 240, in each domain; part: 0 of those to train on, 1 of those for
+# validation, 2 of those for the test.
+DOMAINS = {
+    "clean": lambda images, part: images,
+    "inverted": lambda images, part: 240 - images,
+    "blurred": lambda images, part: F.avg_pool2d(images.float(), 3, 1, 1, count_include_pad=False).round().byte(),
+    "rotated": lambda images, part: images.rot90(1, (2, 3)),
+    "noisy": _noisy,
 }
-
-
-def in_all_domains(part, number):
-    """Return the Images once in each of DIGIT_DOMAINS. The noise depends on the part's `number`, on no seed."""
-    n, rng = len(part), generator(0, "noisy digits", number)
-    images = torch.cat([change(part.images, rng) for change in DIGIT_DOMAINS.values()])
-    k = len(DIGIT_DOMAINS)
-    return Images(images, part.labels.repeat(k), torch.arange(k).repeat_interleave(n))

@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fedmerge.datasets.digits import DIGIT_DOMAINS, in_all_domains
+from fedmerge.config.resolve import one_domain
 from fedmerge.datasets.folder import FOLDER_SIZE, load_folder
-from fedmerge.datasets.images import Splits
+from fedmerge.datasets.images import Images, Splits
 from fedmerge.errors import InputError
 from fedmerge.randomness import generator
-from fedmerge.registry import DATASETS
+from fedmerge.registry import DATASETS, said
 
 
 def label_set(dataset):
     """Return the name of the classes of a dataset: a model's last layer is worth keeping only for the same ones."""
-    return {"CIFAR10T": "CIFAR10", "DIGITSA": "DIGITS", "DIGITSB": "DIGITS"}.get(dataset, dataset)
+    return said("dataset", dataset, "label_set", dataset)
 
 
 def resize(images, size):
@@ -47,17 +47,25 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
     n_val = max(1, len(train) // 10)
     parts = [train[order[n_val:]], train[order[:n_val]], test]
-    if shift == "feature" and name == "DIGITS":
-        parts, domains = [in_all_domains(part, number) for number, part in enumerate(parts)], tuple(DIGIT_DOMAINS)
+    if shift == "feature" and isinstance(domains, dict):
+        parts = [_in_all_domains(part, number, domains) for number, part in enumerate(parts)]
+    domains = tuple(domains) if parts[0].domains is not None else ()
     if shift == "feature":
         _check_domains(name, root, domains, parts)
     return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains, crc)
 
 
+def _in_all_domains(part, number, domains):
+    """Return the Images once in each of the domains {name: (images, number of the part) -> images}."""
+    images = torch.cat([change(part.images, number) for change in domains.values()])
+    k = len(domains)
+    return Images(images, part.labels.repeat(k), torch.arange(k).repeat_interleave(len(part)))
+
+
 def _check_domains(name, root, domains, parts):
     """Raise InputError unless there are several domains, each with images to train and to test on."""
     if len(domains) < 2:
-        raise InputError(f"--shift feature: {name} has one domain; DIGITS has several, and so may a folder in {root}")
+        raise one_domain(name, root)
     for kind, part in (("training", parts[0]), ("test", parts[2])):
         for number, domain in enumerate(domains):
             if not (part.domains == number).any():
@@ -68,7 +76,10 @@ def _check_domains(name, root, domains, parts):
 
 
 def _read(name, root, seed, image_size):
-    """Return (training Images, test Images, number of classes, names of the domains) as the files have them."""
+    """Return (training Images, test Images, number of classes, domains) as the files have them.
+
+    The domains are the names of those that the images have, or the dict of those in which they can be put.
+    """
     root = Path(root).absolute()  # so that messages tell where it looked
     if name in DATASETS:
         train, test, n_classes, *domains = DATASETS[name](root, seed)
@@ -99,9 +110,3 @@ def _mean_std(images):
     mean = counts @ values.double()
     std = (counts @ values.double().square() - mean.square()).clamp_min(0).sqrt()
     return mean.float(), std.clamp_min(1e-3).float()  # a channel of one colour would divide by zero
-
-
-if __name__ == "__main__":
-    from fedmerge.datasets.tools import main
-
-    main()

@@ -4,13 +4,24 @@ import torch
 
 from fedmerge import files, tensor_files
 from fedmerge.datasets.images import Images
+from fedmerge.datasets.published import or_without
 from fedmerge.errors import InputError
 from fedmerge.registry import dataset
 
 
-@dataset("TinyImageNet", augment=True)
+@dataset(
+    "TinyImageNet",
+    augment=True,
+    download={
+        "tiny-imagenet-200.zip": (
+            "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+            "90528d7ca1a48142e341f4ef8d21d0de",
+        )
+    },
+    then="python import_TIN.py",
+)
 def load_tiny_imagenet(root, seed):
-    """Tiny-ImageNet-200 from the caches that import_TIN.py writes; the published validation set is the test set."""
+    """Tiny-ImageNet-200 from the caches that import_TIN.py writes; the published validation set is the test set"""
     train, test = (_read_cache(root / f"tinyimagenet_{part}_cache.pt", root) for part in ("train", "val"))
     if train["wnids"] != test["wnids"]:
         raise InputError(
@@ -22,8 +33,8 @@ def load_tiny_imagenet(root, seed):
 def _read_cache(path, root):
     if not path.exists():
         raise InputError(
-            f"no {path}: unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in {root} and run "
-            f"'python import_TIN.py --data_root {root}', or use --dataset DIGITS, which needs no download"
+            f"no {path}: run 'python data.py --download TinyImageNet --data_root {root}' and then "
+            f"'python import_TIN.py --data_root {root}'{or_without()}"
         )
     cache = tensor_files.load(path, files.CACHE, "a cache of import_TIN.py")
     images, labels, wnids = (

@@ -62,10 +62,10 @@ class Soups(Pool):
         return mean
 
     def _probe(self, client):
-        """Train the last layer alone; return the vector [dim] reached."""
-        head = client.model.trainable[-sum(client.model.layout.sizes[-2:]) :]
+        """Train the head alone; return the vector [dim] reached."""
+        begin, end = client.model.layout.head
         rng = client.rng("probe")
         batches = client.batches(self.probe_epochs, rng, n_steps=client.settings.max_steps)
-        for _ in client.steps(batches, w=head):
+        for _ in client.steps(batches, w=client.model.trainable[begin:end]):
             pass
         return client.model.vector.clone()

@@ -118,14 +118,14 @@ class Client:
     def steps(self, batches, w=None, correction=None, point=None, origin=None, loss=None, settings=None, adjust=None):
         """Take an optimiser step on `w` for each of `batches`, and yield after it.
 
-        w [k]: the last k of the working model's weights, all of them if not given; or, if `point` is, a vector
+        w [k]: a part of the working model's weights, all of them if not given; or, if `point` is, a vector
         [n_trainable] of the caller's, the difference of its weights to `origin`. correction(w) -> [k] is added to the
         gradient. point() puts the weights at which the gradient is taken into the working model and returns the
         derivative of these by `w`, a scalar tensor. loss(logits, x, y): instead of the mean cross-entropy. settings:
         other LocalSettings than the client's. adjust(gradient) changes the gradient [k] in place.
         """
         s, w = settings or self.settings, self.model.trainable if w is None else w
-        gradient = self.model.gradient[-len(w) :]
+        gradient = self.model.gradient_of(w)
         optimizer = OPTIMIZERS[s.optimizer](w, gradient, s)
         outputs = []
         try:

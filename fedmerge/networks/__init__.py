@@ -1,11 +1,24 @@
-"""Networks, and the flat vector that holds one network's whole state."""
+"""Networks, and the flat vector that holds one network's whole state.
+
+To add a network, add a file with a function that is registered under its name:
+
+    @network("NAME", norms=("batch", "group"))
+    def name(channels, image_size, n_classes, norm):
+        \"\"\"what it is (whose it is)\"\"\"
+        return module
+
+The module takes float32 [B, channels, image_size, image_size] and returns logits [B, n_classes]; the layer that makes
+them is its last. norm is one of `norms`, of which the first is the default; without the keyword, they are ("batch",
+"group"). What else the decorator may say:
+
+    pretrained  the address of published weights, with 8 digits of their SHA-256 in the file's name, for --pretrained
+    fit         a function (weights, module) that makes of their {name: tensor} what fits the module, but for the head
+"""
 
 from fedmerge.networks.building import COPIES, LARGEST, build_model, check_size
-from fedmerge.networks.cnn import cnn
 from fedmerge.networks.draws import CPU, draws_at_random, keyed_draws
-from fedmerge.networks.flat_model import NORMS, FlatModel, Layout
+from fedmerge.networks.flat_model import NORMS, FlatModel, Layout, head_of
 from fedmerge.networks.norms import norm_layer
-from fedmerge.networks.resnet import resnet18, resnet50
 from fedmerge.networks.weights import load_pretrained, load_weights, save_weights
 
 __all__ = [
@@ -17,13 +30,11 @@ __all__ = [
     "Layout",
     "build_model",
     "check_size",
-    "cnn",
     "draws_at_random",
+    "head_of",
     "keyed_draws",
     "load_pretrained",
     "load_weights",
     "norm_layer",
-    "resnet18",
-    "resnet50",
     "save_weights",
 ]

@@ -5,7 +5,6 @@ import torch
 from fedmerge import memory
 from fedmerge.errors import InputError
 from fedmerge.networks.draws import keyed_draws
-from fedmerge.networks.weights import main
 from fedmerge.registry import NETWORKS
 
 LARGEST = 2**31  # weights: positions are int32, and so are counts of a message
@@ -36,7 +35,3 @@ def check_size(name, n_weights, device):
             f"{said}, of which a run holds {COPIES} copies, {memory.in_words(COPIES * 4 * n_weights)}, and "
             f"{memory.in_words(there)} are free: {advice}"
         )
-
-
-if __name__ == "__main__":
-    main()

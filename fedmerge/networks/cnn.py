@@ -6,9 +6,9 @@ from fedmerge.networks.norms import norm_layer
 from fedmerge.registry import network
 
 
-@network("cnn")
+@network("cnn", norms=("none", "batch", "group"))
 def cnn(channels, image_size, n_classes, norm):
-    """Two 5x5 convolutions (32, 64 channels), each pooled, and 512 hidden units (McMahan et al. 2017, section 3)."""
+    """two 5x5 convolutions (32, 64 channels), each pooled, and 512 hidden units (McMahan et al. 2017, section 3)"""
     layer = norm_layer(norm)
     return nn.Sequential(
         *(nn.Conv2d(channels, 32, 5, padding=2), layer(32), nn.MaxPool2d(2), nn.ReLU()),

@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,13 @@ class Layout:
     n_trainable: int
     dim: int  # with the buffers
     norms: tuple = ()  # (begin, end) of what belongs to normalisation layers, buffers included
+    head: tuple = ()  # begin and end of the weights of the last layer, see `head_of`
+
+
+def head_of(module):
+    """Return the name of the layer that makes the logits: the one whose parameters come last in the module."""
+    *_, (name, _) = module.named_parameters()
+    return name.rpartition(".")[0]
 
 
 class FlatModel:
@@ -39,13 +46,16 @@ class FlatModel:
         buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
         sizes = tuple(p.numel() for _, p in parameters)
         ends = list(accumulate(t.numel() for _, t in parameters + buffers))
-        places = zip((name for name, _ in parameters + buffers), [0, *ends], ends, strict=False)
+        places = list(zip((name for name, _ in parameters + buffers), [0, *ends], ends, strict=False))
+        self.head = self.module.get_submodule(head_of(module))
+        head = [place for name, *place in places[: len(parameters)] if self._owner(name) is self.head]
         self.layout = Layout(
             names=tuple(name for name, _ in parameters),
             sizes=sizes,
             n_trainable=sum(sizes),
             dim=ends[-1],
             norms=tuple((a, b) for name, a, b in places if isinstance(self._owner(name), NORMS)),
+            head=(head[0][0], head[-1][1]),
         )
         self.vector = torch.cat([t.detach().flatten().float() for _, t in parameters + buffers])
         self.gradient = torch.zeros_like(self.trainable)
@@ -73,6 +83,12 @@ class FlatModel:
         """View of the trainable part of `vector`, [n_trainable]."""
         return self.vector[: self.layout.n_trainable]
 
+    def gradient_of(self, w):
+        """Return the part of `gradient` that is of w: a part of `trainable`, or another vector [n_trainable]."""
+        inside = w.untyped_storage().data_ptr() == self.vector.untyped_storage().data_ptr()
+        begin = w.storage_offset() if inside else 0
+        return self.gradient[begin : begin + len(w)]
+
     def load(self, vector):
         """Copy `vector [dim]` into the model."""
         self.vector.copy_(vector)
@@ -87,13 +103,12 @@ class FlatModel:
 
     @contextmanager
     def keeping_features(self):
-        """While this lasts, `features` [B, k] is what entered the last linear layer in the latest forward pass."""
-        head = [m for m in self.module.modules() if isinstance(m, nn.Linear)][-1]
+        """While this lasts, `features` [B, k] is what entered the head in the latest forward pass."""
 
         def keep(_, inputs):
             self.features = inputs[0]
 
-        handle = head.register_forward_pre_hook(keep)
+        handle = self.head.register_forward_pre_hook(keep)
         try:
             yield
         finally:

@@ -3,10 +3,11 @@
 from torch import nn
 
 from fedmerge.networks.norms import norm_layer
+from fedmerge.networks.weights import for_channels
 from fedmerge.registry import network
 
 
-def _resnet(name, channels, image_size, n_classes, norm):
+def _resnet(name, channels, n_classes, norm):
     """torchvision's ResNet with a 3x3 stride-1 stem and no max-pool, for images of 32 and 64 pixels."""
     import torchvision
 
@@ -17,13 +18,19 @@ def _resnet(name, channels, image_size, n_classes, norm):
     return model
 
 
-@network("resnet18")
+def centre_of_stem(weights, module):
+    """Return the published weights {name: tensor} with the centre of the 7x7 kernels for the 3x3 stem."""
+    stem = weights["conv1.weight"][:, :, 2:5, 2:5]
+    return {**weights, "conv1.weight": for_channels(stem, module.conv1.in_channels)}
+
+
+@network("resnet18", pretrained="https://download.pytorch.org/models/resnet18-f37072fd.pth", fit=centre_of_stem)
 def resnet18(channels, image_size, n_classes, norm):
     """torchvision's ResNet-18 with a stem for small images (He et al. 2016)"""
-    return _resnet("resnet18", channels, image_size, n_classes, norm)
+    return _resnet("resnet18", channels, n_classes, norm)
 
 
-@network("resnet50")
+@network("resnet50", pretrained="https://download.pytorch.org/models/resnet50-0676ba61.pth", fit=centre_of_stem)
 def resnet50(channels, image_size, n_classes, norm):
     """torchvision's ResNet-50 with a stem for small images (He et al. 2016)"""
-    return _resnet("resnet50", channels, image_size, n_classes, norm)
+    return _resnet("resnet50", channels, n_classes, norm)

@@ -1,41 +1,46 @@
 """Starting weights: published ones, and those that earlier runs left."""
 
-import argparse
 from pathlib import Path
 
 import torch
 
 from fedmerge import tensor_files
-from fedmerge.config.resolve import PRETRAINED
 from fedmerge.errors import InputError
+from fedmerge.networks.flat_model import head_of
+from fedmerge.registry import NETWORKS, said
 from fedmerge.saving import write_atomic
 
 
 def load_pretrained(module, name):
-    """Put torchvision's ImageNet weights (IMAGENET1K_V1) into a `name` of `build_model`, all but the head.
+    """Put the published weights into a `name` of `build_model`, as its file says, all but the head.
 
-    The 3x3 stem takes the centre of the published 7x7 kernels; a stem for one channel takes their sum over colours.
     Raises InputError where the weights are not on this machine and cannot be fetched.
     """
-    weights = _fetch_pretrained(name)
-    stem = weights["conv1.weight"][:, :, 2:5, 2:5]
-    weights["conv1.weight"] = stem if module.conv1.in_channels == 3 else stem.sum(1, keepdim=True)
-    _load_all_but_head(module, weights, f"the ImageNet weights of {name}")
+    fit = NETWORKS[name].registered.get("fit", lambda weights, module: weights)
+    _load_all_but_head(module, fit(fetch_pretrained(name), module), f"the ImageNet weights of {name}")
 
 
-def _fetch_pretrained(name):
-    import torchvision
+def for_channels(kernels, channels):
+    """Return the kernels [out, 3, H, W] of a first layer for so many channels: the sum over colours for one."""
+    return kernels if channels == 3 else kernels.sum(1, keepdim=True)
 
-    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+
+def fetch_pretrained(name):
+    """Return the published weights {name: tensor} of a network. Raises InputError as `load_pretrained` does."""
+    url = said("model_name", name, "pretrained")
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except Exception as error:  # no network, a bad sum, a damaged file: each library has its own exceptions for them
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        said = " ".join(str(error).split())
+        words = " ".join(str(error).split())
         raise InputError(
-            f"cannot get the ImageNet weights of {name} ({said}); where there is a network run "
-            f"'python models.py --download {name}', or put {url} into {folder}"
+            f"cannot get the ImageNet weights of {name} ({words}); where there is a network run "
+            f"'python models.py --download {name}', or put {url} into {pretrained_folder()}"
         ) from None
+
+
+def pretrained_folder():
+    """Return the Path where published weights are kept."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def save_weights(path, module, labels=None):
@@ -66,13 +71,13 @@ def load_weights(module, path, labels=None):
 
 
 def _load_all_but_head(module, weights, source, keep_head=True):
-    """Load `weights` {name: tensor}; the last layer only if `keep_head` and its shape fits.
+    """Load `weights` {name: tensor}; the head only if `keep_head` and its shape fits.
 
     Raises InputError for any other misfit.
     """
     own = {name: t for name, t in module.state_dict().items() if t.is_floating_point()}  # not num_batches_tracked
     given = {n: t for n, t in weights.items() if isinstance(n, str) and torch.is_tensor(t) and t.is_floating_point()}
-    head = list(own)[-2:]  # weight and bias of the last linear layer
+    head = [name for name in own if name.rpartition(".")[0] == head_of(module)]
     wrong = set(own) ^ set(given)
     wrong |= {name for name in set(own) - wrong if not tensor_files.is_plain(given[name])}
     wrong |= {name for name in set(own) - wrong - set(head) if own[name].shape != given[name].shape}
@@ -81,13 +86,3 @@ def _load_all_but_head(module, weights, source, keep_head=True):
     if not keep_head or any(own[name].shape != given[name].shape for name in head):
         given.update({name: own[name] for name in head})
     module.load_state_dict(given, strict=False)
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Fetch the published ImageNet weights for --pretrained.")
-    parser.add_argument("--download", required=True, choices=PRETRAINED)
-    try:
-        _fetch_pretrained(parser.parse_args().download)
-    except InputError as error:
-        parser.error(str(error))
-    print(f"in {Path(torch.hub.get_dir()) / 'checkpoints'}")

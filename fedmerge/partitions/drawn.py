@@ -1,11 +1,9 @@
 """Splits as a run draws them, or reads them."""
 
-import torch
-
 from fedmerge.config import split_files
 from fedmerge.config.split_files import split_path
 from fedmerge.errors import InputError
-from fedmerge.partitions.dirichlet import generator, partition_dirichlet
+from fedmerge.partitions.enough import draw_enough
 from fedmerge.partitions.saved import load_partition, save_partition
 from fedmerge.randomness import key_seed
 
@@ -14,9 +12,10 @@ def split_into_clients(args, train, may_write=True):
     """Return each client's indices into the training data.Images; read --partition_file, or write it if it may."""
     path, labels = split_path(args), train.labels
     there = path is not None and path.exists()
-    if (split_files.hand_made(args) is not None) != (args.dirichlet is None):
+    drawn_as = split_files.drawn_as(vars(args))
+    if (split_files.hand_made(args) is not None) != (drawn_as is None):
         raise InputError(f"{path}: was changed or taken away as the run began: start it again")
-    how = (args.n_clients, args.dirichlet, args.seed, args.min_client_samples)
+    how = (args.n_clients, drawn_as, args.seed, args.min_client_samples)
     if there:
         parts = load_partition(path, labels, args.n_clients, args.min_client_samples)
     elif args.shift == "feature":
@@ -30,14 +29,8 @@ def split_into_clients(args, train, may_write=True):
     return parts
 
 
-def partition_iid(labels, n_clients, rng):
-    """Split all of `labels` int64 [N] evenly at random; return a list of n_clients index tensors int64."""
-    order = torch.from_numpy(rng.permutation(len(labels)))
-    return list(order.tensor_split(n_clients))
-
-
-def partition(labels, n_clients, dirichlet, seed, min_samples=1, domains=1):
-    """Split `labels` int64 [N] by `dirichlet` (a concentration, or "iid") so that each client has `min_samples`.
+def partition(labels, n_clients, how, seed, min_samples=1, domains=1):
+    """Split `labels` int64 [N] as --partition has it, "iid" or "dirichlet:0.5", so that each client has `min_samples`.
 
     Raises InputError if the samples do not suffice, or no draw gives enough to all. domains: how many are split so.
     """
@@ -46,12 +39,10 @@ def partition(labels, n_clients, dirichlet, seed, min_samples=1, domains=1):
             f"{len(labels)} training samples are not enough for {n_clients} clients with at least {min_samples} each: "
             "lower --n_clients or --min_client_samples"
         )
-    if dirichlet == "iid":
-        return partition_iid(labels, n_clients, generator(seed, 1))
-    return partition_dirichlet(labels, n_clients, dirichlet, seed, min_samples, domains)
+    return draw_enough(how, labels, n_clients, seed, min_samples, domains)
 
 
-def partition_by_domain(labels, domains, n_clients, dirichlet, seed, min_samples=1):
+def partition_by_domain(labels, domains, n_clients, how, seed, min_samples=1):
     """Give every client samples of one domain: client c of D domains gets a part of domain c modulo D.
 
     domains int64 [N], every number below D among them. The clients of one domain share it as `partition` shares a
@@ -65,7 +56,7 @@ def partition_by_domain(labels, domains, n_clients, dirichlet, seed, min_samples
         members = (domains == domain).nonzero().flatten()
         own_seed = key_seed(seed, "domain", domain)
         try:
-            shares = partition(labels[members], n_clients // n_domains, dirichlet, own_seed, min_samples, n_domains)
+            shares = partition(labels[members], n_clients // n_domains, how, own_seed, min_samples, n_domains)
         except InputError as error:
             raise InputError(f"--shift feature, domain {domain + 1} of {n_domains}: {error}") from None
         parts[domain::n_domains] = [members[share] for share in shares]

@@ -32,7 +32,7 @@ def read_results(path):
 
 
 def split_name(record):
-    """Return what a run's record calls its split: "iid", a concentration, or the name of one made by hand."""
+    """Return what a run's record calls its split: "iid", a concentration, "labels-2", or one's name made by hand."""
     level = record["settings"]["dirichlet"]
     return plain(record["partition"]["name"]) if level is None else level
 
@@ -51,7 +51,7 @@ def result_row(record):
         "rounds": settings["n_epochs"],
     }
     figures = {name: value for name, value in final.items() if name != "train_seconds"}
-    told = {"algorithm", "dataset", "dirichlet", "n_epochs", "seed"}
+    told = {"algorithm", "dataset", "dirichlet", "partition", "n_epochs", "seed"}
     effective = acting(settings)
     named = [name for name, option in all_options().items() if option.named and name in effective]
     columns = {f"settings.{name}": effective[name] for name in named if name not in told}

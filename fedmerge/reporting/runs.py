@@ -16,6 +16,7 @@ import pandas as pd
 
 from fedmerge import files, locks
 from fedmerge.config.options import all_options
+from fedmerge.config.split_files import drawn_as, plain, split_title
 from fedmerge.errors import InputError, reason
 from fedmerge.registry import specs
 from fedmerge.reporting import scores
@@ -35,17 +36,22 @@ class Level(NamedTuple):
 
     shift: str  # "label" or "feature"
     by_hand: bool
-    name: str  # "iid", the concentration of the Dirichlet distribution, or the name of a split made by hand
+    name: str  # "iid", the concentration of the Dirichlet distribution, "labels-2", or the name of a split made by hand
+    drawn: str = ""  # as --partition has it: "iid", "dirichlet:0.5", "labels:2"; "" if it is made by hand
 
     @property
     def order(self):
-        number = float("inf") if self.by_hand or self.name == "iid" else float(self.name)
-        return self.shift != "label", self.by_hand, number, self.name
+        kind, _, value = self.drawn.partition(":")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("inf")
+        return self.shift != "label", self.by_hand, kind, number, self.name
 
     @property
     def title(self):
-        kind = {"iid": "IID"}.get(self.name, f"Dirichlet({self.name})")
-        return (f"split: {self.name}" if self.by_hand else kind) + ", a domain a client" * (self.shift == "feature")
+        kind = f"split: {self.name}" if self.by_hand else split_title(self.drawn)
+        return kind + ", a domain a client" * (self.shift == "feature")
 
     @property
     def cell(self):
@@ -201,16 +207,19 @@ def _settings_of(content):
 
 def _level_of(settings, name):
     """Return the Level of a run; name: of its split, as its record says, or None."""
-    drawn, shift = settings.get("dirichlet"), settings.get("shift", "label")
-    number = isinstance(drawn, int | float) and not isinstance(drawn, bool) and drawn > 0
-    _check(number or drawn in ("iid", None), "its setting dirichlet is neither a positive number nor iid")
+    level, shift = settings.get("dirichlet"), settings.get("shift", "label")
+    number = isinstance(level, int | float) and not isinstance(level, bool) and level > 0
+    _check(number or level in ("iid", None), "its setting dirichlet is neither a positive number nor iid")
+    _check(isinstance(settings.get("partition"), str | None), "its setting partition is no text")
     _check(name is None or (isinstance(name, str) and name and _is_plain(name)), "the name of its split is no text")
+    drawn = drawn_as(settings)
     _check(name or drawn is not None, "it does not say how its data are split")
     _check(shift in ("label", "feature"), "its setting shift is neither label nor feature")
-    by_hand = name is not None and name != str(drawn)
+    own = drawn and (str(level) if level is not None else plain(drawn))
+    by_hand = name is not None and name != own
     if name is not None:
         settings.pop("partition_file", None)  # the name tells more: there is a file for each seed
-    return Level(shift, by_hand, name if by_hand else str(drawn))
+    return Level(shift, True, name) if by_hand else Level(shift, False, own, drawn)
 
 
 def _ending_of(path, failed):

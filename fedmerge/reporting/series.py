@@ -29,7 +29,7 @@ FIRST = (
     "swad",
     "soups",
 )  # in legends
-ELSEWHERE = ("seed", "dirichlet", "dataset", "algorithm", "shift")  # what is told of a series in other places
+ELSEWHERE = ("seed", "dirichlet", "partition", "dataset", "algorithm", "shift")  # told of a series in other places
 UNFINISHED = ", unfinished"  # runs, told after the label
 SWEPT = 3  # as many settings that differ within an algorithm are told with every value, the default too
 

@@ -1,6 +1,6 @@
 """The formats in which a message holds its values: one class for each number of bits a value.
 
-FORMATS tells them by their bits. A new one is a class here, and its number in VALUE_BITS of config/options.py, which
+FORMATS tells them by their bits. A new one is a class here, and its number in VALUE_BITS of config/kinds.py, which
 the command line reads without torch. What they write, by bits (way PLAIN, unless it says CODED):
 
     32         f32[]; CODED, of a sparse message: with their exponents packed (float_coding.py)

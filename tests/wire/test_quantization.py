@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedmerge import wire
 from fedmerge.client_update import ClientUpdate
-from fedmerge.config.options import KINDS, VALUE_BITS
+from fedmerge.config.kinds import KINDS, VALUE_BITS
 from fedmerge.config.parser import build_parser
 from fedmerge.wire import quantization
 from fedmerge.wire.bits import BLOCK

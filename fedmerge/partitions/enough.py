@@ -1,0 +1,94 @@
+"""Draws of a split, until every client has enough samples; and what would do where none does."""
+
+import functools
+import math
+
+import numpy as np
+import torch
+
+from fedmerge.config.kinds import split_of
+from fedmerge.config.split_files import split_title
+from fedmerge.errors import InputError
+from fedmerge.randomness import key_seed
+from fedmerge.registry import PARTITIONS
+
+MAX_DRAWS = 1000
+WORK = 5 * 10**7  # samples shuffled and shares drawn before a split is given up: half a second to two of one core
+
+
+def draw_enough(how, labels, n_clients, seed, min_samples=1, domains=1):
+    """Split `labels` int64 [N] as --partition has it, such as "labels:2", into a list of n_clients index tensors int64.
+
+    Draws are repeated until each client has `min_samples`, which conditions their distribution. Raises InputError, and
+    says what would do, if that cannot be expected, or no draw within WORK did it. domains: how many are split so, each
+    into n_clients.
+    """
+    spec, value = split_of(how)
+    draw, classes, short = PARTITIONS[spec.name], by_class(labels), 0
+    most = max(10, min(MAX_DRAWS, WORK // (len(labels) + len(classes) * n_clients)))
+    for number in range(1, most + 1):
+        positions, owners = draw(classes, n_clients, value, generator(seed, number))
+        totals = sizes(owners, n_clients)
+        if totals.min() >= min_samples:
+            ordered = torch.from_numpy(positions[np.argsort(owners, kind="stable")])
+            return list(ordered.split(totals.tolist()))
+        short += int((totals < min_samples).sum())
+        if is_hopeless(short, number, most):
+            break
+    advice = draw.registered.get("advice", functools.partial(fewer_clients, draw))
+    few = max(1, round(short / number))
+    raise InputError(
+        f"a split with {split_title(how)} leaves about {few} of {n_clients} clients with fewer than "
+        f"--min_client_samples {min_samples} ({number} drawn): "
+        + advice(classes, n_clients, value, seed, min_samples, domains)
+        + "lower --min_client_samples (0 allows clients without samples)"
+    )
+
+
+def by_class(labels):
+    """Return the positions of each class in `labels` int64 [N], a list of ascending int64 arrays."""
+    labels = labels.numpy()
+    return [np.flatnonzero(labels == c) for c in np.unique(labels)]
+
+
+def sizes(owners, n_clients):
+    """Return how many samples each client has, int64 [n_clients]; owners int64 [N]: the client of each."""
+    return np.bincount(owners, minlength=n_clients)
+
+
+def generator(seed, number):
+    """Return the NumPy generator of the draw of this number, from 1."""
+    return np.random.default_rng(key_seed(seed, "partition", number - 1))
+
+
+def is_hopeless(short, n, most):
+    """Tell whether none of `most` draws will do, but for 1 chance in 1,000, if n of them left `short` clients short.
+
+    Shares of a Dirichlet distribution are negatively associated (Joag-Dev and Proschan 1983): with a mean of m such
+    clients there is none with a chance of at most exp(-m), and their number deviates no more than a Poisson's. Of other
+    partitions it is a rule of thumb.
+    """
+    return short - 4 * math.sqrt(short) > n * math.log(1000 * most)
+
+
+def fewer_clients(draw, classes, n_clients, value, seed, min_samples, domains=1):
+    """Return in words with how many clients two draws have enough for each, "" if with none."""
+
+    def does(n):
+        try:
+            owners = [draw(classes, n, value, generator(seed, number))[1] for number in (1, 2)]
+        except InputError:
+            return False
+        return all(sizes(of, n).min() >= min_samples for of in owners)
+
+    n = largest(does, n_clients - 1)
+    return f"lower --n_clients to {n * domains}, or " if does(n) else ""
+
+
+def largest(does, high):
+    """Return the largest whole number up to `high` that `does`, if all below one that does do; at least 1."""
+    low = 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if does(middle) else (low, middle - 1)
+    return low
