@@ -39,7 +39,8 @@ from test_fuzz import BATCH, CONTENT, IDX, archive  # noqa: E402
 
 from fedmerge import partitions  # noqa: E402
 from fedmerge.checkpoint.store import Checkpoints, _read  # noqa: E402
-from fedmerge.datasets import cifar_pickle, readers  # noqa: E402
+from fedmerge.datasets import cifar_pickle, fashion_mnist, published  # noqa: E402
+from fedmerge.datasets.cifar import _batch  # noqa: E402
 from fedmerge.errors import InputError  # noqa: E402
 from fedmerge.reporting import results_csv, run_status  # noqa: E402
 
@@ -70,7 +71,7 @@ def cifar(content):
         read = cifar_pickle.loads(content)
     if read is not None:
         _compare(read, content)
-    readers._cifar_batch(content, "batch", b"labels")
+    _batch(content, "batch", b"labels")
 
 
 def _compare(read, content):
@@ -91,11 +92,11 @@ def _compare(read, content):
 
 
 def idx(content):
-    readers._idx(content, "idx")
+    fashion_mnist._idx(content, "idx")
 
 
 def tar(content):
-    readers._read_tar(written("x.tar.gz", content), {"test_batch"})
+    published.read_tar(written("x.tar.gz", content), {"test_batch"})
 
 
 def split(content):

@@ -8,15 +8,16 @@ import torch
 
 import fedalg
 import import_TIN
-from fedmerge import datasets, files, networks, partitions, saving
+from fedmerge import files, networks, partitions, saving
 from fedmerge.checkpoint.store import _read
 from fedmerge.config.options import all_options
 from fedmerge.config.parser import parse_args
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name
-from fedmerge.datasets import readers
+from fedmerge.datasets.folder import load_folder
 from fedmerge.errors import InputError
 from fedmerge.networks.flat_model import Layout
+from fedmerge.registry import DATASETS
 from fedmerge.reporting import results_csv, run_status
 from fedmerge.simulation import personal_parts
 
@@ -38,13 +39,13 @@ def config(path):
 
 def tar(path):
     path.rename(path.with_name("cifar-10-python.tar.gz"))
-    readers.read_cifar(path.parent, "CIFAR10")
+    DATASETS["CIFAR10"](path.parent, 0)
 
 
 def cifar(path):
     (path.parent / "cifar-10-batches-py").mkdir()
     path.rename(path.parent / "cifar-10-batches-py" / "data_batch_1")
-    readers.read_cifar(path.parent, "CIFAR10")
+    DATASETS["CIFAR10"](path.parent, 0)
 
 
 def idx(path):
@@ -52,7 +53,7 @@ def idx(path):
         for kind in ("images-idx3", "labels-idx1"):
             (path.parent / f"{prefix}-{kind}-ubyte.gz").write_bytes(b"")
     path.replace(path.parent / "train-images-idx3-ubyte.gz") if not path.is_dir() else _move_folder(path)
-    readers.read_idx(path.parent, "FashionMNIST")
+    DATASETS["FashionMNIST"](path.parent, 0)
 
 
 def _move_folder(path):
@@ -64,7 +65,7 @@ def image(path):
     folder = path.parent / "set" / "domain" / "class"
     folder.mkdir(parents=True)
     path.rename(folder / "x.png")
-    readers.read_folder(path.parent / "set", 8)
+    load_folder(path.parent / "set", 8)
 
 
 def zipped(path):
@@ -79,7 +80,7 @@ def unpacked(path):
 
 def cache(path):
     path.rename(path.with_name("tinyimagenet_train_cache.pt"))
-    datasets.load_tiny_imagenet(path.parent, 0)
+    DATASETS["TinyImageNet"](path.parent, 0)
 
 
 def clients(path):

@@ -17,8 +17,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fedmerge import datasets, partitions
-from fedmerge.datasets import readers
+from fedmerge import partitions
+from fedmerge.datasets import cifar, fashion_mnist, published
+from fedmerge.datasets.tiny_imagenet import load_tiny_imagenet
 from fedmerge.errors import InputError
 from fedmerge.reporting import results_csv, run_status
 
@@ -59,11 +60,11 @@ def mutations(draw, content):
 @example(b"\x80\x02}(U\x04data" + BATCH[12:])
 @FUZZ
 def test_any_cifar_batch(content):
-    refused_or(lambda: readers._cifar_batch(content, "batch", b"labels"))
+    refused_or(lambda: cifar._batch(content, "batch", b"labels"))
 
 
 def test_a_whole_cifar_batch_is_read():
-    assert refused_or(lambda: readers._cifar_batch(BATCH, "batch", b"labels"))
+    assert refused_or(lambda: cifar._batch(BATCH, "batch", b"labels"))
 
 
 @pytest.mark.parametrize(
@@ -73,23 +74,23 @@ def test_a_pickle_calls_nothing(call):
     module, _, name = call.rpartition(".")
     program = f"c{module}\n{name}\n(S'x'\ntR.".encode()
     with pytest.raises(InputError, match=f"wants to call {module}.{name}"):
-        readers._cifar_batch(program, "batch", b"labels")
+        cifar._batch(program, "batch", b"labels")
 
 
 @given(st.binary(max_size=60) | mutations(IDX))
 @FUZZ
 def test_any_idx_file(content):
-    read = refused_or(lambda: readers._idx(gzip.compress(content), "idx"))
+    read = refused_or(lambda: fashion_mnist._idx(gzip.compress(content), "idx"))
     assert read or content != IDX
-    refused_or(lambda: readers._idx(content, "idx"))
+    refused_or(lambda: fashion_mnist._idx(content, "idx"))
 
 
 def test_a_small_idx_file_that_unpacks_to_much_is_refused(monkeypatch):
-    monkeypatch.setattr(readers, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(published, "MAX_BYTES", 2**20)
     bomb = gzip.compress(struct.pack(">BBBBI", 0, 0, 8, 1, 2**26) + bytes(2**26))
     assert len(bomb) < 2**17
     with pytest.raises(InputError, match="holds 1048576 bytes"):
-        readers._idx(bomb, "idx")
+        fashion_mnist._idx(bomb, "idx")
 
 
 def archive(members):
@@ -115,7 +116,7 @@ def test_an_archive_writes_nothing_and_follows_no_link(tmp_path):
         archive([("../../data_batch_1", BATCH), ("a/test_batch", str(tmp_path / "secret")), ("/etc/x", b"")])
     )
     before = sorted(tmp_path.rglob("*"))
-    assert readers._read_tar(path, {"data_batch_1", "test_batch"}) == {"data_batch_1": BATCH}
+    assert published.read_tar(path, {"data_batch_1", "test_batch"}) == {"data_batch_1": BATCH}
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -123,7 +124,7 @@ def test_an_archive_writes_nothing_and_follows_no_link(tmp_path):
 @FUZZ
 def test_any_archive(tmp_path, content):
     (tmp_path / "x.tar.gz").write_bytes(content)
-    refused_or(lambda: readers._read_tar(tmp_path / "x.tar.gz", {"test_batch"}))
+    refused_or(lambda: published.read_tar(tmp_path / "x.tar.gz", {"test_batch"}))
 
 
 ZEROS = torch.zeros(2, dtype=torch.int64)
@@ -186,4 +187,4 @@ def test_any_list_of_experiments(tmp_path, lines):
 def test_any_cache_of_tiny_imagenet(tmp_path, content):
     for part in ("train", "val"):
         (tmp_path / f"tinyimagenet_{part}_cache.pt").write_bytes(content)
-    assert not refused_or(lambda: datasets.load_tiny_imagenet(tmp_path, 0))
+    assert not refused_or(lambda: load_tiny_imagenet(tmp_path, 0))

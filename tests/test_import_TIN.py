@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import import_TIN
-from fedmerge import datasets
+from fedmerge.datasets.tiny_imagenet import load_tiny_imagenet
 from fedmerge.errors import InputError
 
 WNIDS = ["n02", "n01", "n03"]  # the published file is not in alphabetical order either
@@ -56,7 +56,7 @@ def zipped(tiny):
 def test_caches_hold_every_image_with_its_label(tiny, source):
     path = tiny / "tiny-imagenet-200" if source == "folder" else zipped(tiny)
     import_TIN.write_caches(path.with_suffix("") if source.startswith("zip found") else path, tiny)
-    train, test, n_classes = datasets.load_tiny_imagenet(tiny, seed=0)
+    train, test, n_classes = load_tiny_imagenet(tiny, seed=0)
     assert n_classes == 3
     assert train.labels.tolist() == [0, 1, 1, 2, 2, 2]
     assert test.labels.tolist() == [2, 0, 1]  # as val_annotations.txt says
@@ -163,4 +163,4 @@ def test_a_bad_cache_is_refused(tmp_path):
             tmp_path / f"tinyimagenet_{part}_cache.pt",
         )
     with pytest.raises(InputError, match="not a cache of import_TIN"):
-        datasets.load_tiny_imagenet(tmp_path, 0)
+        load_tiny_imagenet(tmp_path, 0)

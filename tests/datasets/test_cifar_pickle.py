@@ -6,9 +6,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from test_data import Python2Pickler, batch, pickled
+from cifar_files import Python2Pickler, batch, pickled
 
-from fedmerge.datasets import cifar_pickle, readers
+from fedmerge.datasets import cifar, cifar_pickle
 from fedmerge.errors import InputError
 
 WHOLE = batch(3, 7) | {b"batch_label": b"testing batch 1 of 1", b"filenames": [b"a.png", b"b.png", b"c.png"]}
@@ -33,7 +33,7 @@ def test_what_python_2_wrote_is_read_as_it_was():
 
 def test_text_for_keys_will_do():
     content = {key.decode(): value for key, value in WHOLE.items()}
-    images, labels = readers._cifar_batch(pickle.dumps(content), "batch", b"labels")
+    images, labels = cifar._batch(pickle.dumps(content), "batch", b"labels")
     assert labels.tolist() == WHOLE[b"labels"]
     assert images[2, 1, 3, 4] == WHOLE[b"data"][2, 1024 + 3 * 32 + 4]
 
@@ -110,7 +110,7 @@ REFUSED = {
 def test_what_wants_more_is_refused_in_one_line(kind):
     blob, why = REFUSED[kind]
     with pytest.raises(InputError, match=why) as caught:
-        readers._cifar_batch(blob, "batch", b"labels")
+        cifar._batch(blob, "batch", b"labels")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200
 
@@ -123,7 +123,7 @@ def test_a_length_beyond_the_file_takes_no_memory():
         b"T" + struct.pack("<i", 2**31 - 1),
     ):
         with pytest.raises(InputError, match="only 10 remain"):
-            readers._cifar_batch(b"\x80\x05}" + step + b"0123456789", "batch", b"labels")
+            cifar._batch(b"\x80\x05}" + step + b"0123456789", "batch", b"labels")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20
@@ -132,4 +132,4 @@ def test_a_length_beyond_the_file_takes_no_memory():
 def test_a_program_of_endless_steps_is_left_early(monkeypatch):
     monkeypatch.setattr(cifar_pickle, "MAX_STEPS", 50)
     with pytest.raises(InputError, match="more than 50 steps"):
-        readers._cifar_batch(b"\x80\x02](" + b"K\x01" * 100 + b"e.", "batch", b"labels")
+        cifar._batch(b"\x80\x02](" + b"K\x01" * 100 + b"e.", "batch", b"labels")
