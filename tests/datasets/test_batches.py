@@ -23,12 +23,12 @@ def test_batches_cover_everything_once_and_leave_no_single_sample(n, size):
 
 
 def test_every_epoch_is_another_order_of_the_same_samples(experiment):
-    exp = experiment()
+    run = experiment()
     epochs = 3
-    seen = list(datasets.client_batches(exp.splits, exp.parts[0], 16, epochs, generator(0, "x")))
+    seen = list(datasets.client_batches(run.splits, run.clients.parts[0], 16, epochs, generator(0, "x")))
     images = torch.cat([x for x, _ in seen]).chunk(epochs)
     labels = torch.cat([y for _, y in seen]).chunk(epochs)
-    own = exp.splits.train.labels[exp.parts[0]]
+    own = run.splits.train.labels[run.clients.parts[0]]
     assert all(torch.equal(y.sort().values, own.sort().values) for y in labels)
     assert not torch.equal(images[0], images[1])
     assert torch.allclose(images[0].sum(0), images[1].sum(0), atol=1e-3)

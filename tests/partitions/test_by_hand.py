@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, evaluate, train_round
 from PIL import Image
 
+import data
 import fedalg
 import plotting
 from fedmerge import datasets, partitions, saving
 from fedmerge.config.parser import checked_settings, parse_args
 from fedmerge.config.run_name import differing_settings, run_name, settings_of
-from fedmerge.datasets import tools
 from fedmerge.errors import InputError
 from fedmerge.reporting import results_csv, run_record, run_status
-from fedmerge.simulation import evaluation, rounds
+from fedmerge.simulation.experiment import prepare
 from fedmerge.simulation.sampling import cohort_size, sample_clients
 
 QUICK = ["--dataset=DIGITS", "--n_epochs=1", "--n_client_epochs=1", "--batch_size=16", "--device=cpu"]
@@ -36,7 +36,7 @@ def patho(tmp_path, monkeypatch):
         labels = datasets.load_dataset("DIGITS", ".", seed).train.labels
         clients = [((labels == 2 * c) | (labels == 2 * c + 1)).nonzero().flatten().tolist() for c in range(5)]
         Path(f"patho_{seed}.json").write_text(json.dumps({"clients": clients}))
-        tools.main(["--stamp", "patho_{seed}.json", "--dataset", "DIGITS", "--seed", str(seed)])
+        data.main(["--stamp", "patho_{seed}.json", "--dataset", "DIGITS", "--seed", str(seed)])
     return tmp_path
 
 
@@ -154,7 +154,7 @@ def test_a_split_of_another_seed_or_dataset_is_refused(patho, capsys):
     change("patho_0.json", made_for=None)
     args = parse_args([*QUICK, "--n_clients=5", "--partition_file=patho_0.json", "--seed=1"])
     with pytest.raises(InputError, match="was made for other training data"):
-        fedalg.prepare(args)
+        prepare(args)
 
 
 def test_a_file_without_the_hash_of_its_labels_is_refused_with_the_command_that_adds_it(patho, capsys):
@@ -162,7 +162,7 @@ def test_a_file_without_the_hash_of_its_labels_is_refused_with_the_command_that_
     said = refusal(capsys, "--partition_file=patho_{seed}.json", "--seed=1")
     command = re.search("'(python data.py --stamp .*)'", said)[1]
     assert command == "python data.py --stamp patho_1.json --dataset DIGITS --seed 1"
-    tools.main(command.split()[2:])
+    data.main(command.split()[2:])
     printed = capsys.readouterr().out
     assert "patho_1.json, for --dataset DIGITS --seed 1 --shift label: 5 clients" in printed
     assert "classes 2/2/2" in printed
@@ -171,14 +171,14 @@ def test_a_file_without_the_hash_of_its_labels_is_refused_with_the_command_that_
 
 def test_a_drawn_file_that_lost_its_hash_gets_it_back(patho, capsys):
     flags = [*QUICK, "--dirichlet=0.5", "--partition_file=d.json"]
-    fedalg.prepare(parse_args(flags))
+    prepare(parse_args(flags))
     whole = json.loads(Path("d.json").read_text())
     change("d.json", labels_sha256=None)
     assert "data.py --stamp d.json --dataset DIGITS" in refusal(capsys, "--n_clients=20", *flags[-2:])
-    tools.main(["--stamp", "d.json", "--dataset", "DIGITS", "--seed", "0"])
+    data.main(["--stamp", "d.json", "--dataset", "DIGITS", "--seed", "0"])
     stamped = json.loads(Path("d.json").read_text())
     assert stamped | whole == stamped
-    fedalg.prepare(parse_args(flags))
+    prepare(parse_args(flags))
 
 
 def test_a_file_that_changes_as_the_run_begins_is_not_used(patho):
@@ -187,31 +187,29 @@ def test_a_file_that_changes_as_the_run_begins_is_not_used(patho):
     Path("patho_0.json").rename("new.json")
     for args in (drawn, by_hand):
         with pytest.raises(InputError, match=r"\.json: was changed or taken away as the run began"):
-            fedalg.prepare(args)
+            prepare(args)
 
 
 def test_a_drawn_split_is_kept_for_each_seed_by_the_same_command(patho):
     for seed in (0, 1):
-        exp = fedalg.prepare(
-            parse_args([*QUICK, "--dirichlet=0.5", "--partition_file=d_{seed}.json", f"--seed={seed}"])
-        )
-        assert partitions.partition_file_hash(f"d_{seed}.json") == partitions.partition_hash(exp.parts)
-        assert (exp.split, "partition_file" in exp.name) == ("0.5", False)
-    assert run_record.record(exp, finished=False)["partition"]["name"] == "0.5"
+        run = prepare(parse_args([*QUICK, "--dirichlet=0.5", "--partition_file=d_{seed}.json", f"--seed={seed}"]))
+        assert partitions.partition_file_hash(f"d_{seed}.json") == partitions.partition_hash(run.clients.parts)
+        assert (run.split, "partition_file" in run.name) == ("0.5", False)
+    assert run_record.record(run, finished=False)["partition"]["name"] == "0.5"
 
 
 def test_labels_and_domains_can_be_had(patho, capsys):
     splits = datasets.load_dataset("DIGITS", ".", 1)
-    tools.main(["--labels", "DIGITS", "--seed", "1", "--output", "labels.csv"])
+    data.main(["--labels", "DIGITS", "--seed", "1", "--output", "labels.csv"])
     rows = list(csv.DictReader(io.StringIO(Path("labels.csv").read_text())))
     assert [(int(row["position"]), int(row["label"])) for row in rows] == list(enumerate(splits.train.labels.tolist()))
     capsys.readouterr()
-    tools.main(["--labels", "DIGITS", "--shift", "feature"])
+    data.main(["--labels", "DIGITS", "--shift", "feature"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert (len(rows), rows[0]["domain"], rows[-1]["domain"]) == (5 * 1294, "clean", "noisy")
     for wrong in (["--stamp", "none.json", "--dataset", "DIGITS"], ["--stamp", "x.json"], ["--labels", "NONE"]):
         with pytest.raises(SystemExit) as caught:
-            tools.main(wrong)
+            data.main(wrong)
         said = capsys.readouterr().err
         assert (caught.value.code, said.count("\n"), said[:15]) == (2, 1, "data.py: error:")
 
@@ -225,10 +223,10 @@ def test_the_example_of_the_readme_makes_a_split_of_two_classes_a_client(run, mo
     parts = re.search(example, (ROOT / "README.md").read_text()).groups()
     for seed in ("0", "1"):
         labels, code, stamp, flags = (part.replace("$seed", seed) for part in parts)
-        tools.main(shlex.split(labels, comments=True)[1:])
+        data.main(shlex.split(labels, comments=True)[1:])
         monkeypatch.setattr("sys.argv", ["-", seed])
         exec(code, {})
-        tools.main(shlex.split(stamp, comments=True)[1:])
+        data.main(shlex.split(stamp, comments=True)[1:])
         said = run(*shlex.split(flags), "--n_epochs=1", "--device=cpu")
         assert re.match(
             r"split two-classes: 20 clients, samples 6\d/6\d/6\d, classes 2/2/2 \(min/median/max\); ", said.err
@@ -241,37 +239,37 @@ def test_the_example_of_the_readme_makes_a_split_of_two_classes_a_client(run, mo
 
 def test_a_run_on_a_part_of_the_samples_says_how_many(patho, experiment):
     change("patho_0.json", unused=True, clients=[[0, 1], [2, 3, 4], [5, 6]])
-    exp = experiment(partition_file="patho_0.json", n_clients=3)
-    partition = run_record.record(exp, finished=False)["partition"]
+    run = experiment(partition_file="patho_0.json", n_clients=3)
+    partition = run_record.record(run, finished=False)["partition"]
     assert (partition["samples"], sum(map(sum, partition["histograms"]))) == (7, 7)
 
 
 def test_clients_without_samples_never_take_part(experiment):
-    exp = experiment(dirichlet=0.05, n_clients=60, participation=0.5, min_client_samples=0, norm="none")
-    assert exp.empty == [n for n, part in enumerate(exp.parts) if not len(part)]
-    assert len(exp.empty) > 5
+    run = experiment(dirichlet=0.05, n_clients=60, participation=0.5, min_client_samples=0, norm="none")
+    assert run.server.empty == [n for n, part in enumerate(run.clients.parts) if not len(part)]
+    assert len(run.server.empty) > 5
     for round in range(1, 6):
-        numbers = rounds.participants(exp, round)[0]
-        assert len(numbers) == cohort_size(60 - len(exp.empty), 0.5)
-        assert not set(numbers) & set(exp.empty)
-    whole = set(range(60)) - set(exp.empty)
-    assert set(sample_clients(60, 1.0, 0, 1, exp.empty)) == whole
+        numbers = run.server.participants(round)[0]
+        assert len(numbers) == cohort_size(60 - len(run.server.empty), 0.5)
+        assert not set(numbers) & set(run.server.empty)
+    whole = set(range(60)) - set(run.server.empty)
+    assert set(sample_clients(60, 1.0, 0, 1, run.server.empty)) == whole
     assert sample_clients(60, 0.5, 0, 1, []) == sample_clients(60, 0.5, 0, 1)
-    row = rounds.train_round(exp, 1)
+    row = train_round(run, 1)
     assert np.isfinite(row["train_losses"])
 
 
 def test_one_client_that_holds_all_trains_every_round(patho, experiment):
     change("patho_0.json", clients=[[], [], list(range(1294)), [], []])
-    exp = experiment(partition_file="patho_0.json", n_clients=5, min_client_samples=0, norm="batch")
-    assert [rounds.participants(exp, round) for round in (1, 2)] == [([2], [])] * 2
-    assert rounds.train_round(exp, 1)["clients"] == 1
+    run = experiment(partition_file="patho_0.json", n_clients=5, min_client_samples=0, norm="batch")
+    assert [run.server.participants(round) for round in (1, 2)] == [([2], [])] * 2
+    assert train_round(run, 1)["clients"] == 1
 
 
 def test_batchnorm_needs_two_samples_of_those_who_have_any(patho, experiment):
     settings = {"partition_file": "patho_0.json", "n_clients": 3, "min_client_samples": 0, "norm": "batch"}
     change("patho_0.json", unused=True, clients=[[0, 1], [], [5, 6]])
-    assert experiment(**settings).empty == [1]
+    assert experiment(**settings).server.empty == [1]
     change("patho_0.json", clients=[[0, 1], [], [5]])
     with pytest.raises(InputError, match="a client has one sample"):
         experiment(**settings)
@@ -298,20 +296,21 @@ def test_a_run_with_clients_without_samples_leaves_all_it_should(run, patho):
 def test_personal_models_are_judged_where_there_is_something_to_judge(experiment):
     """Of a client without samples no domain is known, and a small validation set may lack one."""
     settings = {"algorithm": "fedbn", "shift": "feature", "norm": "batch", "n_clients": 10, "dirichlet": 0.05}
-    exp = experiment(**settings, min_client_samples=2)
-    exp.parts[3] = torch.empty(0, dtype=torch.int64)  # of domain 3, as is 8
-    test = exp.splits.test
-    whole = evaluation.evaluate(exp, test)
-    assert (len(evaluation.own_images(exp, test)), 3 in evaluation.own_images(exp, test)) == (9, False)
+    run = experiment(**settings, min_client_samples=2)
+    run.clients.parts[3] = torch.empty(0, dtype=torch.int64)  # of domain 3, as is 8
+    test = run.splits.test
+    whole = evaluate(run, test)
+    own = run.evaluator.own_images(run.clients.parts, test)
+    assert (len(own), 3 in own) == (9, False)
     few = test[test.domains != 4]
-    loss, _, judged = evaluation.evaluate(exp, few)
+    loss, _, judged = evaluate(run, few)
     assert np.isfinite(loss)
     assert len(judged[1]) < len(whole[2][1])
-    exp.judged = judged
-    assert list(run_record.domain_accuracy(exp)) == ["clean", "inverted", "blurred", "rotated"]
-    saving.write_json(Path(exp.args.metrics_dir) / "x.json", run_record.domain_accuracy(exp))  # no NaN
-    exp.parts = [part if n % 5 == 4 else part[:0] for n, part in enumerate(exp.parts)]
-    assert np.isfinite(evaluation.evaluate(exp, few)[0])  # nobody's domain: the model that all share
+    run.history.judged = judged
+    assert list(run_record.domain_accuracy(run)) == ["clean", "inverted", "blurred", "rotated"]
+    saving.write_json(Path(run.settings.metrics_dir) / "x.json", run_record.domain_accuracy(run))  # no NaN
+    run.clients.parts = [part if n % 5 == 4 else part[:0] for n, part in enumerate(run.clients.parts)]
+    assert np.isfinite(evaluate(run, few)[0])  # nobody's domain: the model that all share
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedbn"])

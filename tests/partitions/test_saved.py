@@ -1,73 +1,12 @@
-"""Splits by their laws, and histograms looked up in the images themselves."""
+"""Splits in files."""
 
 import json
-from contextlib import suppress
 
 import pytest
 import torch
-from conftest import keys
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fedmerge import datasets, partitions
+from fedmerge import partitions
 from fedmerge.errors import InputError
-
-
-@given(
-    labels=st.lists(st.integers(0, 4), min_size=30, max_size=200),
-    n_clients=st.integers(1, 8),
-    dirichlet=st.sampled_from(["iid", 0.05, 0.5, 100.0]),
-    seed=st.integers(0, 1000),
-    min_samples=st.integers(1, 3),
-)
-@settings(max_examples=60)
-def test_every_sample_belongs_to_exactly_one_client(labels, n_clients, dirichlet, seed, min_samples):
-    labels = torch.tensor(labels)
-    if dirichlet in (0.05, 0.5):  # so skewed a split may fail on so few samples, and nothing else may
-        with suppress(InputError):
-            partitions.partition(labels, n_clients, dirichlet, seed, min_samples)
-        min_samples = 0
-    parts = partitions.partition(labels, n_clients, dirichlet, seed, min_samples)
-    assert len(parts) == n_clients
-    assert min(map(len, parts)) >= min_samples
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels)))
-    again = partitions.partition(labels, n_clients, dirichlet, seed, min_samples)
-    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
-
-
-def test_histograms_are_those_of_the_images_a_client_really_trains_on(experiment):
-    """Trap: positions within a subset are not positions within the whole. Here the images themselves are looked up."""
-    exp = experiment(dirichlet=0.3)
-    truth = {image: label for label, image in keys(datasets.load_dataset("DIGITS", ".", 0).train)}
-    table = partitions.histograms(exp.splits.train.labels, exp.parts, 10)
-    for number, part in enumerate(exp.parts):
-        counts = [0] * 10
-        for x, y in zip(exp.splits.train.images[part], exp.splits.train.labels[part], strict=True):
-            assert truth[x.numpy().tobytes()] == y
-            counts[y] += 1
-        assert counts == table[number].tolist()
-    assert table.sum() == len(exp.splits.train)
-
-
-def test_a_small_dirichlet_is_skewed_and_a_large_one_is_not():
-    labels = torch.arange(10).repeat(500)
-
-    def classes_held(alpha):
-        table = partitions.histograms(labels, partitions.partition(labels, 20, alpha, 0), 10)
-        return (table > 0.02 * table.sum(1, keepdim=True)).sum(1).float().mean()
-
-    assert classes_held(0.1) < 5
-    assert classes_held(100.0) == 10
-    assert classes_held("iid") == 10
-
-
-def test_what_cannot_be_split_says_what_to_change():
-    with pytest.raises(InputError, match="lower --n_clients or --min_client_samples"):
-        partitions.partition(torch.arange(10).repeat(20), 201, "iid", 0)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Files
 
 LABELS = torch.arange(10).repeat(20)
 
@@ -80,11 +19,13 @@ def write(file, **content):
 
 def test_a_partition_file_gives_the_same_split_back_and_no_other(tmp_path):
     file = tmp_path / "split.json"
-    parts = partitions.partition(LABELS, 5, 0.5, 0)
+    parts = partitions.partition(LABELS, 5, "dirichlet:0.5", 0)
     partitions.save_partition(file, LABELS, parts, {})
     again = partitions.load_partition(file, LABELS, 5)
     assert partitions.partition_hash(again) == partitions.partition_hash(parts)
-    assert partitions.partition_hash(again) != partitions.partition_hash(partitions.partition(LABELS, 5, 0.5, 1))
+    assert partitions.partition_hash(again) != partitions.partition_hash(
+        partitions.partition(LABELS, 5, "dirichlet:0.5", 1)
+    )
     assert partitions.partition_hash([*parts[:4], parts[4].flip(0)]) != partitions.partition_hash(parts)
     assert partitions.partition_file_hash(file) == partitions.partition_hash(parts)
     with pytest.raises(InputError, match="into 5 clients, not --n_clients 6"):
@@ -165,17 +106,3 @@ def test_a_stamp_binds_a_split_to_its_labels_once(tmp_path):
     with pytest.raises(InputError, match=r"belongs to other labels already \(--seed 0\)"):
         partitions.stamp_partition(file, LABELS.flip(0), {"seed": 1})
     assert json.loads(file.read_text()) == stamped
-
-
-@pytest.mark.parametrize("dirichlet", ["iid", 0.5])
-def test_every_client_has_one_domain_and_the_clients_of_a_domain_share_it(dirichlet):
-    rng = torch.Generator().manual_seed(0)
-    labels, domains = torch.randint(4, (900,), generator=rng), torch.randint(3, (900,), generator=rng)
-    parts = partitions.partition_by_domain(labels, domains, 6, dirichlet, seed=1, min_samples=5)
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(900))
-    assert [domains[part].unique().tolist() for part in parts] == [[0], [1], [2], [0], [1], [2]]
-    assert min(map(len, parts)) >= 5
-    again = partitions.partition_by_domain(labels, domains, 6, dirichlet, seed=1, min_samples=5)
-    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
-    with pytest.raises(InputError, match="4 is no multiple of the 3 domains"):
-        partitions.partition_by_domain(labels, domains, 4, dirichlet, seed=1)

@@ -1,0 +1,415 @@
+"""Splits by the laws that all partitions obey, some by hand, and what a run with one is called everywhere."""
+
+import csv
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK, keys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedalg
+import plotting
+from fedmerge import datasets, partitions, provenance
+from fedmerge.config.parser import checked_settings, parse_args
+from fedmerge.config.resolve import resolve
+from fedmerge.config.run_name import run_name, settings_of
+from fedmerge.errors import InputError
+from fedmerge.partitions import enough
+from fedmerge.registry import PARTITIONS, add_plugin, specs
+from fedmerge.reporting import run_record, runs
+from fedmerge.simulation.experiment import prepare
+
+VALUES = {"count": ("1", "2", "4"), "positive": ("0.05", "0.5", "100.0"), None: ("",)}
+HOWS = [f"{n}:{v}".rstrip(":") for n, s in sorted(specs("partition").items()) for v in VALUES[s.more.get("value")]]
+
+
+def whole(parts, n):
+    """Whether the parts hold every one of n positions once."""
+    return torch.equal(torch.cat(parts).sort().values, torch.arange(n))
+
+
+def same(a, b):
+    return all(torch.equal(*pair) for pair in zip(a, b, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Laws
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=30, max_size=200),
+    n_clients=st.integers(1, 8),
+    how=st.sampled_from(HOWS),
+    seed=st.integers(0, 1000),
+    min_samples=st.integers(0, 3),
+)
+@settings(max_examples=300)
+def test_every_sample_is_at_one_client_or_the_split_is_refused(labels, n_clients, how, seed, min_samples):
+    labels = torch.tensor(labels)
+    try:
+        parts = partitions.partition(labels, n_clients, how, seed, min_samples)
+    except InputError as error:
+        n_classes, (kind, _, value) = len(labels.unique()), how.partition(":")
+        cannot = kind == "labels" and not n_classes / n_clients <= int(value) <= n_classes
+        assert cannot or (min_samples and how != "iid")  # so few samples may not suffice
+        assert "\n" not in str(error)
+        return
+    assert len(parts) == n_clients
+    assert min(map(len, parts)) >= min_samples
+    assert whole(parts, len(labels))
+    assert same(parts, partitions.partition(labels, n_clients, how, seed, min_samples))
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_another_seed_is_another_split(how):
+    labels = torch.arange(10).repeat(60)
+    drawn = {partitions.partition_hash(partitions.partition(labels, 20, how, seed, 0)) for seed in range(20)}
+    assert len(drawn) == 20
+
+
+@given(
+    sizes=st.lists(st.integers(40, 60), min_size=2, max_size=12),
+    n_clients=st.integers(1, 40),
+    k=st.integers(1, 12),
+    seed=st.integers(0, 100),
+)
+def test_each_client_has_exactly_k_labels_of_even_shares(sizes, n_clients, k, seed):
+    labels = torch.cat([torch.full((size,), c) for c, size in enumerate(sizes)])
+    if k > len(sizes) or k * n_clients < len(sizes):
+        with pytest.raises(InputError, match=rf"--partition labels:{k}: each of {n_clients} clients can have \d+ to"):
+            partitions.partition(labels, n_clients, f"labels:{k}", seed)
+        return
+    table = partitions.histograms(labels, partitions.partition(labels, n_clients, f"labels:{k}", seed), len(sizes))
+    assert ((table > 0).sum(1) == k).all()
+    for i in range(n_clients):
+        assert table[i, i % len(sizes)] > 0
+    for counts in table.T:
+        assert counts[counts > 0].max() - counts[counts > 0].min() <= 1
+
+
+def test_a_split_of_every_kind_does_not_hang_on_how_the_labels_are_ordered_within_a_class():
+    """What a client holds of a class is drawn from all of it: no block of neighbours."""
+    labels = torch.arange(4).repeat_interleave(500)
+    for how in HOWS:
+        part = max(partitions.partition(labels, 4, how, 0, 0), key=len)
+        own = part[labels[part] == labels[part].mode().values]
+        if len(own) < 480:
+            assert own.diff().min() < 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# By hand
+
+
+def test_two_labels_a_client_by_hand():
+    """Class i modulo C for all; the others of a client are drawn as often as one another."""
+    labels, others = torch.arange(5).repeat_interleave(40), Counter()
+    for seed in range(300):
+        parts = partitions.partition(labels, 7, "labels:2", seed)
+        held = [set(labels[part].tolist()) for part in parts]
+        assert all(i % 5 in own for i, own in enumerate(held))
+        (other,) = held[0] - {0}
+        others[other] += 1
+        assert sum(map(len, parts)) == 200
+    assert set(others) == {1, 2, 3, 4}
+    assert all(abs(n - 75) < 4 * np.sqrt(300 * 0.25 * 0.75) for n in others.values())
+
+
+def test_with_fewer_clients_than_classes_every_class_is_dealt():
+    labels = torch.arange(10).repeat_interleave(30)
+    for seed in range(30):
+        table = partitions.histograms(labels, partitions.partition(labels, 4, "labels:3", seed), 10)
+        assert (table.sum(0) == 30).all()
+        assert ((table > 0).sum(1) == 3).all()
+        assert [bool(table[i, i]) for i in range(4)] == [True] * 4
+
+
+class Shares:
+    """A NumPy generator that draws what a test says."""
+
+    def __init__(self, shares):
+        self.shares = shares
+
+    def dirichlet(self, alphas):
+        self.alphas = alphas.tolist()
+        return np.array(self.shares)
+
+    def permutation(self, n):
+        return np.arange(n)[::-1]
+
+
+def test_sizes_by_a_dirichlet_distribution_by_hand():
+    """10 samples, shares 0.55, 0.25, 0.2: cut at 5.5 and 8, rounded down."""
+    rng = Shares([0.55, 0.25, 0.2])
+    order, owners = PARTITIONS["quantity"]([np.arange(4), np.arange(4, 10)], 3, 0.7, rng)
+    assert rng.alphas == [0.7] * 3
+    assert order.tolist() == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert owners.tolist() == [0] * 5 + [1] * 3 + [2] * 2
+
+
+def test_sizes_vary_with_alpha_and_classes_do_not():
+    labels = torch.arange(10).repeat(500)
+    spread = {}
+    for alpha in (0.5, 100.0):
+        parts = partitions.partition(labels, 10, f"quantity:{alpha}", 0, 50)
+        table = partitions.histograms(labels, parts, 10).float()
+        spread[alpha] = table.sum(1).std() / 500
+        shares = table / table.sum(1, keepdim=True)
+        assert shares.max() < 0.25
+    assert spread[100.0] < 0.2 < 0.5 < spread[0.5]
+
+
+def test_a_small_dirichlet_is_skewed_and_a_large_one_is_not():
+    labels = torch.arange(10).repeat(500)
+
+    def classes_held(how):
+        table = partitions.histograms(labels, partitions.partition(labels, 20, how, 0), 10)
+        return (table > 0.02 * table.sum(1, keepdim=True)).sum(1).float().mean()
+
+    assert classes_held("dirichlet:0.1") < 5
+    assert classes_held("dirichlet:100.0") == 10
+    assert classes_held("iid") == 10
+
+
+def test_histograms_are_those_of_the_images_a_client_really_trains_on(experiment):
+    """Trap: positions within a subset are not positions within the whole. Here the images themselves are looked up."""
+    run = experiment(dirichlet=0.3)
+    truth = {image: label for label, image in keys(datasets.load_dataset("DIGITS", ".", 0).train)}
+    table = partitions.histograms(run.splits.train.labels, run.clients.parts, 10)
+    for number, part in enumerate(run.clients.parts):
+        counts = [0] * 10
+        for x, y in zip(run.splits.train.images[part], run.splits.train.labels[part], strict=True):
+            assert truth[x.numpy().tobytes()] == y
+            counts[y] += 1
+        assert counts == table[number].tolist()
+    assert table.sum() == len(run.splits.train)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What cannot be
+
+
+def test_what_cannot_be_split_says_what_to_change():
+    with pytest.raises(InputError, match="lower --n_clients or --min_client_samples"):
+        partitions.partition(torch.arange(10).repeat(20), 201, "iid", 0)
+
+
+@pytest.mark.parametrize(("how", "least"), [("labels:2", 64), ("quantity:0.5", 40)])
+def test_where_clients_are_left_short_the_advice_is_one_that_helps(how, least, monkeypatch):
+    labels, work, draw = torch.arange(10).repeat(130), [], PARTITIONS[how.partition(":")[0]]
+
+    def counting(classes, n_clients, *more):
+        work.append(sum(map(len, classes)) + len(classes) * n_clients)
+        return draw(classes, n_clients, *more)
+
+    counting.registered = draw.registered
+    monkeypatch.setattr(f"fedmerge.partitions.{draw.__name__}.{draw.__name__}", counting)
+    with pytest.raises(InputError, match=f"of 20 clients with fewer than --min_client_samples {least}") as caught:
+        partitions.partition(labels, 20, how, 0, least)
+    assert sum(work) < 2 * enough.WORK
+    fewer = int(re.search(r"lower --n_clients to (\d+), or lower --min_client_samples", str(caught.value))[1])
+    assert 1 < fewer < 20
+    assert min(map(len, partitions.partition(labels, fewer, how, 0, least))) >= least
+    assert whole(partitions.partition(labels, 20, how, 0, 0), 1300)
+
+
+def test_a_hundred_thousand_clients_are_split_in_every_way():
+    labels = torch.from_numpy(np.random.default_rng(0).integers(0, 10, 200_000))
+    for how in ("iid", "dirichlet:1.0", "labels:2", "quantity:0.5"):
+        assert whole(partitions.partition(labels, 100_000, how, 0, 0), 200_000)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--partition labels:0", "'labels:0' is not labels:VALUE: '0' is not a whole number"),
+        ("--partition labels:x", "'labels:x' is not labels:VALUE"),
+        ("--partition labels", "'labels' is not labels:VALUE"),
+        ("--partition quantity:-1", "'quantity:-1' is not quantity:VALUE: '-1' is not a positive number"),
+        ("--partition iid:3", "'iid:3' is not iid"),
+        ("--partition labls:2", "did you mean labels?"),
+        ("--partition labels:2 --dirichlet 0.5", "both say how the data are split: give one"),
+        ("--partition iid --dirichlet iid", "both say how the data are split: give one"),
+        ("--partition labels:2 --algorithm centralised", "--algorithm centralised has one client"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line_before_any_work(flags, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        parse_args(flags.split())
+    error = capsys.readouterr().err
+    assert (caught.value.code, error.count("\n")) == (2, 1)
+    assert said in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_labels_than_there_are_classes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--partition labels:11: each of 20 clients can have 1 to 10 classes"):
+        fedalg.main(resolve({**QUICK, "partition": "labels:11"}))
+    assert not list(tmp_path.rglob("*.csv"))
+    with pytest.raises(InputError, match="--partition: 'labels:0' is not labels:VALUE"):
+        resolve({"partition": "labels:0"})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A run on one
+
+
+def test_dirichlet_and_iid_are_what_the_flag_of_old_makes():
+    for words, old in (("dirichlet:0.5", 0.5), ("iid", "iid")):
+        args, usual = (resolve({name: value}) for name, value in (("partition", words), ("dirichlet", old)))
+        assert vars(args) == vars(usual)
+        assert run_name(args) == run_name(usual)
+
+
+def test_what_was_typed_wins_over_a_file_of_flags(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, line in (("old", "--dirichlet 0.5"), ("new", "--partition labels:2")):
+        Path(name).write_text(line)
+    args = parse_args(["--config", "old", "--partition", "labels:2"])
+    assert (args.partition, args.dirichlet) == ("labels:2", None)
+    args = parse_args(["--config", "new", "--dirichlet", "0.5"])
+    assert (args.partition, args.dirichlet) == (None, 0.5)
+    Path("both").write_text("--dirichlet 0.5\n--partition labels:2")
+    with pytest.raises(SystemExit):
+        parse_args(["--config", "both"])
+
+
+@pytest.fixture
+def go(tmp_path, monkeypatch, capsys):
+    """A function of flags: run fedalg.py with these in the test's folder; return what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        capsys.readouterr()
+        fedalg.main(parse_args([*(f"--{name}={value}" for name, value in QUICK.items()), "--device=cpu", *flags]))
+        return capsys.readouterr()
+
+    return run
+
+
+def test_a_run_is_named_after_its_split_everywhere(go, tmp_path):
+    for seed in (0, 1):
+        said = go("--partition=labels:2", f"--seed={seed}")
+        assert re.match(r"split labels-2: 20 clients, samples .*, classes 2/2/2 \(min/median/max\); ", said.err)
+        go("--dirichlet=0.5", f"--seed={seed}")
+    go("--partition=labels:10")
+    assert "already finished" in go("--partition=labels:2").out
+    names = sorted(path.stem for path in tmp_path.glob("metrics/*.json"))
+    assert [re.match(r"fedavg_DIGITS_([a-z0-9.-]*)_\d_n_epochs", name)[1] for name in names] == [
+        *("0.5", "0.5", "labels-10", "labels-2", "labels-2"),
+    ]
+    record = json.loads((tmp_path / "metrics" / f"{names[-1]}.json").read_text())
+    assert record["partition"]["name"] == "labels-2"
+    assert (record["settings"]["partition"], record["settings"]["dirichlet"]) == ("labels:2", None)
+    with open("results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["Dirichlet"] for row in rows] == ["labels-2", "0.5", "labels-2", "0.5", "labels-10"]
+    assert "settings.partition" not in rows[0]
+    found, foreign = runs.load_runs("metrics")
+    assert not foreign
+    levels = sorted({run.level for run in found}, key=lambda level: level.order)
+    assert [level.title for level in levels] == ["Dirichlet(0.5)", "2 labels a client", "10 labels a client"]
+    assert [level.file for level in levels] == ["0.5", "labels-2", "labels-10"]
+    assert plotting.main(["--csv_dir", "metrics", "--output_dir", "out"]) == 0
+    assert (tmp_path / "out" / "DIGITS_labels-2_comparison.png").exists()
+
+
+def test_a_drawn_split_is_saved_and_read_and_belongs_to_its_partition(go, capsys):
+    go("--partition=quantity:0.5", "--partition_file=s.json")
+    saved = json.loads(Path("s.json").read_text())
+    assert saved["drawn_by"]["partition"] == "quantity:0.5"
+    run = prepare(resolve({"partition": "quantity:0.5", "partition_file": "s.json", "device": "cpu"}))
+    assert [part.tolist() for part in run.clients.parts] == saved["clients"]
+    assert "partition_file" not in run.name
+    assert run_record.record(run, finished=False)["partition"]["name"] == "quantity-0.5"
+    for other in ("labels:2", "quantity:0.6"):
+        with pytest.raises(InputError, match=rf"was not drawn with --partition {other} \(but quantity:0.5\)"):
+            resolve({"partition": other, "partition_file": "s.json"})
+    with pytest.raises(InputError, match=r"--dirichlet iid \(but None\), --partition None \(but quantity:0.5\)"):
+        resolve({"partition_file": "s.json"})
+    del saved["drawn_by"]["partition"]
+    saved["drawn_by"]["dirichlet"] = 0.5  # of before there were others
+    Path("old.json").write_text(json.dumps(saved))
+    assert resolve({"dirichlet": 0.5, "partition_file": "old.json"}).partition is None
+
+
+def test_a_split_made_by_hand_goes_with_no_partition_and_is_not_called_like_one(tmp_path):
+    labels = datasets.load_dataset("DIGITS", ".", 0).train.labels
+    content = {"clients": [part.tolist() for part in partitions.partition(labels, 20, "iid", 0)]}
+    content["labels_sha256"] = partitions.labels_hash(labels)
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(content))
+    settings = {"partition_file": str(file), "partition": "labels:2"}
+    args = resolve(settings)
+    assert (args.partition, args.dirichlet) == (None, None)
+    with pytest.raises(InputError, match="--partition has no effect with --partition_file"):
+        resolve(settings, explicit={"partition"})
+    for name, wrong in (("labels-2", True), ("quantity-0.5", True), ("labels-of-mine", False), ("my-labels-2", False)):
+        file.write_text(json.dumps({**content, "name": name}))
+        if wrong:
+            with pytest.raises(InputError, match=f"cannot be called '{name}'"):
+                run_name(args)
+        else:
+            assert f"_{name}_" in run_name(args)
+
+
+def test_settings_of_a_record_give_the_same_run(tmp_path):
+    args = resolve({"partition": "labels:3", "seed": 2})
+    again = checked_settings(json.loads(json.dumps(settings_of(args))), "clients.json")
+    assert run_name(again) == run_name(args)
+    assert again.dirichlet is None
+
+
+@pytest.mark.parametrize("how", ["iid", "dirichlet:0.5", "labels:2", "quantity:0.5"])
+def test_every_client_has_one_domain_and_the_clients_of_a_domain_share_it(how):
+    rng = torch.Generator().manual_seed(0)
+    labels, domains = torch.randint(4, (900,), generator=rng), torch.randint(3, (900,), generator=rng)
+    parts = partitions.partition_by_domain(labels, domains, 6, how, seed=1, min_samples=5)
+    assert whole(parts, 900)
+    assert [domains[part].unique().tolist() for part in parts] == [[0], [1], [2], [0], [1], [2]]
+    assert min(map(len, parts)) >= 5
+    if how == "labels:2":
+        assert [len(labels[part].unique()) for part in parts] == [2] * 6
+    assert same(parts, partitions.partition_by_domain(labels, domains, 6, how, seed=1, min_samples=5))
+    with pytest.raises(InputError, match="4 is no multiple of the 3 domains"):
+        partitions.partition_by_domain(labels, domains, 4, how, seed=1)
+
+
+PLUGIN = '''
+import numpy as np
+from fedmerge.registry import partition
+
+
+@partition("blocks", value="count", title="blocks of {value}")
+def blocks(classes, n_clients, size, rng):
+    """blocks of so many neighbours, in turn; what is over belongs to nobody"""
+    order = np.sort(np.concatenate(classes))
+    order = order[: len(order) // size * size]
+    return order, np.arange(len(order)) // size % n_clients
+'''
+
+
+def test_a_partition_is_one_file(go, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    monkeypatch.setattr("fedmerge.registry.PLUGINS", [])
+    add_plugin(tmp_path / "mine.py")
+    with_it = {"partition": "blocks:100", "n_clients": 3, "device": "cpu"}
+    run = prepare(resolve(with_it))
+    assert [len(part) for part in run.clients.parts] == [400, 400, 400]
+    assert run.clients.parts[1][:100].tolist() == list(range(100, 200))
+    said = go("--partition=blocks:100", "--n_clients=3")
+    assert "94 of 1294 samples unused" in said.err
+    assert re.search("_blocks-100_0_", said.out)
+    (found,), _ = runs.load_runs("metrics")
+    assert found.level.title == "blocks of 100"
+    assert provenance.code_hash(with_it) != provenance.code_hash({**with_it, "partition": "labels:2"})
+    monkeypatch.setattr("fedmerge.registry.PLUGINS", [])
+    assert found.level.title == "blocks-100"  # where the plugin is not given
