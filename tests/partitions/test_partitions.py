@@ -54,11 +54,10 @@ def test_every_sample_is_at_one_client_or_the_split_is_refused(labels, n_clients
     labels = torch.tensor(labels)
     try:
         parts = partitions.partition(labels, n_clients, how, seed, min_samples)
-    except InputError as error:
+    except InputError:
         n_classes, (kind, _, value) = len(labels.unique()), how.partition(":")
         cannot = kind == "labels" and not n_classes / n_clients <= int(value) <= n_classes
         assert cannot or (min_samples and how != "iid")  # so few samples may not suffice
-        assert "\n" not in str(error)
         return
     assert len(parts) == n_clients
     assert min(map(len, parts)) >= min_samples
@@ -295,7 +294,8 @@ def go(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_run_is_named_after_its_split_everywhere(go, tmp_path):
+def test_a_run_is_named_after_its_split_everywhere(go, tmp_path, monkeypatch):
+    monkeypatch.setattr(plotting, "plot_run", lambda *_: "no figures")
     for seed in (0, 1):
         said = go("--partition=labels:2", f"--seed={seed}")
         assert re.match(r"split labels-2: 20 clients, samples .*, classes 2/2/2 \(min/median/max\); ", said.err)

@@ -23,9 +23,8 @@ def test_a_partition_file_gives_the_same_split_back_and_no_other(tmp_path):
     partitions.save_partition(file, LABELS, parts, {})
     again = partitions.load_partition(file, LABELS, 5)
     assert partitions.partition_hash(again) == partitions.partition_hash(parts)
-    assert partitions.partition_hash(again) != partitions.partition_hash(
-        partitions.partition(LABELS, 5, "dirichlet:0.5", 1)
-    )
+    other = partitions.partition(LABELS, 5, "dirichlet:0.5", 1)
+    assert partitions.partition_hash(again) != partitions.partition_hash(other)
     assert partitions.partition_hash([*parts[:4], parts[4].flip(0)]) != partitions.partition_hash(parts)
     assert partitions.partition_file_hash(file) == partitions.partition_hash(parts)
     with pytest.raises(InputError, match="into 5 clients, not --n_clients 6"):
