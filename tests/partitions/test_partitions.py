@@ -7,11 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_runs import write_run
 
 import fedalg
 import plotting
@@ -318,8 +320,18 @@ def test_a_run_is_named_after_its_split_everywhere(go, tmp_path, monkeypatch):
     levels = sorted({run.level for run in found}, key=lambda level: level.order)
     assert [level.title for level in levels] == ["Dirichlet(0.5)", "2 labels a client", "10 labels a client"]
     assert [level.file for level in levels] == ["0.5", "labels-2", "labels-10"]
-    assert plotting.main(["--csv_dir", "metrics", "--output_dir", "out"]) == 0
-    assert (tmp_path / "out" / "DIGITS_labels-2_comparison.png").exists()
+
+
+def test_its_figure_has_a_name_and_a_title_of_its_own(tmp_path):
+    for name in ("labels:2", None):
+        write_run(tmp_path / "m", [0.2, 0.4], dirichlet=None if name else 0.5, partition=name)
+    assert plotting.main(["--csv_dir", str(tmp_path / "m"), "--output_dir", str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").glob("*_comparison.png")} == {
+        "DIGITS_labels-2_comparison.png",
+        "DIGITS_0.5_comparison.png",
+    }
+    table = pd.read_csv(tmp_path / "out" / "DIGITS_summary.csv", dtype=str)
+    assert table["split"].tolist() == ["0.5", "labels-2"]
 
 
 def test_a_drawn_split_is_saved_and_read_and_belongs_to_its_partition(go, capsys):
