@@ -9,11 +9,15 @@ in fedmerge/partitions/.
 """
 
 import argparse
+import hashlib
 import os
 import sys
+import urllib.request
 from pathlib import Path
 
-from fedmerge import partitions, saving
+from tqdm import tqdm
+
+from fedmerge import files, partitions, saving
 from fedmerge.config.kinds import KINDS
 from fedmerge.datasets import *  # noqa: F403
 from fedmerge.datasets import load_dataset
@@ -22,21 +26,37 @@ from fedmerge.registry import having, said
 
 
 def download(name, root):
-    """Fetch the published files of `name` into the folder `root` with torchvision, which checks their MD5."""
-    import torchvision
-    from torchvision.datasets.utils import download_url
-
+    """Fetch the published files of `name` into the folder `root`, and check their MD5. Raises InputError."""
     published = said("dataset", name, "download")
     try:
         if isinstance(published, str):
+            import torchvision
+
             getattr(torchvision.datasets, published)(root, download=True)
         else:
             for file, (url, md5) in published.items():
-                download_url(url, Path(root, file).parent, Path(file).name, md5)
+                fetch(url, Path(root, file), md5)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{name} could not be fetched: {error}") from None
     then = said("dataset", name, "then")
     print(f"{name} is in {root}" + (f"; now run '{then} --data_root {root}'" if then else ""))
+
+
+def fetch(url, path, md5):
+    """Write what is at the `url` to the Path `path`, unless it is there. Raises OSError if its MD5 is another."""
+    if path.exists():
+        with files.open_regular(path, files.ARCHIVE) as there:
+            if hashlib.file_digest(there, "md5").hexdigest() == md5:
+                return
+    digest, n, bar = hashlib.md5(), 0, tqdm(desc=path.name, unit="B", unit_scale=True, disable=None)
+    with urllib.request.urlopen(url) as response, saving.replacing(path) as file, bar:
+        while n <= files.ARCHIVE and (block := response.read(2**20)):
+            file.write(block)
+            digest.update(block)
+            n += len(block)
+            bar.update(len(block))
+        if digest.hexdigest() != md5:
+            raise OSError(f"{url} is another file than the published one: its MD5 is {digest.hexdigest()}, not {md5}")
 
 
 def labels_csv(splits):

@@ -21,28 +21,15 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-INSTRUMENTED = [
-    "readers",
-    "cifar_pickle",
-    "files",
-    "pickletools",
-    "partitions",
-    "partition_files",
-    "records",
-    "experiments",
-    "checkpoints",
-]
-with atheris.instrument_imports(include=INSTRUMENTED):
-    pass
+with atheris.instrument_imports(include=["fedmerge", "pickletools"]):
+    from fedmerge import partitions
+    from fedmerge.checkpoint.store import Checkpoints, _read
+    from fedmerge.datasets import cifar_pickle, fashion_mnist, published
+    from fedmerge.datasets.cifar import _batch
+    from fedmerge.errors import InputError
+    from fedmerge.reporting import results_csv, run_status
 import torch  # noqa: E402
 from test_fuzz import BATCH, CONTENT, IDX, archive  # noqa: E402
-
-from fedmerge import partitions  # noqa: E402
-from fedmerge.checkpoint.store import Checkpoints, _read  # noqa: E402
-from fedmerge.datasets import cifar_pickle, fashion_mnist, published  # noqa: E402
-from fedmerge.datasets.cifar import _batch  # noqa: E402
-from fedmerge.errors import InputError  # noqa: E402
-from fedmerge.reporting import results_csv, run_status  # noqa: E402
 
 torch.set_num_threads(1)
 FOLDER = Path(tempfile.mkdtemp())

@@ -1,0 +1,25 @@
+"""A network that draws as it trains, for the tests: a plugin."""
+
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from fedmerge.registry import network
+
+
+class Residual(nn.Module):
+    """Stochastic depth as a layer, dropout as a function: nothing that a search through the modules would find."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.inner, self.depth = nn.Linear(width, width), StochasticDepth(0.3, "row")
+
+    def forward(self, x):
+        return x + self.depth(nn.functional.dropout(self.inner(x).relu(), 0.4, self.training))
+
+
+@network("dropping", norms=("none", "batch"))
+def dropping(channels, image_size, n_classes, norm):
+    """a small network with both kinds of draws"""
+    layer = nn.BatchNorm1d(32) if norm == "batch" else nn.Identity()
+    inputs = nn.Linear(channels * image_size**2, 32)
+    return nn.Sequential(nn.Flatten(), inputs, layer, Residual(32), nn.Linear(32, n_classes))
