@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fedalg
 from fedmerge import datasets, partitions
 from fedmerge.config.resolve import resolve
+from fedmerge.config.split_files import drawn_as
 from fedmerge.randomness import generator
 from fedmerge.simulation import rounds
 from fedmerge.simulation.sampling import sample_clients
@@ -55,7 +56,7 @@ def synthetic(device):
 def experiment(work, device, **settings):
     args = resolve({"model_name": "cnn", "n_client_epochs": 1, "augment": "none", **WORKS[work], **settings})
     splits = synthetic("cpu")
-    parts = partitions.partition(splits.train.labels, args.n_clients, args.dirichlet, args.seed)
+    parts = partitions.partition(splits.train.labels, args.n_clients, drawn_as(vars(args)), args.seed)
     return fedalg.assemble(args, splits, parts, torch.device(device))
 
 

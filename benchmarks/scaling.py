@@ -19,28 +19,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fedalg
-from fedmerge import datasets, networks
+from fedmerge import datasets
 from fedmerge.config.resolve import resolve
+from fedmerge.registry import add_plugin
 from fedmerge.simulation import rounds
 
 EACH = 50  # images a client
 
 
-def perceptron(hidden):
-    """Return an entry of models.MODELS."""
-
-    def build(channels, image_size, n_classes, norm):
-        n = channels * image_size**2
-        layers = torch.nn.Linear(n, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, n_classes)
-        return torch.nn.Sequential(torch.nn.Flatten(), *layers)
-
-    return build
-
-
 def experiment(device, n_clients=100, cohort=10, hidden=128):
-    name = f"perceptron {hidden}"
-    networks.MODELS[name] = perceptron(hidden)
-    settings = {"model_name": name, "n_clients": n_clients, "participation": cohort / n_clients, "batch_size": 10}
+    add_plugin(Path(__file__).with_name("perceptrons.py"))
+    settings = {
+        "model_name": f"perceptron{hidden}",
+        "n_clients": n_clients,
+        "participation": cohort / n_clients,
+        "batch_size": 10,
+    }
     args = resolve({"n_client_epochs": 1, "augment": "none", **settings})
     g, n = torch.Generator().manual_seed(0), n_clients * EACH
     images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g)

@@ -32,7 +32,8 @@ def forget():
 
 
 def current_hash(**settings):
-    return provenance.code_hash({**QUICK, "algorithm": "las", "model_name": "cnn", **settings})
+    usual = {"algorithm": "las", "model_name": "cnn", "dataset": "DIGITS", "dirichlet": 0.5}
+    return provenance.code_hash({**QUICK, **usual, **settings})
 
 
 def hash_after(path, before, after):
@@ -50,12 +51,17 @@ def test_the_hash_is_of_what_computes_and_not_of_words_or_figures(copy):
     assert hash_after(package / "reporting" / "tables.py", "mean", "median") == first
     assert hash_after(package / "algorithms" / "fedprox.py", "self.", "2 * self.") == first  # of another algorithm
     assert current_hash(algorithm="fedprox") != first
+    assert hash_after(package / "datasets" / "cifar.py", "3072", "3073") == first  # of another dataset
+    assert hash_after(package / "partitions" / "labels.py", "k - 1", "k - 2") == first  # of another split
+    assert current_hash(dirichlet=None, partition="labels:2") != first
+    assert current_hash(dirichlet=None, partition="labels:2") == current_hash(dirichlet=None, partition="labels:3")
     assert hash_after(package / "wire" / "golomb.py", " + 1", " + 2") != first  # imported by what fedalg imports
 
 
 def test_every_module_that_fedalg_loads_has_a_part_in_it(copy):
     modules = [
         *("local_training/client", "wire/message", "wire/downlink", "partitions/drawn", "networks/building"),
+        *("partitions/enough", "partitions/dirichlet", "datasets/loading"),
         *(
             "datasets/digits",
             "networks/cnn",

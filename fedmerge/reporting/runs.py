@@ -196,7 +196,7 @@ def _settings_of(content):
     for name in ("algorithm", "dataset"):
         value = settings.get(name)
         _check(isinstance(value, str) and NAME.fullmatch(value), f"{printable(value)[:50]!r} is no name of a {name}")
-    for name in ("preset", "model_name", "local", "local_optimizer", "partition_file"):
+    for name in ("preset", "model_name", "local", "local_optimizer", "partition", "partition_file"):
         _check(isinstance(settings.get(name), str | None), f"its setting {name} is no text")
     for name in ("n_epochs", "seed"):
         _check(_is_count(settings.get(name)), f"its setting {name} is no whole number")
@@ -210,7 +210,6 @@ def _level_of(settings, name):
     level, shift = settings.get("dirichlet"), settings.get("shift", "label")
     number = isinstance(level, int | float) and not isinstance(level, bool) and level > 0
     _check(number or level in ("iid", None), "its setting dirichlet is neither a positive number nor iid")
-    _check(isinstance(settings.get("partition"), str | None), "its setting partition is no text")
     _check(name is None or (isinstance(name, str) and name and _is_plain(name)), "the name of its split is no text")
     drawn = drawn_as(settings)
     _check(name or drawn is not None, "it does not say how its data are split")
