@@ -129,11 +129,8 @@ def said(shelf, name, keyword, default=None):
 def _specs(shelf, plugins):
     decorator, folder = SHELVES[shelf]
     files, found = [*sorted((HERE / folder).glob("*.py")), *plugins], {}
-    registers = re.compile(rf"^@{decorator}\(", re.MULTILINE)
     for file in files:
-        if not registers.search(_text(file)):
-            continue
-        for node in _tree(file).body:
+        for node in _decorated(file, decorator):
             for call in getattr(node, "decorator_list", ()):
                 if isinstance(call, ast.Call) and getattr(call.func, "id", None) == decorator:
                     spec = _spec(shelf, node, call, file, files)
@@ -206,9 +203,7 @@ def _assigned(node, file, attribute):
 
 def _is_function(node, file):
     """Tell whether it is the name of a function of the file: only who imports the component has a use for it."""
-    if not isinstance(node, ast.Name):
-        return False
-    return any(isinstance(other, ast.FunctionDef) and other.name == node.id for other in _tree(file).body)
+    return isinstance(node, ast.Name) and re.search(rf"^def {node.id}\(", _text(file), re.MULTILINE) is not None
 
 
 def _literal(node, file, what):
@@ -219,6 +214,24 @@ def _literal(node, file, what):
         raise InputError(
             f"{file}: line {node.lineno}: {what}: is read, not run, and must be written out: {said}"
         ) from None
+
+
+def _decorated(file, decorator):
+    """Return the nodes of the file among which are those with the decorator.
+
+    Of functions, no more of the file is parsed than them: a dataset may have a long reader, and --help is in a hurry.
+    """
+    text, nodes = _text(file), []
+    for found in re.finditer(rf"^@{decorator}\(.*?^(class|def) ", text, re.MULTILINE | re.DOTALL):
+        if found[1] == "class":
+            return _tree(file).body
+        end = re.compile(r"^[^\s#)]", re.MULTILINE).search(text, found.end())
+        try:
+            (node,) = ast.parse(text[found.start() : end and end.start()]).body
+        except (SyntaxError, ValueError):  # written otherwise than expected, or it is none
+            return _tree(file).body
+        nodes.append(ast.increment_lineno(node, text.count("\n", 0, found.start())))
+    return nodes
 
 
 @functools.cache
