@@ -6,7 +6,7 @@ from fedmerge.errors import InputError
 from fedmerge.registry import partition
 
 
-@partition("labels", value="count", title="{value} labels a client")
+@partition("labels", value="count", title="{value}-label clients")
 def labels(classes, n_clients, k, rng):
     """so many classes a client (NIID-Bench's #C, Li et al. 2022)
 

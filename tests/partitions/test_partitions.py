@@ -318,7 +318,7 @@ def test_a_run_is_named_after_its_split_everywhere(go, tmp_path, monkeypatch):
     found, foreign = runs.load_runs("metrics")
     assert not foreign
     levels = sorted({run.level for run in found}, key=lambda level: level.order)
-    assert [level.title for level in levels] == ["Dirichlet(0.5)", "2 labels a client", "10 labels a client"]
+    assert [level.title for level in levels] == ["Dirichlet(0.5)", "2-label clients", "10 labels a client"]
     assert [level.file for level in levels] == ["0.5", "labels-2", "labels-10"]
 
 
