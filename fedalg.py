@@ -46,14 +46,9 @@ def run_rounds(run, callbacks=(), saver=None):
     callbacks: each is called with a round's row {column: figure}, when that is in run.history. saver: a
     CheckpointPolicy, which saves the run now and then, and may end it.
     """
-    server, settings = run.server, run.settings
+    settings = run.settings
     for round in range(run.history.n_done + 1, settings.n_epochs + 1):
-        cohort = server.sample(round)  # who takes part, and who will drop out
-        run.backend.train(cohort, saver)  # in threads of this process, or in several
-        started = time.perf_counter() - cohort.seconds
-        row = {"epoch": round, **agg_utils.merge(server, run.clients, cohort)}
-        server.publish()  # what clients download in the next round
-        row |= server.count_bytes(cohort) | {"train_seconds": time.perf_counter() - started}
+        row = train_round(run, round, saver)
         if round % settings.eval_every == 0 or round == settings.n_epochs:
             row |= evaluate(run, round)
         run.history.add(row)
@@ -61,6 +56,17 @@ def run_rounds(run, callbacks=(), saver=None):
             callback(row)
         if saver:
             saver.after_round()
+
+
+def train_round(run, round, saver=None):
+    """Train a round of an Experiment; return the columns {column: figure} of its row that tell of it."""
+    server = run.server
+    cohort = server.sample(round)  # who takes part, and who will drop out
+    run.backend.train(cohort, saver)  # in threads of this process, or in several
+    started = time.perf_counter() - cohort.seconds
+    row = {"epoch": round, **agg_utils.merge(server, run.clients, cohort)}
+    server.publish()  # what clients download in the next round
+    return row | server.count_bytes(cohort) | {"train_seconds": time.perf_counter() - started}
 
 
 def evaluate(run, round):

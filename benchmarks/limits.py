@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from round_time import experiment, rounds, timed
+from round_time import experiment, sample_clients, timed, train_round
 
 LARGEST = 512  # batch on a CPU
 PRODUCTS = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192, 16384)}  # rows and columns
@@ -43,9 +43,9 @@ SETTINGS = {
 class Passes:
     """Forward and backward of one batch of random images, over and over: as a CUDA graph where there are any."""
 
-    def __init__(self, exp, size):
-        device = exp.device
-        self.size, self.module = size, exp.model.module.train()
+    def __init__(self, run, size):
+        device = run.device
+        self.size, self.module = size, run.model.module.train()
         self.x = torch.randn(size, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
         self.y = torch.randint(10, (size,), device=device)
         self.bf16, self.graph = device.type == "cuda", None
@@ -75,14 +75,14 @@ class Passes:
         return timed(self.times, n) * samples / (n * self.size)
 
 
-def fastest(exp):
+def fastest(run):
     """Return the Passes of the batch size that takes least a sample."""
     found = []
     for size in (64 * 2**i for i in itertools.count()):
-        if exp.device.type == "cpu" and size > LARGEST:
+        if run.device.type == "cpu" and size > LARGEST:
             break
         try:
-            passes = Passes(exp, size)
+            passes = Passes(run, size)
             passes.times(1)
             found.append((passes.seconds(PASSES * size) / size, size))
         except torch.OutOfMemoryError:
@@ -90,7 +90,7 @@ def fastest(exp):
         finally:
             passes = None
             torch.cuda.empty_cache()
-    return Passes(exp, min(found)[1])
+    return Passes(run, min(found)[1])
 
 
 def flops(passes):
@@ -123,16 +123,16 @@ class Products:
 def compare(work, n_rounds, device):
     """Print the rows of a work."""
     exps = {name: experiment(work, device, **settings) for name, settings in SETTINGS[device.type].items()}
-    exp = next(iter(exps.values()))
-    args = exp.args
-    passes, products = fastest(exp), Products(device)
+    run = next(iter(exps.values()))
+    args = run.settings
+    passes, products = fastest(run), Products(device)
     by_the_sample = flops(passes)
     times = {name: [] for name in [*exps, "peak", "FLOPs"]}
     for r in range(1, n_rounds + 2):  # the first warms up
-        cohort = rounds.sample_clients(args.n_clients, args.participation, args.seed, r)
-        samples = args.n_client_epochs * sum(len(exp.parts[c]) for c in cohort)
+        cohort = sample_clients(args.n_clients, args.participation, args.seed, r)
+        samples = args.n_client_epochs * sum(len(run.clients.parts[c]) for c in cohort)
         for name, each in exps.items():
-            times[name].append(timed(rounds.train_round, each, r))
+            times[name].append(timed(train_round, each, r))
         times["peak"].append(passes.seconds(samples))
         times["FLOPs"].append(products.seconds() * by_the_sample * samples)
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}

@@ -21,9 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import fedalg
 from fedmerge import datasets
 from fedmerge.config.resolve import resolve
+from fedmerge.simulation.experiment import assemble
 
 BATCH, POOL = 64, 4
 METHODS = {
@@ -47,20 +47,27 @@ def client_of(model, optimizer, settings, steps, device):
     images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g)
     train, half = datasets.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
     splits = datasets.Splits(train, train[:100], train[:100], 10, half, half)
-    exp = fedalg.assemble(args, splits, [torch.arange(n)], torch.device(device))
-    exp.trainer.settings = replace(exp.trainer.settings, epochs=1)
-    return exp, exp.trainer.client(0, 1)
+    run = assemble(args, splits, [torch.arange(n)], torch.device(device))
+    run.clients.trainer.settings = replace(run.clients.trainer.settings, epochs=1)
+    return run, run.clients.trainer.client(0, 1)
 
 
-def seconds_a_step(name, steps, exp, client):
+def seconds_a_step(name, steps, run, client):
     if name == "mask learning":
-        steps = client.n_steps(1)
-        mask = torch.ones(exp.model.layout.n_trainable, dtype=torch.bool, device=exp.device)
+        steps = client.steps_of(1)
+        mask = torch.ones(run.server.layout.n_trainable, dtype=torch.bool, device=run.device)
         work = partial(
-            client.learn_mask, exp.theta, 1e-3 * exp.theta, mask, epochs=1, lr=1.0, bias=5.0, l1_strength=0.0
+            client.learn_mask,
+            run.server.theta,
+            1e-3 * run.server.theta,
+            mask,
+            epochs=1,
+            lr=1.0,
+            bias=5.0,
+            l1_strength=0.0,
         )
     else:
-        work = partial(client.train, exp.theta)
+        work = partial(client.train, run.server.theta)
     started = time.perf_counter()
     work().sum().item()  # waits for the device
     return (time.perf_counter() - started) / steps

@@ -21,8 +21,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedmerge import networks
-from fedmerge.merging.aggregate import Arrived, Sums
-from fedmerge.registry import ALGORITHMS
+from fedmerge.client_update import ClientUpdate
+from fedmerge.config.resolve import resolve
+from fedmerge.merging import Aggregate, Arrival
+from fedmerge.simulation.server import Server
 
 CLIENTS = 10
 WORKS = {
@@ -36,20 +38,21 @@ WORKS = {
 class Sender:
     """As much of a client as an upload asks for."""
 
-    def __init__(self, number, scratch):
-        self.number, self.round, self.scratch = number, 1, scratch
+    def __init__(self, client_id, scratch):
+        self.id, self.round, self.scratch = client_id, 1, scratch
 
 
-def merge(algorithm, theta, deltas, rows, pool):
-    """Return the model [dim] that `algorithm` makes of deltas [clients, dim]; what is sent goes into `rows`."""
+def merge(server, theta, deltas, rows, pool):
+    """Return the model [dim] that the Server makes of deltas [clients, dim]; what is sent goes into `rows`."""
 
-    def upload(number):
-        return algorithm.upload(deltas[number], theta, Sender(number, rows[number]))
+    def upload(client_id):
+        return ClientUpdate(*server.compressor.compress(deltas[client_id], theta, Sender(client_id, rows[client_id])))
 
-    sums = Sums(algorithm.means, algorithm.layout)
-    for update in pool.map(upload, range(len(deltas))) if pool else map(upload, range(len(deltas))):
+    sums, n = server.new_sums(), len(deltas)
+    for update in pool.map(upload, range(n)) if pool else map(upload, range(n)):
         sums.add(update, 1)
-    return algorithm.merge(theta, Arrived(sums.means(len(deltas))))
+    aggregate = Aggregate([Arrival(i, 1, 1, 1) for i in range(n)], sums.means(n, n))
+    return server.algorithm.merge(theta, server.rule(aggregate), aggregate)
 
 
 def seconds(device, function, *arguments):
@@ -75,11 +78,12 @@ def main():
         pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
     tasks = {"copy": (copy.copy_, deltas)}
     for name, (algorithm, settings) in WORKS.items():
-        tasks[name] = (merge, ALGORITHMS[algorithm](layout, **settings), theta, deltas, rows, pool)
+        chosen = resolve({"algorithm": algorithm, "n_clients": CLIENTS, **settings})
+        tasks[name] = (merge, Server(chosen, layout, theta, [1] * CLIENTS), theta, deltas, rows, pool)
     times = {name: [] for name in tasks}
     for _ in range(args.rounds + 1):  # the first warms up
         for name, task in tasks.items():
-            torch.set_num_threads(n_threads if name == "copy" or pool is None else 1)  # as workers.py has it
+            torch.set_num_threads(n_threads if name == "copy" or pool is None else 1)  # as client_threads.py has it
             times[name].append(seconds(device, *task))
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     print(f"torch {torch.__version__}, {args.device}, {n_threads} threads, {platform.machine()}")

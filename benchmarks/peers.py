@@ -45,9 +45,9 @@ def with_ours(work, turns):
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import round_time
 
-    exp = round_time.experiment(work["name"], work["device"])
+    run = round_time.experiment(work["name"], work["device"])
     for round, _ in enumerate(turns, 1):
-        round_time.rounds.train_round(exp, round)
+        round_time.train_round(run, round)
 
 
 def with_bare_loop(work, turns, loop="BareLoop"):
@@ -73,8 +73,8 @@ def in_two_processes(work, turns):
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import round_time
 
-    from fedmerge.simulation.distributed import lead, serve
-    from fedmerge.simulation.process_group import Ranks
+    from fedmerge.simulation.distributed import ProcessBackend, worker_loop
+    from fedmerge.simulation.process_group import ProcessGroup
 
     torch.set_num_threads(1)
     second = os.environ.get("RANK") == "1"
@@ -83,15 +83,16 @@ def in_two_processes(work, turns):
         command = [sys.executable, __file__, "--serve", "two processes", "--work", work["path"]]
         subprocess.Popen(command, env=os.environ | {"RANK": "1"}, stdin=subprocess.DEVNULL)
         os.environ["RANK"] = "0"
-    exp = round_time.experiment(work["name"], work["device"])
-    exp.ranks, exp.collect = Ranks.join(), lead
+    run = round_time.experiment(work["name"], work["device"])
+    group = ProcessGroup.join()
     if second:
-        serve(exp.ranks, lambda: exp)
+        worker_loop(group, lambda: run)
         return
-    exp.ranks.tell({"prepare": True})
+    run.backend = ProcessBackend(run.server, run.clients, group)
+    group.tell({"prepare": True})
     for round, _ in enumerate(turns, 1):
-        round_time.rounds.train_round(exp, round)
-    exp.ranks.tell({"status": 0})
+        round_time.train_round(run, round)
+    group.tell({"status": 0})
 
 
 def with_pfl(work, turns):
@@ -250,17 +251,16 @@ def describe(name, n_rounds, device, path):
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     import round_time
 
-    exp = round_time.experiment(name, "cpu")
-    args, train = exp.args, exp.splits.train
+    run = round_time.experiment(name, "cpu")
+    args, train = run.settings, run.splits.train
     drawn = [
-        round_time.rounds.sample_clients(args.n_clients, args.participation, args.seed, r)
-        for r in range(1, n_rounds + 1)
+        round_time.sample_clients(args.n_clients, args.participation, args.seed, r) for r in range(1, n_rounds + 1)
     ]
     work = {"name": name, "device": device, "batch_size": args.batch_size, "n_clients": args.n_clients}
     work["epochs"] = args.n_client_epochs
     work["network"] = {"name": args.model_name, "channels": 3, "image_size": 32, "n_classes": 10, "norm": args.norm}
     work["network"]["seed"] = args.seed
-    torch.save({**work, "parts": exp.parts, "rounds": drawn, "x": train.images, "y": train.labels}, path)
+    torch.save({**work, "parts": run.clients.parts, "rounds": drawn, "x": train.images, "y": train.labels}, path)
 
 
 def answer(said):

@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import fedalg
+from fedalg import train_round
 from fedmerge import datasets, partitions
 from fedmerge.config.resolve import resolve
 from fedmerge.config.split_files import drawn_as
 from fedmerge.randomness import generator
-from fedmerge.simulation import rounds
+from fedmerge.simulation.experiment import assemble, build_module
 from fedmerge.simulation.sampling import sample_clients
 
 WORKS = {
@@ -57,17 +57,17 @@ def experiment(work, device, **settings):
     args = resolve({"model_name": "cnn", "n_client_epochs": 1, "augment": "none", **WORKS[work], **settings})
     splits = synthetic("cpu")
     parts = partitions.partition(splits.train.labels, args.n_clients, drawn_as(vars(args)), args.seed)
-    return fedalg.assemble(args, splits, parts, torch.device(device))
+    return assemble(args, splits, parts, torch.device(device))
 
 
 class BareLoop:
     """FedAvg written out in plain PyTorch, with none of this program's parts but its clients and batch orders."""
 
-    def __init__(self, exp):
-        self.args, self.parts = exp.args, exp.parts
-        self.module = fedalg.build_module(exp.args, exp.splits).to(exp.device)
-        self.x = ((exp.splits.train.images / 255 - 0.5) / 0.5).contiguous()
-        self.y = exp.splits.train.labels
+    def __init__(self, run):
+        self.args, self.parts = run.settings, run.clients.parts
+        self.module = build_module(run.settings, run.splits).to(run.device)
+        self.x = ((run.splits.train.images / 255 - 0.5) / 0.5).contiguous()
+        self.y = run.splits.train.labels
         self.state = {k: v.clone() for k, v in self.module.state_dict().items()}
 
     def round(self, number_of_round):
@@ -100,9 +100,9 @@ class BareLoop:
 class LoaderLoop(BareLoop):
     """The same with a torch DataLoader a client over a dataset in main memory, as tutorials have it."""
 
-    def __init__(self, exp):
-        super().__init__(exp)
-        self.device = exp.device
+    def __init__(self, run):
+        super().__init__(run)
+        self.device = run.device
         self.dataset = TensorDataset(self.x.cpu(), self.y.cpu())
 
     def batches(self, part, rng):
@@ -123,16 +123,18 @@ def timed(function, *arguments, **more):
 
 def compare(work, n_rounds, device):
     """Print a row: median seconds of both loops, their ratio and its range, how far apart a round leaves the models."""
-    exp = experiment(work, device)
-    bare = BareLoop(exp)
+    run = experiment(work, device)
+    bare = BareLoop(run)
     ours, theirs = [], []
     for r in range(1, n_rounds + 2):  # the first warms up
-        pair = [(ours, rounds.train_round, (exp, r)), (theirs, bare.round, (r,))]
+        pair = [(ours, train_round, (run, r)), (theirs, bare.round, (r,))]
         for times, function, arguments in pair if r % 2 else pair[::-1]:
             times.append(timed(function, *arguments))
         if r == 1:
-            flat = torch.cat([bare.state[name].flatten() for name in exp.model.layout.names])
-            apart = ((flat - exp.theta[: len(flat)]).norm() / flat.norm()).item()  # without BatchNorm's statistics
+            flat = torch.cat([bare.state[name].flatten() for name in run.server.layout.names])
+            apart = (
+                (flat - run.server.theta[: len(flat)]).norm() / flat.norm()
+            ).item()  # without BatchNorm's statistics
     ours, theirs = ours[1:], theirs[1:]
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     a, b = statistics.median(ours), statistics.median(theirs)
@@ -149,10 +151,10 @@ def peak_memory(work, device):
 
 
 def measure_memory(work, device):
-    exp = experiment(work, device)
+    run = experiment(work, device)
     for r in (1, 2):
-        rounds.train_round(exp, r)
-    gpu = exp.device.type == "cuda"
+        train_round(run, r)
+    gpu = run.device.type == "cuda"
     print(
         torch.cuda.max_memory_allocated() / 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     )

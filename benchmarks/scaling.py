@@ -22,7 +22,7 @@ import fedalg
 from fedmerge import datasets
 from fedmerge.config.resolve import resolve
 from fedmerge.registry import add_plugin
-from fedmerge.simulation import rounds
+from fedmerge.simulation.experiment import assemble
 
 EACH = 50  # images a client
 
@@ -40,21 +40,21 @@ def experiment(device, n_clients=100, cohort=10, hidden=128):
     images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g)
     train, half = datasets.Images(images, torch.randint(10, (n,), generator=g)), torch.full((3,), 0.5)
     splits = datasets.Splits(train, train[:100], train[:100], 10, half, half)
-    return fedalg.assemble(args, splits, list(torch.arange(n).split(EACH)), torch.device(device))
+    return assemble(args, splits, list(torch.arange(n).split(EACH)), torch.device(device))
 
 
-def seconds(exp, round):
+def seconds(run, round):
     started = time.perf_counter()
-    rounds.train_round(exp, round)
-    exp.theta.sum().item()  # waits for the device
+    fedalg.train_round(run, round)
+    run.server.theta.sum().item()  # waits for the device
     return time.perf_counter() - started
 
 
 def measure(device, repeats, values, name):
     """Return the median seconds of a round for each of the values of `name`; they take turns."""
     exps = [experiment(device, **{name: value}) for value in values]
-    times = [[seconds(exp, round) for exp in exps] for round in range(1, repeats + 2)]
-    sizes = [exp.model.layout.dim for exp in exps]
+    times = [[seconds(run, round) for run in exps] for round in range(1, repeats + 2)]
+    sizes = [run.server.layout.dim for run in exps]
     return sizes, [statistics.median(column) for column in zip(*times[1:], strict=True)]
 
 
@@ -71,9 +71,9 @@ def main():
     found["clients of a round"] = values, measure(args.device, args.repeats, values, "cohort")[1]
     sizes, times = measure(args.device, args.repeats, [64, 128, 256, 512, 1024], "hidden")
     found["million weights"] = [size / 1e6 for size in sizes], times
-    exp, total = experiment(args.device), []
+    run, total = experiment(args.device), []
     for round in range(1, 42):
-        total.append((total[-1] if round > 2 else 0) + seconds(exp, round))  # without the first, which warms up
+        total.append((total[-1] if round > 2 else 0) + seconds(run, round))  # without the first, which warms up
     found["rounds"] = list(range(1, 41)), total[1:]
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {platform.machine()}\n")
     print("| seconds a round by | from, to | at the ends | line | R^2 |\n|---|---|---|---|---|")
