@@ -1,6 +1,8 @@
-"""Figures and tables from the CSV and JSON files of runs.
+"""Figures and tables from the CSV and JSON files of runs, or from the two tables that many runs are packed into.
 
     python plotting.py --csv_dir metrics --output_dir final_plots --dataset CIFAR10
+    python plotting.py --csv_dir metrics --pack results/mine
+    python plotting.py --csv_dir results/mine
 
 draws, for every split of the data, all series over rounds and over megabytes (mean and deviation over the seeds; runs
 of --algorithm centralised as lines across), and writes two tables as CSV, Markdown and LaTeX, all from the same files:
@@ -21,6 +23,7 @@ from fedmerge.errors import InputError, did_you_mean, reason
 from fedmerge.reporting import curves, results_csv, tables
 from fedmerge.reporting import series as grouping
 from fedmerge.reporting.run_figures import plot_clients, plot_run
+from fedmerge.reporting.run_tables import RECORDS, ROUNDS, pack, unpack
 from fedmerge.reporting.runs import load_runs, printable
 
 __all__ = ["compare", "main", "plot_clients", "plot_run"]
@@ -32,7 +35,7 @@ def build_parser():
     )
     add = parser.add_argument
     add("--out", default="", metavar="DIR", help="fedalg.py's --out: the folder of the next two")
-    add("--csv_dir", help="folder of <run>_metrics.csv and <run>.json [metrics]")
+    add("--csv_dir", help=f"folder of <run>_metrics.csv and <run>.json, or of {ROUNDS} and {RECORDS} [metrics]")
     add("--output_dir", help="folder for figures and tables [final_plots]")
     add("--dataset", help="default: every dataset that has a finished run")
     add("--at", type=int, nargs="+", default=[], metavar="R", help="rounds after which the summary tells the accuracy")
@@ -54,13 +57,16 @@ def build_parser():
     add("--ylim", type=float, nargs=2, metavar=("LOW", "HIGH"), help="limits of the comparison's accuracy, in %%")
     add("--width", type=KINDS["positive"], metavar="INCHES", help="width of the figures")
     add("--font", type=KINDS["positive"], metavar="POINTS", help="size of their letters [9]")
-    add(
+    other = parser.add_mutually_exclusive_group().add_argument
+    other(
         "--rebuild_results",
         nargs="?",
         const="",
         metavar="FILE",
         help="draw nothing; put the rows of all finished runs into this CSV [results.csv] again",
     )
+    other("--pack", metavar="DIR", help=f"draw nothing; put all runs into {ROUNDS} and {RECORDS} of this folder")
+    other("--unpack", metavar="DIR", help="draw nothing; put the files of all runs of such tables into this folder")
     return parser
 
 
@@ -176,12 +182,7 @@ def main(argv=None):
     args.csv_dir = args.csv_dir or str(Path(args.out, "metrics"))
     args.output_dir = args.output_dir or str(Path(args.out, "final_plots"))
     _check(args)
-    if args.rebuild_results is not None:
-        file = args.rebuild_results or str(Path(args.out, "results.csv"))
-        if not Path(args.csv_dir).is_dir():
-            raise InputError(f"--csv_dir {os.path.abspath(args.csv_dir)}: there is no such folder")
-        n = results_csv.rebuild_results(args.csv_dir, file)
-        print(f"{file}: {n} finished runs of {args.csv_dir}")
+    if rewrite(args):
         return 0
     if args.font:
         curves.plt.rcParams["font.size"] = args.font
@@ -209,6 +210,22 @@ def main(argv=None):
         print(f"plotting.py: error: {printable(fault)}", file=sys.stderr)
     print(*said, sep="\n", end="")
     return 2 if faults else 0
+
+
+def rewrite(args):
+    """Do what is asked for instead of figures, if anything is, and say so; tell whether it was."""
+    if (args.rebuild_results, args.pack, args.unpack) == (None, None, None):
+        return False
+    if not Path(args.csv_dir).is_dir():
+        raise InputError(f"--csv_dir {os.path.abspath(args.csv_dir)}: there is no such folder")
+    if args.rebuild_results is not None:
+        file = args.rebuild_results or str(Path(args.out, "results.csv"))
+        print(f"{file}: {results_csv.rebuild_results(args.csv_dir, file)} finished runs of {args.csv_dir}")
+    elif args.pack is not None:
+        print(f"{args.pack}: {ROUNDS} and {RECORDS} of {pack(args.csv_dir, args.pack)} runs of {args.csv_dir}")
+    else:
+        print(f"{args.unpack}: the files of {unpack(args.csv_dir, args.unpack)} runs of {args.csv_dir}")
+    return True
 
 
 def program(argv=None):

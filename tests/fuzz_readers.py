@@ -9,6 +9,7 @@ alone is tried. What the reader of CIFAR's batches reads, an unpickler must read
 """
 
 import contextlib
+import gzip
 import io
 import pickle
 import sys
@@ -27,7 +28,8 @@ with atheris.instrument_imports(include=["fedmerge", "pickletools"]):
     from fedmerge.datasets import cifar_pickle, fashion_mnist, published
     from fedmerge.datasets.cifar import _batch
     from fedmerge.errors import InputError
-    from fedmerge.reporting import results_csv, run_status
+    from fedmerge.reporting import results_csv, run_status, runs
+    from fedmerge.reporting.run_tables import RECORDS, ROUNDS, runs_of
 import torch  # noqa: E402
 from test_fuzz import BATCH, CONTENT, IDX, archive  # noqa: E402
 
@@ -107,6 +109,20 @@ def record(content):
     (FOLDER / "rebuilt.csv").unlink(missing_ok=True)
 
 
+def records(content):
+    written(f"t/{ROUNDS}", gzip.compress(b"run,epoch\r\na,1\r\n"))
+    written(f"t/{RECORDS}", gzip.compress(content))
+    runs.load_runs(FOLDER / "t")
+
+
+def rounds(content):
+    written(f"t/{ROUNDS}", gzip.compress(content))
+    written(f"t/{RECORDS}", gzip.compress(b'{"run": "a"}\n'))
+    source = runs_of(FOLDER / "t")
+    for name in source.names:
+        source.rounds(name)
+
+
 def listed(content):
     for words in run_status.lines_of(written("list", content)):
         run_status.state_of([*words, "--metrics_dir", str(FOLDER / "m")])
@@ -131,6 +147,8 @@ READERS = [
     (split, b'{"clients": [[0, 1], [2, 3]], "labels_sha256": "%s"}' % partitions.labels_hash(ZEROS).encode()),
     (results, b"run,accuracy\nfedavg,0.5\n"),
     (record, b'{"run": "fedavg_DIGITS_iid_0", "settings": {"algorithm": "fedavg", "seed": 0}, "finished": true}'),
+    (records, b'{"run": "a", "settings": {"seed": 0}, "finished": false, "csv_columns": null}\n'),
+    (rounds, b'run,epoch\r\na,1\r\n"a","2"\r\n'),
     (listed, b"--algorithm fedavg --seed 1 # a comment\n"),
     (checkpoint, whole_checkpoint()),
 ]

@@ -30,7 +30,7 @@ def write_run(folder, accuracies, seconds=2.0, record=(), validation=None, **set
         for i, (accuracy, validated) in enumerate(zip(accuracies, validation or accuracies, strict=True), start=1)
     ]
     folder.mkdir(exist_ok=True, parents=True)
-    pd.DataFrame(rows).to_csv(folder / f"{name}_metrics.csv", index=False)
+    pd.DataFrame(rows).to_csv(folder / f"{name}_metrics.csv", index=False, lineterminator="\r\n")  # as fedalg.py
     content = {
         "run": name,
         "finished": True,

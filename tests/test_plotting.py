@@ -1,6 +1,5 @@
 """plotting.py as a user meets it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -144,14 +143,6 @@ def test_a_split_made_by_hand_is_named_everywhere(metrics, tmp_path, quick):
     assert plotting.program(flags) == 0
     (row,) = [line for line in (tmp_path / "out" / "DIGITSA_summary.csv").read_text().splitlines() if "FedAvg" in line]
     assert row.startswith("DIGITSA,patho,FedAvg,2,2,30.00 ± 0.00")
-
-
-def test_the_published_runs_are_read(tmp_path, quick, capsys):
-    folder = ROOT / "published" / "compact_ablation" / "metrics"
-    assert plotting.program(["--csv_dir", str(folder), "--output_dir", str(tmp_path), "--dataset", "DIGITS"]) == 0
-    assert capsys.readouterr().err.count("stopped after round") == 2
-    assert "1 of 3, 2 stopped" in (tmp_path / "DIGITS_summary.md").read_text()
-    assert json.loads(next(folder.glob("*.json")).read_text())["settings"]["shared_init"]
 
 
 def test_a_list_that_has_just_begun_is_drawn(tmp_path, capsys):

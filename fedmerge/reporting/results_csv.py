@@ -13,7 +13,8 @@ from fedmerge.config.options import all_options
 from fedmerge.config.run_name import acting
 from fedmerge.config.split_files import plain
 from fedmerge.errors import InputError
-from fedmerge.saving import csv_text, read_json, remove_leftovers, write_atomic
+from fedmerge.reporting.run_tables import runs_of
+from fedmerge.saving import csv_text, remove_leftovers, write_atomic
 
 
 def read_results(path):
@@ -77,20 +78,23 @@ def add_results(path, rows):
 
 
 def rebuild_results(metrics_dir, path):
-    """Put the row of every finished run under `metrics_dir` into the CSV of all runs; return how many.
+    """Put the row of every finished run under `metrics_dir`, in files or tables, into the CSV of all runs; return how
+    many.
 
-    Rows of runs that are not there stay. Raises InputError for a CSV that is another's.
+    Rows of runs that are not there stay. Raises InputError for a CSV that is another's, or tables that cannot be read.
     """
-    rows = []
-    for file in sorted(Path(metrics_dir).glob("*.json")):
+    source, rows = runs_of(metrics_dir), []
+    for place, fault in source.faults.items():
+        print(f"left out: {place} is not the record of a run ({fault})", file=sys.stderr)
+    for name in source.names:
         try:
-            record = read_json(file)
+            record = source.record(name)
             row = result_row(record) if record.get("finished") else None
-            if row and row["run"] != file.stem:
+            if row and row["run"] != name:
                 raise ValueError("it is of a run of another name")
             csv_text(row, [row]).encode() if row else None  # whether it can be written
         except (InputError, KeyError, TypeError, AttributeError, ValueError) as error:
-            print(f"left out: {file} is not the record of a run ({error!r})", file=sys.stderr)
+            print(f"left out: {source.path(name)} is not the record of a run ({error!r})", file=sys.stderr)
         else:
             rows += [row] if row else []
     add_results(path, rows)

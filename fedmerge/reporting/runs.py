@@ -3,10 +3,8 @@ one that is no record of a run stops only itself.
 """
 
 import io
-import json
 import math
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedmerge import files, locks
 from fedmerge.config.options import all_options
 from fedmerge.config.split_files import drawn_as, plain, split_title
 from fedmerge.errors import InputError, reason
 from fedmerge.registry import specs
 from fedmerge.reporting import scores
+from fedmerge.reporting.run_tables import runs_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LONGEST = 300  # characters of a setting
@@ -89,13 +87,17 @@ class Run:
 
 
 def load_runs(csv_dir):
-    """Return the Runs under `csv_dir`, and {path: what is wrong} of the .json files there that are no record of one."""
-    runs, foreign = [], {}
-    for path in sorted(Path(csv_dir).glob("*.json")):
+    """Return the Runs of the files or tables under `csv_dir`, and {path: what is wrong} of what is no record of one.
+
+    Raises InputError if the tables cannot be read.
+    """
+    source = runs_of(csv_dir)
+    runs, foreign = [], dict(source.faults)
+    for name in source.names:
         try:
-            runs.append(_read_run(path))
+            runs.append(_read_run(source, name))
         except InputError as error:
-            foreign[path] = str(error)
+            foreign[source.path(name)] = str(error)
     return runs, foreign
 
 
@@ -104,20 +106,20 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def _read_run(path):
-    content = _read_json(path)
+def _read_run(source, name):
+    content = source.record(name)
     finished, failed = content.get("finished"), content.get("failed")
     _check(isinstance(finished, bool), "it does not say whether it is finished")
     _check(failed is None or isinstance(failed, str), "`failed` is no text")
     settings, environment = _settings_of(content), _dict_of(content, "environment")
-    rounds = _rounds_of(path, settings, finished)
+    rounds = _rounds_of(source, name, settings, finished)
     sizes = [_dict_of(content, "model").get(name) for name in ("weights", "buffers")]
     _check(all(_is_count(size) for size in sizes), "it does not tell the size of its model")
     return Run(
-        path,
+        source.path(name),
         settings,
         _level_of(settings, _dict_of(content, "partition").get("name")),
-        "finished" if finished else _ending_of(path, failed),
+        "finished" if finished else _ending_of(source, name, failed),
         _f1_of(content) if finished else math.nan,
         4 * sum(sizes),
         rounds,
@@ -127,28 +129,6 @@ def _read_run(path):
         _text_of(_dict_of(content, "partition"), "sha256"),
         _title_of(settings["algorithm"], _text_of(content, "title")),
     )
-
-
-def _read(path, limit):
-    """Return the text of a regular file. Raises InputError."""
-    try:
-        return files.read_text(path, limit)
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be read ({reason(error)})") from None
-
-
-def _read_json(path):
-    def refuse(number):
-        raise ValueError(f"{number} is no number of JSON")
-
-    try:
-        content = json.loads(_read(path, files.JSON), parse_constant=refuse)
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON ({reason(error)})") from None
-    _check(isinstance(content, dict), "it is no JSON object")
-    return content
 
 
 def _check(condition, fault):
@@ -221,15 +201,11 @@ def _level_of(settings, name):
     return Level(shift, True, name) if by_hand else Level(shift, False, own, drawn)
 
 
-def _ending_of(path, failed):
+def _ending_of(source, name, failed):
     """Return the state of a run that is not finished."""
     if failed:
         return "diverged" if "not finite" in failed else "failed"
-    lock = path.with_name(f".{path.stem}.lock")
-    with suppress(OSError):
-        if lock.is_file() and not lock.is_symlink() and locks.is_held(lock):
-            return "running"
-    return "stopped"
+    return "running" if source.is_running(name) else "stopped"
 
 
 def _title_of(algorithm, told):
@@ -244,15 +220,15 @@ def _f1_of(content):
     return float(f1)
 
 
-def _rounds_of(path, settings, finished):
+def _rounds_of(source, name, settings, finished):
     """Return the rounds of a run; of one that is not finished, no rows if its CSV does not tell."""
-    csv, n_rounds = path.with_name(f"{path.stem}_metrics.csv"), settings["n_epochs"]
+    csv, n_rounds = source.csv(name), settings["n_epochs"]
     try:
-        rounds = _read_rounds(csv)
-        _check(len(rounds) <= n_rounds, f"{csv.name} has more than the {n_rounds} rounds of the run")
+        rounds = _read_rounds(csv, source.rounds(name))
+        _check(len(rounds) <= n_rounds, f"{csv} has more than the {n_rounds} rounds of the run")
         if finished:
-            _check(len(rounds) == n_rounds, f"{csv.name} has {len(rounds)} of the {n_rounds} rounds of the run")
-            _check(rounds[["val_accs", "test_accs"]].notna().all(axis=1).any(), f"{csv.name} has no evaluation")
+            _check(len(rounds) == n_rounds, f"{csv} has {len(rounds)} of the {n_rounds} rounds of the run")
+            _check(rounds[["val_accs", "test_accs"]].notna().all(axis=1).any(), f"{csv} has no evaluation")
     except InputError:
         if finished:
             raise
@@ -260,14 +236,14 @@ def _rounds_of(path, settings, finished):
     return rounds
 
 
-def _read_rounds(csv):
-    text = _read(csv, files.CSV)
+def _read_rounds(csv, text):
+    """Return the rounds in the text of the CSV that messages call `csv`."""
     try:
         rounds = pd.read_csv(io.StringIO(text))[list(LIMITS)].astype(float)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{csv.name} is no CSV of a run ({reason(error)})") from None
+        raise InputError(f"{csv} is no CSV of a run ({reason(error)})") from None
     for name, (low, high) in LIMITS.items():
         possible = rounds[name].between(low, high) | (rounds[name].isna() & (name in CURVES))
-        _check(possible.all(), f"{csv.name} has an impossible {name}")
-    _check(rounds["epoch"].tolist() == list(range(1, len(rounds) + 1)), f"{csv.name} does not count its rounds from 1")
+        _check(possible.all(), f"{csv} has an impossible {name}")
+    _check(rounds["epoch"].tolist() == list(range(1, len(rounds) + 1)), f"{csv} does not count its rounds from 1")
     return rounds
