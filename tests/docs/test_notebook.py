@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from copies import ROOT, copy_program
+from pages import ROOT, copy_program
 
 WHY = "the notebook is run by nbclient and ipykernel, of requirements-dev.txt"
 nbclient, nbformat, _ = (pytest.importorskip(name, reason=WHY) for name in ("nbclient", "nbformat", "ipykernel"))
