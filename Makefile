@@ -10,7 +10,7 @@ WORKERS ?= 2
 # round_time, limits, peers, merging, scaling, local_methods, payload or alternatives
 BENCHMARK ?= round_time
 
-.PHONY: run test lint benchmark benchmark-gpu clean
+.PHONY: run test lint docs benchmark benchmark-gpu clean
 
 run: .venv/run.stamp
 ifeq ($(strip $(ARGS)),)
@@ -28,6 +28,10 @@ lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck *.sh .ci/run
+
+# the page of all components, from their source
+docs: .venv/run.stamp
+	$(BIN)/python -m fedmerge.reporting.method_pages
 
 benchmark: .venv/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(ARGS)

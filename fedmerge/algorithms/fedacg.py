@@ -6,7 +6,11 @@ from fedmerge.registry import algorithm
 
 @algorithm("fedacg", title="FedACG", paper="Kim et al. 2024")
 class FedACG(FedAvg):
-    """server momentum with a lookahead broadcast (Kim et al. 2024, Algorithm 1)"""
+    """server momentum with a lookahead broadcast (Kim et al. 2024, Algorithm 1)
+
+    Differs from the paper: the defaults, lambda 0.1 and no proximal term, are those of experiments.txt; theirs are 0.85
+    and 1e-3. Their code has no 1/2 in that term, so that its 1e-3 is --acg_beta 2e-3.
+    """
 
     options = {
         "acg_momentum": (0.1, "decay", "lambda: share of the server's momentum kept each round"),

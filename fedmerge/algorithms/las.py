@@ -10,6 +10,9 @@ class LaSFL(FedAvg):
 
     That is FedAvg whose clients send the largest changes (--compressor topk), stitched together where they lie (--merge
     stitch). The server may have a momentum, and may keep what of a step it does not apply (--residual server).
+
+    Differs from the paper: they stitch models that were fine-tuned on other tasks, once; here it is what clients
+    changed in a round.
     """
 
     options = {"server_momentum": (0.0, "decay", "share of its last step that the server takes again")}

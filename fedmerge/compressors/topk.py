@@ -9,7 +9,13 @@ from fedmerge.registry import compressor
 
 @compressor("topk", title="top-k", paper="He et al. 2024")
 class TopK(Compressor):
-    """the largest changes of each layer, or of all (the "dataless" localisation of He et al. 2024), or learned ones"""
+    """the largest changes of each layer, or of all (the "dataless" localisation of He et al. 2024), or learned ones
+
+    At least one weight of each layer is sent, if the share is of layers.
+
+    Differs from their code: learning a mask takes a step a batch, with the gradient of the L1 term itself; theirs takes
+    one a pass over the data, with a regulariser that pushes logits away from 0.
+    """
 
     options = {
         "sparsity": (0.2, "share", "share of the weights KEPT by each client"),

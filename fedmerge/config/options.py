@@ -20,7 +20,9 @@ class Option:
     kind: object
     help: object  # text, or a function that returns it: of what is registered
     named: bool = True  # whether it changes the result, and so belongs into the run's name
-    needs: str = ""  # "option=value" or "option=value|value": has no effect otherwise; "option": if at its default
+    # "option=value" or "option=value|value": has no effect otherwise; "option": if at its default; or a function that
+    # returns such a text, of what is registered
+    needs: object = ""
     axis: str = ""  # the flag that chooses the components which have it, if not all runs do
     owners: tuple = ()  # these components
 
@@ -64,6 +66,11 @@ def _pretrained_help():
     return f"start from published ImageNet weights: of {', '.join(having('model_name', 'pretrained'))}"
 
 
+def _no_pool():
+    names = [name for name, spec in sorted(specs("local").items()) if "soup_epochs" not in spec.options]
+    return f"local={'|'.join(names)}"
+
+
 def _by_value(shelf, names, keyword, default=None):
     """Return in words what the components of these names say of `keyword`, or the first of what they say."""
     groups = {}
@@ -92,7 +99,7 @@ OPTIONS = {
     ],
     "local training": [
         Option("local", "sgd", tuple, "how a client makes its model of the one that it received"),
-        Option("n_client_epochs", 5, "count", "epochs over a client's data per round", needs="local=sgd|swa|swad|moon"),
+        Option("n_client_epochs", 5, "count", "epochs over a client's data per round", needs=_no_pool),
         Option("local_steps", None, "count", "end a client's round, or each model of a pool, after so many steps"),
         Option("batch_size", 64, "count", "samples per step"),
         Option("local_optimizer", "sgd", ("sgd", "adam"), "the clients' optimiser"),
@@ -329,7 +336,8 @@ def _option(name, declared, axis, place):
 
 def all_options():
     """Return {name: Option} of every flag, those of components included."""
-    return {o.name: o for group in OPTIONS.values() for o in group} | component_options()
+    general = [option for group in OPTIONS.values() for option in group]
+    return {o.name: replace(o, needs=o.needs()) if callable(o.needs) else o for o in general} | component_options()
 
 
 def acts(option, settings):

@@ -53,10 +53,11 @@ def build_parser(prog="fedalg.py"):
         formatter_class=_Help,
     )
     parser.add_argument("--config", metavar="FILE", help="file of flags, one a line; the command line wins")
+    known = all_options()
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
         for option in options:
-            _add(group, option, option.help)
+            _add(group, known[option.name], option.help)
     for title, options in _by_owners().items():
         group = parser.add_argument_group(title)
         for option in options:

@@ -14,8 +14,10 @@ class LocalSuperiorSoups(Pool):
     The pool starts with the received model f_p. Each new model starts at the pool's average and joins it, and it alone
     is trained: the gradient is that of the loss at a random convex combination of the pool, chained to the new model,
     plus that of aff_coeff * |f - f_p| - div_coeff * the mean distance of f to the others in the pool (l2 norms). The
-    result is the pool's average (Algorithm 1; their published code leaves f_p out of it, --no-average_received, and
-    trains every model after the first for an eighth of the first one's epochs, --later_share 0.125).
+    result is the pool's average (Algorithm 1). Momentum, or Adam's moments, start anew with every model.
+
+    Differs from their code: it leaves f_p out of the average (--no-average_received) and trains every model after the
+    first for an eighth of the first one's epochs (--later_share 0.125).
 
     All models are held as differences to f_p, which needs no row then: [n_verts, n_trainable]. Distances follow from
     products of these rows; the next point and the distances' gradients are each a row of coefficients times them. What

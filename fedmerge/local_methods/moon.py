@@ -11,9 +11,10 @@ from fedmerge.registry import local_method
 class MOON(LocalMethod):
     """features are drawn to those of the received model, from those of the client's last one (Li, He, Song 2021)
 
-    Adds mu * -log softmax of the cosine similarities / temperature (Eq. 3) to the loss; features are what enters the
-    last layer, without the projection head that their networks have before it. A client that is new has no last model
-    and takes the received one for it, so that the term says nothing.
+    Adds mu * -log softmax of the cosine similarities / temperature (Eq. 3) to the loss. A client that is new has no
+    last model and takes the received one for it, so that the term says nothing.
+
+    Differs from the paper: features are what enters the last layer; their networks have a projection head before it.
     """
 
     client_state = ("last",)  # the model [dim] that a client trained last

@@ -12,8 +12,11 @@ from fedmerge.registry import local_method
 class Soups(Pool):
     """the average of models trained from the same start with varied settings (model soups, Wortsman et al. 2022)
 
-    Greedy: from the best on, each model stays in the average if that does not raise the loss on held-out samples.
-    Their measure is the accuracy; of the few samples that a client can hold out, the loss tells more.
+    Greedy: from the best on, each model stays in the average if that does not raise the loss on held-out samples. The
+    models differ in order of the samples, learning rate and weight decay.
+
+    Differs from the paper: they judge by the accuracy; of the few samples that a client can hold out, the loss tells
+    more.
     """
 
     options = {

@@ -12,6 +12,9 @@ class SWAD(LocalMethod):
 
     Algorithm 1 there: the stretch starts at the first evaluation that is the lowest of the swad_wait from it on, and
     ends before the first from which swad_patience on are all above swad_tolerance times the mean of those.
+
+    Differs from the paper: a client judges by a part of its own samples, the same in every round, which it then does
+    not train on.
     """
 
     options = {

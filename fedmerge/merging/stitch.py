@@ -24,6 +24,8 @@ def stitch(aggregate, layout, stitch, stitch_prior):
 
     Each of the others counts as a `prior` of a vote for leaving it: 0 for overlap, 1 for all, which is the mean, or
     stitch_prior. A weight that nobody sent stays. Buffers [dim - n_trainable] are averaged over all clients.
+
+    Differs from the paper: they take the plain mean, which is --weighting uniform.
     """
     step, prior = aggregate.mean["update"], {"overlap": 0.0, "all": 1.0, "prior": stitch_prior}[stitch]
     if prior != 1:

@@ -1,6 +1,7 @@
 """Figures of a dataset's Series: accuracy over rounds and over megabytes, training and validation over rounds."""
 
 import io
+import sys
 import textwrap
 
 import matplotlib
@@ -11,8 +12,8 @@ from matplotlib.ticker import AutoLocator, FixedLocator, LogLocator, MaxNLocator
 
 from fedmerge import saving
 
-matplotlib.use("Agg")
-
+if "ipykernel" not in sys.modules:  # a notebook has its own way to show what is drawn in it
+    matplotlib.use("Agg")
 
 # Okabe and Ito's colours first, told apart by the colour-blind; markers tell the lines apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#999933", "#44AA99"]
