@@ -10,7 +10,7 @@ import re
 import sys
 
 from fedmerge.config.options import KINDS, all_options
-from fedmerge.registry import HERE, SHELVES, specs
+from fedmerge.registry import AXES, HERE, SHELVES, specs
 from fedmerge.saving import write_atomic
 
 ROOT = HERE.parent
@@ -70,7 +70,8 @@ def _contents():
 def _heading(members):
     """Return the heading of the section of some Specs; no other section has it."""
     first, *others = members
-    names = ", ".join([f"`--{first.shelf} {first.name}`", *(f"`{spec.name}`" for spec in others)])
+    value = ":VALUE" if "value" in first.more else ""
+    names = ", ".join([f"`--{first.shelf} {first.name}{value}`", *(f"`{spec.name}`" for spec in others)])
     titles = ", ".join(spec.title for spec in members if spec.title != spec.name and "title" in spec.more)
     return names + (f": {titles}" if titles and "{" not in titles else "")
 
@@ -99,15 +100,15 @@ def _told(spec):
         n for n in ast.parse(spec.file.read_text(encoding="utf-8")).body if getattr(n, "name", "") == spec.object
     )
     paragraphs = [" ".join(text.split()) for text in (ast.get_docstring(node) or "").split("\n\n")]
-    told = [text[:1].upper() + text[1:] + ("" if text[-1:] in ".:" else ".") for text in paragraphs if text]
-    told = [re.sub(r"--\w+( [a-z0-9.]+(?=[),;]| for\b| is\b))?", r"`\g<0>`", text) for text in told]
+    told = [text[:1].upper() + text[1:] + ("" if re.search(r"[.:]\)?$", text) else ".") for text in paragraphs if text]
+    told = [re.sub(r"--\w[\w-]*( [a-z0-9.]+(?=[),;]| for\b| is\b))?", r"`\g<0>`", text) for text in told]
     return [re.sub(r"^Differs[^:]*:", r"**\g<0>**", text) for text in told]
 
 
 def _facts(spec, named):
     """Return sentences about a Spec: what its registration says. named: whether to name it in each."""
     more, who = spec.more, f"`{spec.name}`: " if named else ""
-    facts = [f"stands for `{_words(spec.defaults)}`"] if spec.defaults else []
+    facts = [f"stands for {_linked(spec.defaults)}"] if spec.defaults else []
     facts += [f"`--preset {name}` stands for `{_words(preset)}`" for name, preset in sorted(spec.presets.items())]
     needs = [f"`--{flag} {'` or `'.join(map(str, values))}`" for flag, values in more.get("requires", {}).items()]
     facts += [f"needs {', '.join(needs)}"] if needs else []
@@ -131,6 +132,7 @@ SAID = {
     "augment": lambda value: "is trained on cropped and flipped images unless `--augment none`",
     "never_augmented": lambda value: f"refuses `--augment standard`: {value}",
     "label_set": lambda value: f"has the classes of `{value}`",
+    "value": lambda value: f"VALUE: {kind_in_words(value)}",
     "norms": lambda value: f"`--norm {value[0]}`" + (f", or {' or '.join(value[1:])}" if value[1:] else " only"),
     "pretrained": lambda value: "has published ImageNet weights, for `--pretrained`",
 }
@@ -142,6 +144,14 @@ def _studies(members):
     lists = sorted((ROOT / "results").glob("*/experiments.txt"))
     found = [f.parent.name for f in lists if re.search(rf"({flags})\b", f.read_text(encoding="utf-8"))]
     return f"Measured in {', '.join(f'[{name}](../results/{name}/README.md)' for name in found)}." if found else ""
+
+
+def _linked(settings):
+    """Return the flags of settings {name: value} in words, components as links to their sections."""
+    sections = {axis: {s.name: _anchor(_heading(group)) for group in _by_object(axis) for s in group} for axis in AXES}
+    links = [f"[`--{name} {value}`](#{sections[name][value]})" for name, value in settings.items() if name in AXES]
+    others = _words({name: value for name, value in settings.items() if name not in AXES})
+    return " ".join([*links, f"`{others}`"] if others else links)
 
 
 def _words(settings):
@@ -184,7 +194,8 @@ def _commands(members):
     for spec in members:
         value = EXAMPLES[spec.more["value"]] if "value" in spec.more else None
         word = spec.name if value is None else f"{spec.name}:{value}"
-        lines.append(f"python fedalg.py --{spec.shelf} {word}")
+        size = " --image_size 32" if spec.shelf == "model_name" else ""  # some are too deep for the digits
+        lines.append(f"python fedalg.py --{spec.shelf} {word}{size}")
         lines += [f"{lines[-1]} --preset {preset}" for preset in sorted(spec.presets)]
     return lines
 
