@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fedmerge.config.kinds import KINDS
 from fedmerge.errors import InputError, did_you_mean, reason
-from fedmerge.reporting import curves, results_csv, tables
+from fedmerge.reporting import comparable, curves, results_csv, tables
 from fedmerge.reporting import series as grouping
 from fedmerge.reporting.run_figures import plot_clients, plot_run
 from fedmerge.reporting.run_tables import RECORDS, ROUNDS, pack, unpack
@@ -88,9 +88,9 @@ def compare(runs, dataset, args, notes=()):
         raise InputError(f"nothing to draw: {_states(runs)}; --unfinished draws what there is of them")
     reference = grouping.pick_reference(found if args.reference is None else others, args.reference)
     compared = [*found, *(series for series in reference.of.values() if series not in found)]
-    convention = grouping.convention(compared, args.mix)
-    mixed = grouping.mixtures(compared + bounds)
-    lines = [*grouping.left_out(found + bounds), *(f"{dataset}: {sentence}" for sentence in mixed)]
+    convention = comparable.convention(compared, args.mix)
+    mixed = comparable.mixtures(compared + bounds)
+    lines = [*comparable.left_out(found + bounds), *(f"{dataset}: {sentence}" for sentence in mixed)]
     lines += [f"{dataset}: no run was evaluated after round {n}" for n in args.at if not _evaluated_after(n, found)]
     for line in lines:
         warn(line)

@@ -7,6 +7,7 @@ import pytest
 from made_runs import change, loaded, write_run
 
 from fedmerge.errors import InputError
+from fedmerge.reporting import comparable
 from fedmerge.reporting import series as grouping
 
 
@@ -76,14 +77,14 @@ def test_what_did_not_finish_is_counted_and_drawn_on_request(tmp_path):
     one, none = grouping.group_series(loaded(tmp_path))
     assert one.legend == "FedAvg lr=0.01 (n=1 of 3, 1 diverged, 1 stopped)"
     assert none.legend == "FedAvg lr=9.0 (n=0 of 1, 1 diverged)"
-    assert len(grouping.left_out([one, none])) == 3
+    assert len(comparable.left_out([one, none])) == 3
     drawn = grouping.group_series(loaded(tmp_path), unfinished=True)
     assert [series.legend for series in drawn] == [
         "FedAvg lr=0.01 (n=1)",
         "FedAvg lr=0.01, unfinished (n=2, 1 diverged, 1 stopped)",
         "FedAvg lr=9.0, unfinished (n=1, 1 diverged)",
     ]
-    assert not grouping.left_out(drawn)
+    assert not comparable.left_out(drawn)
 
 
 def test_which_series_and_what_they_are_called(tmp_path):
@@ -142,7 +143,7 @@ def test_two_conventions_are_mixed_only_on_request(tmp_path):
     write_run(tmp_path, [0.9], algorithm="stc", shared_init=False)
     write_run(tmp_path, [0.9], algorithm="centralised", shared_init=False)
     found = grouping.group_series(loaded(tmp_path))
-    assert grouping.convention(found) == (
+    assert comparable.convention(found) == (
         "Bytes: a client's first download, the whole initial model, counts (--no-shared_init)."
     )
     write_run(tmp_path, [0.9], algorithm="las", shared_init=True)
@@ -150,12 +151,12 @@ def test_two_conventions_are_mixed_only_on_request(tmp_path):
     with pytest.raises(
         InputError, match=r"counts in STC shared_init=False, but not in LaS-FL shared_init=True.*--mix"
     ) as e:
-        grouping.convention(found)
+        comparable.convention(found)
     assert "\n" not in str(e.value)
-    assert grouping.convention(found, mix=True).startswith("MIXED: ")
+    assert comparable.convention(found, mix=True).startswith("MIXED: ")
     shared = [series for series in found if series.algorithm in ("las", "centralised")]
-    assert grouping.convention(shared) == "Bytes: nobody downloads the initial model (--shared_init)."
-    assert grouping.convention([series for series in found if series.algorithm == "centralised"]) == ""
+    assert comparable.convention(shared) == "Bytes: nobody downloads the initial model (--shared_init)."
+    assert comparable.convention([series for series in found if series.algorithm == "centralised"]) == ""
 
 
 def test_series_of_several_versions_of_the_program_are_named(tmp_path):
@@ -168,7 +169,7 @@ def test_series_of_several_versions_of_the_program_are_named(tmp_path):
     for place, commit in enumerate("12"):  # the same code of two commits
         change(tmp_path, names["fedprox"][place], environment={"code": "aaaa", "commit": commit * 40})
     change(tmp_path, names["fedacg"][1], environment={"uncommitted_changes": True})
-    (said,) = grouping.mixtures(grouping.group_series(loaded(tmp_path)))
+    (said,) = comparable.mixtures(grouping.group_series(loaded(tmp_path)))
     assert said == (
         "2 of 4 series mix runs of several versions of the program "
         "(0123456, 0123456 with uncommitted changes, aaaa, bbbb): FedAvg, FedACG."
@@ -178,9 +179,9 @@ def test_series_of_several_versions_of_the_program_are_named(tmp_path):
 def test_series_of_several_data_are_named(tmp_path):
     names = [write_run(tmp_path, [0.5], seed=seed) for seed in (0, 1)]
     write_run(tmp_path, [0.5], algorithm="las", seed=1)
-    assert grouping.mixtures(grouping.group_series(loaded(tmp_path))) == []
+    assert comparable.mixtures(grouping.group_series(loaded(tmp_path))) == []
     change(tmp_path, names[1], data={"crc32": "ffffffff"})
-    assert grouping.mixtures(grouping.group_series(loaded(tmp_path))) == [
+    assert comparable.mixtures(grouping.group_series(loaded(tmp_path))) == [
         "1 of 2 series mix seeds whose data differ, CRC-32 (0bbb6c38, ffffffff): FedAvg.",
         "Runs of one seed had different data (CRC-32): seed 1 (0bbb6c38, ffffffff).",
     ]
@@ -192,10 +193,10 @@ def test_seeds_that_are_none_and_files_of_one_split_that_differ_are_said(tmp_pat
         name = write_run(tmp_path, [0.5], seed=seed, algorithm=algorithm)
         change(tmp_path, name, settings={"dirichlet": None}, partition={"name": "patho", "sha256": sha})
     clash = "Runs on the split patho had different files for seed 0 (aaaaaaaa, cccccccc)."
-    assert grouping.mixtures(grouping.group_series(loaded(tmp_path))) == [clash]
+    assert comparable.mixtures(grouping.group_series(loaded(tmp_path))) == [clash]
     for end in (".json", "_metrics.csv"):
         shutil.copy(tmp_path / f"{name}{end}", tmp_path / f"again{end}")
     found = grouping.group_series(loaded(tmp_path))
     assert [len(series.runs) for series in found] == [2, 2]
     repeated = "LaS-FL, patho, has seed 0 2 times: runs of one seed are no seeds of their own."
-    assert grouping.mixtures(found) == [repeated, clash]
+    assert comparable.mixtures(found) == [repeated, clash]
