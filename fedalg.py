@@ -26,7 +26,7 @@ from fedmerge.checkpoint.policy import CheckpointPolicy, Interrupted
 from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError, reason
-from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_figures, run_record
+from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_record
 from fedmerge.reporting.progress import Progress
 from fedmerge.simulation import capacity, personal_parts
 from fedmerge.simulation.distributed import worker_loop
@@ -155,7 +155,7 @@ def finish(run, saver, callbacks=()):
         Progress(run) as bar,
     ):
         run.clients.watchers = [saver.stop, bar]
-        run_rounds(run, [csv.write, room_checker(run), bar.after_round, *callbacks], saver)
+        run_rounds(run, [room_checker(run), csv.write, bar.after_round, *callbacks], saver)
         run.clients.watchers = []
     if not run.history.judged:  # it went on after the last round
         *_, run.history.judged = run.evaluator.evaluate(run.server, run.clients.parts, run.splits.test)
@@ -205,6 +205,8 @@ def leave_results(run, final):
 
 def draw(args, name):
     """Draw the run's own figures; return where they are. A run is none the worse if that fails."""
+    from fedmerge.reporting import run_figures  # with matplotlib, which outputs.check_last_step has tried
+
     try:
         return run_figures.plot_run(Path(args.metrics_dir), name, Path(args.plots_dir))
     except Exception as error:  # of whatever kind: there are years of others' code in it

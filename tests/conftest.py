@@ -11,16 +11,19 @@ import torch
 from hypothesis import settings
 
 import fedalg
-from fedmerge import merging
-from fedmerge.client_update import Update
+from fedmerge.checkpoint.policy import CheckpointPolicy
+from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config.resolve import resolve
 from fedmerge.networks.flat_model import Layout
+from fedmerge.simulation.experiment import prepare
+from fedmerge.simulation.run_state import RunState
 
 settings.register_profile("no clock", deadline=None)  # a busy machine is no failure
 settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"n_epochs": 2, "n_client_epochs": 1, "batch_size": 16, "lr": 0.05}
+POOLS = {"n_verts": 2, "soup_epochs": 1}  # of local methods that train several models; no others have these settings
 
 
 @pytest.fixture
@@ -35,9 +38,26 @@ def experiment(tmp_path):
 
     def make(**settings):
         args = resolve({**QUICK, "device": "cpu", "metrics_dir": str(tmp_path / "metrics"), **settings})
-        return fedalg.prepare(args)
+        return prepare(args)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def small_networks():
+    """Make the networks of small_networks.py known, here and in processes that are started."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDMERGE_PLUGINS", str(ROOT / "tests" / "small_networks.py"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch on one thread, so that a client's sums are the same whatever else goes on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -76,14 +96,59 @@ def spawn():
         process.kill()
 
 
-def merge(algorithm, theta, deltas, masks, weights):
-    """Return the algorithm's next model of deltas [clients, dim], masks [clients, n_trainable] or None, and weights."""
-    if not algorithm.means:
-        return algorithm.merge(theta, merging.all_of(deltas, masks, weights))
-    sums = merging.Sums(algorithm.means, algorithm.layout)
-    for i, weight in enumerate(weights.tolist()):
-        sums.add(Update(deltas[i], None if masks is None else masks[i]), weight)
-    return algorithm.merge(theta, merging.Arrived(sums.means(sum(weights.tolist()))))
+def train_round(run, round=None, saver=None):
+    """Train the next round of an Experiment; return its row, without an evaluation.
+
+    The row is not in run.history yet: see `train_rounds`. round: its number, where that does not follow from there.
+    """
+    return fedalg.train_round(run, round or run.history.n_done + 1, saver)
+
+
+def train_rounds(run, n=1):
+    """Train n rounds of an Experiment; their rows are in run.history. Returns the Experiment."""
+    for _ in range(n):
+        run.history.add(train_round(run))
+    return run
+
+
+def put_algorithm(run, cls, **options):
+    """Let an Experiment go on with an algorithm of this class, which is on no shelf."""
+    run.server.algorithm = cls(run.server.layout, **options)
+    run.server.algorithm.compressor = run.server.compressor
+
+
+def assert_alike(one, other):
+    """Assert that two Experiments went through the same rounds, to the last bit."""
+    for model in (lambda run: run.server.theta, lambda run: run.server.downlink.model, lambda run: run.server.served()):
+        assert torch.equal(model(one), model(other))
+    kept, others = one.clients.kept(), other.clients.kept()
+    assert kept.keys() == others.keys()
+    for name, of_client in kept.items():
+        assert of_client.keys() == others[name].keys()
+        assert all(torch.equal(value, others[name][client_id]) for client_id, value in of_client.items())
+    assert one.server.traffic == other.server.traffic
+    for row, expected in zip(one.history.rows, other.history.rows, strict=True):
+        times = {"train_seconds", "eval_seconds"}
+        assert {k: v for k, v in row.items() if k not in times} == {k: v for k, v in expected.items() if k not in times}
+
+
+def evaluate(run, images):
+    """Return what Evaluator.evaluate says of an Experiment's model on Images."""
+    return run.evaluator.evaluate(run.server, run.clients.parts, images)
+
+
+def keep_two_rounds(tmp_path, **settings):
+    """Return the Checkpoints of a run of two rounds of `settings`, saved after each, and its Experiment."""
+    folders = {f"{k}_dir": str(tmp_path / k) for k in ("metrics", "checkpoint")}
+    run = prepare(resolve({**QUICK, "device": "cpu", **folders, **settings}))
+    saver = CheckpointPolicy(Checkpoints(tmp_path / "checkpoint", run.name), every=1)
+    saver.run = RunState(run)
+    for _ in range(2):
+        row = train_round(run)
+        columns, run.history.judged = run.evaluator.columns(run.server, run.clients.parts)
+        run.history.add(row | columns)
+        saver.save()
+    return saver.checkpoints, run
 
 
 def flat_state(module):

@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import resource
+import socket
 import sys
 
 import torch
@@ -60,3 +62,21 @@ def outcome(folder):
 def n_rows(folder):
     """How many rounds are in the CSV."""
     return sum(max(0, len(table.read_bytes().splitlines()) - 1) for table in (folder / "m").glob("*.csv"))
+
+
+def digest(tensor):
+    """A hash of the numbers of a tensor."""
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def free_port():
+    """A port on which nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environments(n):
+    """The variables of each of n processes, as torchrun sets them."""
+    common = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{**common, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(n)]

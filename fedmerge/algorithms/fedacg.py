@@ -42,4 +42,4 @@ class FedACG(FedAvg):
         return theta + step
 
     def kept_length(self, name, layout):
-        return layout.n_trainable
+        return layout.n_trainable if name in FedACG.server_state else None

@@ -42,4 +42,4 @@ class FedOpt(FedAvg):
         return square + (1 - self.server_beta2) * towards
 
     def kept_length(self, name, layout):
-        return layout.n_trainable
+        return layout.n_trainable if name in FedOpt.server_state else None

@@ -45,4 +45,4 @@ class LaSFL(FedAvg):
         return step.add_(theta)
 
     def kept_length(self, name, layout):
-        return layout.n_trainable
+        return layout.n_trainable if name in LaSFL.server_state else None

@@ -37,4 +37,4 @@ class Scaffold(FedAvg):
         return super().merge(theta, step, aggregate)
 
     def kept_length(self, name, layout):
-        return layout.n_trainable
+        return layout.n_trainable if name in ("control", "client_control") else None

@@ -40,4 +40,4 @@ class MOON(LocalMethod):
         self.last[client.id] = model.vector.clone()
 
     def kept_length(self, name, layout):
-        return layout.dim
+        return layout.dim if name == "last" else None

@@ -18,7 +18,6 @@ from fedmerge.config.run_name import settings_of
 from fedmerge.errors import InputError
 from fedmerge.randomness import generator
 from fedmerge.registry import COMPRESSORS
-from fedmerge.reporting import run_figures
 from fedmerge.simulation import personal_parts
 from fedmerge.simulation.server import chosen_options
 
@@ -160,6 +159,8 @@ def progress(settings, made, done, total):
 
 def report(folder, entries, shared_accuracies, dim):
     """Write accuracy.csv and its figure into `folder` and print a line; return what personal_parts.summary says."""
+    from fedmerge.reporting import run_figures  # matplotlib takes its time, and may be refused a place for its fonts
+
     rows = personal_parts.rows_of(folder, entries, shared_accuracies)
     path = Path(folder) / "accuracy"
     saving.write_atomic(path.with_suffix(".csv"), saving.csv_text(personal_parts.COLUMNS, rows))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import evaluate, train_round, train_rounds
-from test_ranks import environments
+from processes import environments
 from torch import nn
 
 from fedmerge.checkpoint.policy import CheckpointPolicy, Interrupted

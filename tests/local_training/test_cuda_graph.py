@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import train_round
 
-import fedalg
 from fedmerge import datasets
 from fedmerge.config.resolve import resolve
 from fedmerge.local_training import cuda_graph
-from fedmerge.simulation import rounds
+from fedmerge.simulation.experiment import assemble
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -21,12 +21,12 @@ def experiment(device, **settings):
     splits = datasets.Splits(images, images, images, 10, torch.full((3,), 0.5), torch.full((3,), 0.25))
     settings = {"dataset": "CIFAR10", "model_name": "cnn", "n_clients": 2, "participation": 1.0, **settings}
     args = resolve({"n_client_epochs": 2, "batch_size": 16, "momentum": 0.5, **settings})
-    return fedalg.assemble(args, splits, [torch.arange(50), torch.arange(50, 90)], torch.device(device))
+    return assemble(args, splits, [torch.arange(50), torch.arange(50, 90)], torch.device(device))
 
 
-def capture(exp):
-    exp.trainer.settings = replace(exp.trainer.settings, capture=True)
-    return exp
+def capture(run):
+    run.clients.trainer.settings = replace(run.clients.trainer.settings, capture=True)
+    return run
 
 
 CASES = [
@@ -50,13 +50,13 @@ def test_captured_steps_are_the_steps(device, settings, monkeypatch):
         lambda step, chosen, draws: counts.append(len(chosen)) or take(step, chosen, draws),
     )
     for round in (1, 2):
-        rows = [rounds.train_round(exp, round) for exp in (plain, other)]
+        rows = [train_round(run, round) for run in (plain, other)]
         for name in ("train_losses", "train_accs", "kept_share"):
             assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-6 if device == "cpu" else 1e-2), name
         if device == "cpu":
-            assert torch.equal(other.theta, plain.theta)
+            assert torch.equal(other.server.theta, plain.server.theta)
         else:
-            assert torch.allclose(other.theta, plain.theta, atol=1e-3)
+            assert torch.allclose(other.server.theta, plain.server.theta, atol=1e-3)
     assert 16 in counts
     assert "local_steps" in settings or {2, 8} <= set(counts)  # the last batches too
 
@@ -74,13 +74,13 @@ def test_what_cannot_be_captured_is_done_as_it_comes(settings, monkeypatch):
     plain, other = experiment("cpu", **settings), capture(experiment("cpu", **settings))
     if "attack" not in settings:
         monkeypatch.setattr(cuda_graph, "CapturedStep", None)
-    for exp in (plain, other):
-        rounds.train_round(exp, 1)
-    assert torch.equal(other.theta, plain.theta)
+    for run in (plain, other):
+        train_round(run, 1)
+    assert torch.equal(other.server.theta, plain.server.theta)
 
 
 def test_a_result_is_not_the_next_ones_memory():
-    trainer = capture(experiment("cpu", augment="none")).trainer
+    trainer = capture(experiment("cpu", augment="none")).clients.trainer
     step = cuda_graph.CapturedStep(trainer, trainer.settings)
     step.begin()
     first = step(torch.arange(16), None)

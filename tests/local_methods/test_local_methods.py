@@ -5,29 +5,28 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import flat_state
+from conftest import flat_state, train_round
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fedalg
 from fedmerge import datasets
 from fedmerge.local_methods.base import LocalMethod, hold_out
 from fedmerge.local_methods.lss import LocalSuperiorSoups
 from fedmerge.local_methods.swad import low_stretch
 from fedmerge.randomness import generator, round_half_up
 from fedmerge.registry import LOCAL_METHODS
-from fedmerge.simulation import rounds
+from fedmerge.simulation.experiment import build_module
 
 
-def trained(exp, number=1, round=1):
-    return exp.trainer.client(number, round).train(exp.theta).clone()
+def trained(run, number=1, round=1):
+    return run.clients.trainer.client(number, round).train(run.server.theta).clone()
 
 
-def twin_batches(exp, client, epochs, *model):
+def twin_batches(run, client, epochs, *model):
     """The batches of one run, at most --local_steps of them."""
-    rng = generator(exp.args.seed, "batches", client.round, client.number, *model)
-    found = datasets.client_batches(exp.splits, client.indices, exp.args.batch_size, epochs, rng)
-    return itertools.islice(found, exp.args.local_steps)
+    rng = generator(run.settings.seed, "batches", client.round, client.id, *model)
+    found = datasets.client_batches(run.splits, client.indices, run.settings.batch_size, epochs, rng)
+    return itertools.islice(found, run.settings.local_steps)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -59,9 +58,9 @@ def test_where_models_are_the_same_their_distance_has_gradient_zero():
     assert torch.allclose(gradient, (3 - 3 / 3) * moves[0] / moves[0].norm())
 
 
-def twin_lss(exp, client):
+def twin_lss(run, client):
     """The client step of Algorithm 1 on dicts of tensors, the regularised loss left to autograd; no buffers."""
-    a, module = exp.args, fedalg.build_module(exp.args, exp.splits)
+    a, module = run.settings, build_module(run.settings, run.splits)
     pool = [{name: p.detach().clone() for name, p in module.named_parameters()}]
 
     def average(models):
@@ -76,8 +75,8 @@ def twin_lss(exp, client):
         optimiser = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[a.local_optimizer]
         more = {"momentum": a.momentum} if a.local_optimizer == "sgd" else {}
         optimiser = optimiser(list(new.values()), lr=a.lr, weight_decay=a.weight_decay, **more)
-        batches = list(twin_batches(exp, client, a.soup_epochs, *([i - 1] if i > 1 else [])))
-        rng = generator(a.seed, "interpolation", client.round, client.number, i)
+        batches = list(twin_batches(run, client, a.soup_epochs, *([i - 1] if i > 1 else [])))
+        rng = generator(a.seed, "interpolation", client.round, client.id, i)
         batches = batches[: max(1, round_half_up(a.later_share * len(batches)))] if i > 1 else batches
         draws = torch.rand(len(batches), i + 1, generator=rng)
         for (x, y), draw in zip(batches, draws, strict=True):
@@ -109,11 +108,11 @@ def twin_lss(exp, client):
 )
 def test_a_client_step_of_lss_equals_its_twin(experiment, settings):
     """Four models of five steps each."""
-    exp = experiment(algorithm="lss", local_steps=5, **{"lr": 0.01, **settings})
-    client = exp.trainer.client(1, 3)
-    flat = client.train(exp.theta)
-    twin = twin_lss(exp, client)
-    assert (flat - exp.theta).abs().max() > 1e-5
+    run = experiment(algorithm="lss", local_steps=5, **{"lr": 0.01, **settings})
+    client = run.clients.trainer.client(1, 3)
+    flat = client.train(run.server.theta)
+    twin = twin_lss(run, client)
+    assert (flat - run.server.theta).abs().max() > 1e-5
     apart = (flat - twin).abs() > 1e-6
     # Adam makes a whole step of a gradient that is 0 but for rounding.
     assert apart.sum() <= (1e-4 * len(flat) if "local_optimizer" in settings else 0)
@@ -128,29 +127,29 @@ def test_lss_with_one_model_and_nothing_added_is_fedavg(experiment):
 
 
 def test_lss_averages_batchnorm_statistics_of_the_pool_or_measures_them(experiment):
-    exp = experiment(algorithm="lss", norm="batch", n_verts=2, soup_epochs=1)
-    n = exp.model.layout.n_trainable
-    averaged = trained(exp)
+    run = experiment(algorithm="lss", norm="batch", n_verts=2, soup_epochs=1)
+    n = run.model.layout.n_trainable
+    averaged = trained(run)
     measured = trained(experiment(algorithm="lss", norm="batch", n_verts=2, soup_epochs=1, bn_recalibrate=True))
     assert torch.equal(averaged[:n], measured[:n])
     assert not torch.allclose(averaged[n:], measured[n:], rtol=0.01)
-    module = fedalg.build_module(exp.args, exp.splits)
-    exp.model.load(measured)
-    module.load_state_dict(exp.model.module.state_dict())
+    module = build_module(run.settings, run.splits)
+    run.model.load(measured)
+    module.load_state_dict(run.model.module.state_dict())
     for layer in module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean over all batches
     rng = generator(0, "recalibrate", 1, 1)
-    for x, _ in datasets.client_batches(exp.splits, exp.parts[1], exp.args.batch_size, 1, rng):
+    for x, _ in datasets.client_batches(run.splits, run.clients.parts[1], run.settings.batch_size, 1, rng):
         module(x)
     assert torch.allclose(flat_state(module)[n:], measured[n:], atol=1e-5)
 
 
 def test_affinity_holds_models_near_and_diversity_drives_them_apart(experiment):
     def moved(**options):
-        exp = experiment(algorithm="lss", n_verts=2, soup_epochs=2, average_received=False, lr=0.01, **options)
-        return (trained(exp) - exp.theta).norm()
+        run = experiment(algorithm="lss", n_verts=2, soup_epochs=2, average_received=False, lr=0.01, **options)
+        return (trained(run) - run.server.theta).norm()
 
     assert (
         moved(aff_coeff=3.0, div_coeff=0.0) < moved(aff_coeff=0.0, div_coeff=0.0) < moved(aff_coeff=0.0, div_coeff=3.0)
@@ -163,17 +162,17 @@ def test_affinity_holds_models_near_and_diversity_drives_them_apart(experiment):
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_adam_is_that_of_torch(experiment, clip_norm):
-    exp = experiment(local_optimizer="adam", lr=1e-3, weight_decay=5e-4, clip_norm=clip_norm)
-    module = fedalg.build_module(exp.args, exp.splits)
+    run = experiment(local_optimizer="adam", lr=1e-3, weight_decay=5e-4, clip_norm=clip_norm)
+    module = build_module(run.settings, run.splits)
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-3, weight_decay=5e-4)
-    client = exp.trainer.client(1, 1)
-    for x, y in twin_batches(exp, client, 1):
+    client = run.clients.trainer.client(1, 1)
+    for x, y in twin_batches(run, client, 1):
         optimiser.zero_grad()
         F.cross_entropy(module(x), y).backward()
         if clip_norm:
             torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
         optimiser.step()
-    assert (client.train(exp.theta) - flat_state(module)).abs().max() < 1e-5
+    assert (client.train(run.server.theta) - flat_state(module)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -193,11 +192,11 @@ def test_with_nothing_of_its_own_a_method_is_fedavg(experiment, settings):
     assert torch.equal(trained(experiment(**settings)), trained(experiment(n_client_epochs=2)))
 
 
-def ends_of_epochs(exp, epochs):
+def ends_of_epochs(run, epochs):
     """The models [epochs, dim] at the end of each epoch of plain training."""
-    client, ends = exp.trainer.client(1, 1), []
-    client.model.load(exp.theta)
-    per_epoch = client.n_steps(1)
+    client, ends = run.clients.trainer.client(1, 1), []
+    client.model.load(run.server.theta)
+    per_epoch = client.steps_of(1)
     for step, _ in enumerate(LocalMethod().run(client, epochs), 1):
         if step % per_epoch == 0:
             ends.append(client.model.vector.clone())
@@ -206,8 +205,8 @@ def ends_of_epochs(exp, epochs):
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_swa_is_the_mean_of_the_last_epochs(experiment, norm):
-    exp = experiment(algorithm="swa", n_client_epochs=4, swa_start=0.5, norm=norm)
-    assert torch.allclose(trained(exp), ends_of_epochs(exp, 4)[2:].mean(0), atol=1e-6)
+    run = experiment(algorithm="swa", n_client_epochs=4, swa_start=0.5, norm=norm)
+    assert torch.allclose(trained(run), ends_of_epochs(run, 4)[2:].mean(0), atol=1e-6)
 
 
 def test_swa_of_fewer_steps_than_an_epoch_is_the_last_model(experiment):
@@ -234,94 +233,94 @@ def test_the_low_stretch_of_swad_by_hand(losses, expected):
 @pytest.mark.parametrize(("wait", "tolerance"), [(2, 1.3), (1, 100.0)])  # the latter: all steps, of 3, 3, 3 and 2
 def test_swad_is_the_mean_of_every_step_of_the_stretch(experiment, wait, tolerance):
     settings = {"swad_wait": wait, "swad_patience": 2, "swad_tolerance": tolerance, "local_steps": 11}
-    exp = experiment(algorithm="swad", n_client_epochs=3, swad_evaluations=5, **settings)
-    client = exp.trainer.client(1, 1)
+    run = experiment(algorithm="swad", n_client_epochs=3, swad_evaluations=5, **settings)
+    client = run.clients.trainer.client(1, 1)
     train, held = hold_out(client, 0.1)
     models, losses = [], []
-    client.model.load(exp.theta)
+    client.model.load(run.server.theta)
     for _ in LocalMethod().run(client, 3, indices=train):
         models.append(client.model.vector.clone())
     every = -(-len(models) // 5)
     ends = sorted({*range(every, len(models), every), len(models)})
     for end in ends:
         client.model.load(models[end - 1])
-        x, y = exp.splits.normalise(exp.splits.train.images[held]), exp.splits.train.labels[held]
+        x, y = run.splits.normalise(run.splits.train.images[held]), run.splits.train.labels[held]
         losses.append(F.cross_entropy(client.model.module(x), y).item())
     begin, end = low_stretch(losses, wait, 2, tolerance)
     first = 0 if begin == 0 else ends[begin - 1]
-    assert torch.allclose(trained(exp), torch.stack(models[first : ends[end - 1]]).mean(0), atol=1e-6)
+    assert torch.allclose(trained(run), torch.stack(models[first : ends[end - 1]]).mean(0), atol=1e-6)
 
 
 def test_what_is_held_out_is_never_trained_on_and_stays_the_same(experiment):
-    exp = experiment()
+    run = experiment()
     for number in range(3):
-        client = exp.trainer.client(number, 1)
+        client = run.clients.trainer.client(number, 1)
         train, held = hold_out(client, 0.1)
         assert len(held) == round(0.1 * client.n_samples)
         assert sorted([*train.tolist(), *held.tolist()]) == sorted(client.indices.tolist())
-        assert torch.equal(held, hold_out(exp.trainer.client(number, 7), 0.1)[1])
+        assert torch.equal(held, hold_out(run.clients.trainer.client(number, 7), 0.1)[1])
     client.n_samples, client.indices = 1, client.indices[:1]
     assert all(torch.equal(part, client.indices) for part in hold_out(client, 0.5))
 
 
 def test_soups_vary_their_settings_and_uniform_ones_average_them_all(experiment):
     settings = {"n_verts": 3, "soup_epochs": 1, "weight_decay": 0.01}
-    exp = experiment(algorithm="soups", soup_selection="uniform", **settings)
-    client, method = exp.trainer.client(1, 1), exp.trainer.local
+    run = experiment(algorithm="soups", soup_selection="uniform", **settings)
+    client, method = run.clients.trainer.client(1, 1), run.clients.trainer.local
     varied = [method._vary(client, i) for i in range(3)]
     assert varied[0] == client.settings
     assert len({(s.lr, s.weight_decay) for s in varied}) == 3
     assert all(0.05 / 3 <= s.lr <= 0.15 and 0.01 / 3 <= s.weight_decay <= 0.03 for s in varied)
     models = []
     for i, s in enumerate(varied):
-        module = fedalg.build_module(exp.args, exp.splits)
+        module = build_module(run.settings, run.splits)
         optimiser = torch.optim.SGD(module.parameters(), lr=s.lr, momentum=0.9, weight_decay=s.weight_decay)
-        for x, y in twin_batches(exp, client, 1, *([i] if i else [])):
+        for x, y in twin_batches(run, client, 1, *([i] if i else [])):
             optimiser.zero_grad()
             F.cross_entropy(module(x), y).backward()
             optimiser.step()
         models.append(flat_state(module))
-    assert torch.allclose(trained(exp), sum(models) / 3, atol=1e-5)
+    assert torch.allclose(trained(run), sum(models) / 3, atol=1e-5)
 
 
 def test_the_greedy_soup_takes_what_does_not_raise_the_loss(experiment, monkeypatch):
     """Losses by hand: a model [v, v, ...] has loss |v - 3|."""
-    exp = experiment(algorithm="soups")
-    client = exp.trainer.client(1, 1)
+    run = experiment(algorithm="soups")
+    client = run.clients.trainer.client(1, 1)
     monkeypatch.setattr(client, "mean_loss", lambda held: (client.model.vector.mean() - 3).abs())
-    models = torch.tensor([0.0, 2.0, 4.5, 9.0])[:, None].expand(4, exp.model.layout.dim)
+    models = torch.tensor([0.0, 2.0, 4.5, 9.0])[:, None].expand(4, run.model.layout.dim)
     # From 2 (loss 1): with 4.5 it is 3.25 (0.25); with 0 as well 2.17, with 9 as well 5.17: neither helps.
-    assert torch.allclose(exp.trainer.local._pick(client, models, None), torch.tensor(3.25))
+    assert torch.allclose(run.clients.trainer.local._pick(client, models, None), torch.tensor(3.25))
 
 
 def test_diwa_trains_the_head_alone_before_its_models_part(experiment):
-    exp = experiment(algorithm="diwa", n_verts=1, probe_epochs=2, soup_epochs=1)
-    client, n_head = exp.trainer.client(1, 1), 512 * 10 + 10
-    client.model.load(exp.theta)
-    start = exp.trainer.local._probe(client)
-    assert torch.equal(start[:-n_head], exp.theta[:-n_head])
-    assert (start - exp.theta)[-n_head:].norm() > 0.01
+    run = experiment(algorithm="diwa", n_verts=1, probe_epochs=2, soup_epochs=1)
+    client, n_head = run.clients.trainer.client(1, 1), 512 * 10 + 10
+    client.model.load(run.server.theta)
+    start = run.clients.trainer.local._probe(client)
+    assert torch.equal(start[:-n_head], run.server.theta[:-n_head])
+    assert (start - run.server.theta)[-n_head:].norm() > 0.01
     client.model.load(start)
     for _ in LocalMethod().run(client, 1):
         pass
-    assert torch.equal(trained(exp), client.model.vector)
+    assert torch.equal(trained(run), client.model.vector)
 
 
 def test_moon_equals_its_twin(experiment):
-    exp = experiment(algorithm="moon", moon_mu=2.0, norm="batch", n_client_epochs=1)
-    first = trained(exp, round=1)  # nobody has a last model yet
+    run = experiment(algorithm="moon", moon_mu=2.0, norm="batch", n_client_epochs=1)
+    first = trained(run, round=1)  # nobody has a last model yet
     assert torch.allclose(first, trained(experiment(norm="batch")), atol=1e-6)
-    second = exp.trainer.client(1, 2).train(exp.theta).clone()
+    second = run.clients.trainer.client(1, 2).train(run.server.theta).clone()
 
     def network(vector):
-        module = fedalg.build_module(exp.args, exp.splits)
-        exp.model.load(vector)
-        module.load_state_dict(exp.model.module.state_dict())
+        module = build_module(run.settings, run.splits)
+        run.model.load(vector)
+        module.load_state_dict(run.model.module.state_dict())
         return module
 
-    module, received, last = network(exp.theta), network(exp.theta).eval(), network(first).eval()
+    module, received, last = network(run.server.theta), network(run.server.theta).eval(), network(first).eval()
     optimiser = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
-    for x, y in twin_batches(exp, exp.trainer.client(1, 2), 1):
+    for x, y in twin_batches(run, run.clients.trainer.client(1, 2), 1):
         with torch.no_grad():
             towards, away = received[:-1](x), last[:-1](x)
         own = module[:-1](x)
@@ -331,33 +330,35 @@ def test_moon_equals_its_twin(experiment):
         loss.backward()
         optimiser.step()
     assert (second - flat_state(module)).abs().max() < 1e-5
-    assert (second - exp.trainer.client(1, 2).train(exp.theta)).abs().max() > 1e-4  # now its last model is another
+    assert (
+        second - run.clients.trainer.client(1, 2).train(run.server.theta)
+    ).abs().max() > 1e-4  # now its last model is another
 
 
 def test_moon_takes_back_what_it_kept(experiment):
-    exp = experiment(algorithm="moon")
-    trained(exp)
+    run = experiment(algorithm="moon")
+    trained(run)
     other = LOCAL_METHODS["moon"]()
-    other.load(exp.trainer.local.state())
-    assert torch.equal(other.last[1], exp.trainer.local.last[1])
+    other.load_state_dict(run.clients.trainer.local.state_dict())
+    assert torch.equal(other.last[1], run.clients.trainer.local.last[1])
 
 
 @pytest.mark.parametrize("name", sorted(LOCAL_METHODS))
 def test_every_method_works_with_every_algorithm_that_pulls_or_masks(experiment, name):
     few = {"n_verts": 2, "soup_epochs": 1, "local": name, "n_epochs": 1}
     for algorithm in ("fedprox", "las"):
-        exp = experiment(algorithm=algorithm, **few)
-        row = rounds.train_round(exp, 1)
+        run = experiment(algorithm=algorithm, **few)
+        row = train_round(run, 1)
         assert row["train_losses"] > 0
-        assert exp.theta.isfinite().all()
+        assert run.server.theta.isfinite().all()
 
 
 def test_the_pull_of_fedprox_acts_in_a_soup(experiment):
     few = {"local": "lss", "n_verts": 2, "soup_epochs": 2, "aff_coeff": 0.0, "div_coeff": 0.0, "algorithm": "fedprox"}
 
     def moved(mu):
-        exp = experiment(prox_momentum=mu, **few)
-        client = exp.trainer.client(1, 1)
-        return (client.train(exp.theta, exp.algorithm.pull) - exp.theta).norm()
+        run = experiment(prox_momentum=mu, **few)
+        client = run.clients.trainer.client(1, 1)
+        return (client.train(run.server.theta, run.server.algorithm.gradient_correction) - run.server.theta).norm()
 
     assert moved(5.0) < 0.7 * moved(0.0)

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from conftest import flat_state
 
-import fedalg
 from fedmerge import datasets
 from fedmerge.local_training.trainer import Trainer
 from fedmerge.randomness import generator
+from fedmerge.simulation.experiment import build_module
 
 
-def plain_sgd(exp, number, round=1, penalty=None):
-    """Train client `number` from exp.theta with torch.optim.SGD on a module of its own; return its flat state."""
-    args = exp.args
-    module = fedalg.build_module(args, exp.splits)
+def plain_sgd(run, number, round=1, penalty=None):
+    """Train client `number` from the server's model by torch.optim.SGD on a module of its own; return its flat state."""
+    args = run.settings
+    module = build_module(args, run.splits)
     begin = [p.detach().clone() for p in module.parameters()]
     optimiser = torch.optim.SGD(
         module.parameters(),
@@ -25,7 +25,7 @@ def plain_sgd(exp, number, round=1, penalty=None):
         weight_decay=args.weight_decay,
     )
     rng = generator(args.seed, "batches", round, number)
-    batches = datasets.client_batches(exp.splits, exp.parts[number], args.batch_size, args.n_client_epochs, rng)
+    batches = datasets.client_batches(run.splits, run.clients.parts[number], args.batch_size, args.n_client_epochs, rng)
     losses, hits = [], 0
     for x, y in batches:
         logits = module(x)
@@ -57,11 +57,11 @@ def plain_sgd(exp, number, round=1, penalty=None):
     ids=str,
 )
 def test_training_equals_torch_sgd(experiment, settings):
-    exp = experiment(n_client_epochs=3, **settings)
-    client = exp.trainer.client(4, round=3)
-    trained = client.train(exp.theta)
-    expected, loss, hits = plain_sgd(exp, 4, round=3)
-    moved = (expected - exp.theta).norm()
+    run = experiment(n_client_epochs=3, **settings)
+    client = run.clients.trainer.client(4, round=3)
+    trained = client.train(run.server.theta)
+    expected, loss, hits = plain_sgd(run, 4, round=3)
+    moved = (expected - run.server.theta).norm()
     assert moved > 0.1
     assert (trained - expected).norm() < 1e-5 * moved
     assert client.loss.item() == pytest.approx(loss, rel=1e-5)
@@ -70,57 +70,59 @@ def test_training_equals_torch_sgd(experiment, settings):
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
-def test_the_pull_of_fedprox_is_the_gradient_of_its_penalty(experiment, clip_norm):
+def test_the_correction_of_fedprox_is_the_gradient_of_its_penalty(experiment, clip_norm):
     """FedProx written with autograd: loss + mu / 2 |w - start|^2."""
-    exp = experiment(algorithm="fedprox", prox_momentum=0.3, n_client_epochs=3, clip_norm=clip_norm)
+    run = experiment(algorithm="fedprox", prox_momentum=0.3, n_client_epochs=3, clip_norm=clip_norm)
 
     def penalty(now, begin):
         return 0.15 * sum((a - b).square().sum() for a, b in zip(now, begin, strict=True))
 
-    trained = exp.trainer.client(2, 1).train(exp.theta, exp.algorithm.pull)
-    expected, _, _ = plain_sgd(exp, 2, penalty=penalty)
-    without, _, _ = plain_sgd(exp, 2)
+    trained = run.clients.trainer.client(2, 1).train(run.server.theta, run.server.algorithm.gradient_correction)
+    expected, _, _ = plain_sgd(run, 2, penalty=penalty)
+    without, _, _ = plain_sgd(run, 2)
     assert (trained - expected).norm() < 1e-3 * (without - expected).norm()
 
 
 def test_a_client_trains_the_same_whoever_trained_before(experiment):
-    exp = experiment(norm="batch")
-    alone = exp.trainer.client(7, 2).train(exp.theta).clone()
-    exp.trainer.client(3, 2).train(exp.theta)
-    assert torch.equal(exp.trainer.client(7, 2).train(exp.theta), alone)
-    assert not torch.equal(exp.trainer.client(7, 3).train(exp.theta), alone)  # another round, another order
+    run = experiment(norm="batch")
+    alone = run.clients.trainer.client(7, 2).train(run.server.theta).clone()
+    run.clients.trainer.client(3, 2).train(run.server.theta)
+    assert torch.equal(run.clients.trainer.client(7, 2).train(run.server.theta), alone)
+    assert not torch.equal(
+        run.clients.trainer.client(7, 3).train(run.server.theta), alone
+    )  # another round, another order
 
 
 def test_the_seed_and_the_clients_number_decide_the_order_of_its_samples(experiment):
-    exp = experiment()
+    run = experiment()
     orders = []
     for seed, number in ((0, 1), (1, 1), (0, 2), (0, 1)):
-        settings = replace(exp.trainer.settings, seed=seed)
-        trainer = Trainer(exp.model, exp.splits, [exp.parts[1]] * 3, settings)  # the same samples for everybody
-        orders.append(trainer.client(number, 1).train(exp.theta).clone())
+        settings = replace(run.clients.trainer.settings, seed=seed)
+        trainer = Trainer(run.model, run.splits, [run.clients.parts[1]] * 3, settings)  # the same samples for everybody
+        orders.append(trainer.client(number, 1).train(run.server.theta).clone())
     assert torch.equal(orders[0], orders[3])
     assert not torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
 
 
 def test_the_start_is_not_changed(experiment):
-    exp = experiment(norm="batch")
-    before = exp.theta.clone()
-    exp.trainer.client(0, 1).train(exp.theta)
-    assert torch.equal(exp.theta, before)
+    run = experiment(norm="batch")
+    before = run.server.theta.clone()
+    run.clients.trainer.client(0, 1).train(run.server.theta)
+    assert torch.equal(run.server.theta, before)
 
 
-def twin_mask(exp, client, delta, mask, epochs, lr, bias, l1_strength):
+def twin_mask(run, client, delta, mask, epochs, lr, bias, l1_strength):
     """Mask learning with autograd through functional_call, tensor by tensor."""
-    module, layout = fedalg.build_module(exp.args, exp.splits), exp.model.layout
+    module, layout = build_module(run.settings, run.splits), run.model.layout
     start = dict(module.named_parameters())
     change = dict(zip(layout.names, delta[: layout.n_trainable].split(layout.sizes), strict=True))
     logits = {
         name: torch.where(m, bias, -bias).requires_grad_()
         for name, m in zip(layout.names, mask.split(layout.sizes), strict=True)
     }
-    rng = generator(exp.args.seed, "mask", client.round, client.number)
-    for x, y in datasets.client_batches(exp.splits, client.indices, exp.args.batch_size, epochs, rng):
+    rng = generator(run.settings.seed, "mask", client.round, client.id)
+    for x, y in datasets.client_batches(run.splits, client.indices, run.settings.batch_size, epochs, rng):
         soft = {name: logit.sigmoid() for name, logit in logits.items()}
         weights = {n: start[n].detach() + (soft[n] * change[n]).view_as(start[n]) for n in layout.names}
         loss = lr * F.cross_entropy(torch.func.functional_call(module, weights, (x,)), y)
@@ -132,45 +134,45 @@ def twin_mask(exp, client, delta, mask, epochs, lr, bias, l1_strength):
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_mask_learning_equals_its_twin_and_changes_the_mask(experiment, norm):
-    exp = experiment(algorithm="las", n_client_epochs=3, norm=norm)
-    client = exp.trainer.client(1, 1)
-    delta = client.train(exp.theta) - exp.theta
-    mask = delta[: exp.model.layout.n_trainable].abs() > 0.003
+    run = experiment(algorithm="las", n_client_epochs=3, norm=norm)
+    client = run.clients.trainer.client(1, 1)
+    delta = client.train(run.server.theta) - run.server.theta
+    mask = delta[: run.model.layout.n_trainable].abs() > 0.003
     learning = {"epochs": 3, "lr": 1e5, "bias": 2.0, "l1_strength": 0.5}
-    learned = client.learn_mask(exp.theta, delta, mask, **learning)
-    expected = twin_mask(exp, client, delta, mask, **learning)
+    learned = client.learn_mask(run.server.theta, delta, mask, **learning)
+    expected = twin_mask(run, client, delta, mask, **learning)
     assert (learned != mask).sum() > 100
     assert (learned != expected).sum() <= 1e-4 * len(mask)  # logits within rounding of 0 may fall either way
 
 
 def test_a_strong_l1_pull_empties_the_mask_and_none_without_gradient_keeps_it(experiment):
-    exp = experiment(algorithm="las")
-    client = exp.trainer.client(1, 1)
-    mask = torch.arange(exp.model.layout.n_trainable) % 3 == 0
-    still = torch.zeros_like(exp.theta)  # no change: the loss does not depend on the mask
-    keep = client.learn_mask(exp.theta, still, mask, epochs=2, lr=1.0, bias=5.0, l1_strength=0.0)
+    run = experiment(algorithm="las")
+    client = run.clients.trainer.client(1, 1)
+    mask = torch.arange(run.model.layout.n_trainable) % 3 == 0
+    still = torch.zeros_like(run.server.theta)  # no change: the loss does not depend on the mask
+    keep = client.learn_mask(run.server.theta, still, mask, epochs=2, lr=1.0, bias=5.0, l1_strength=0.0)
     assert torch.equal(keep, mask)
-    drop = client.learn_mask(exp.theta, still, mask, epochs=5, lr=1.0, bias=1.0, l1_strength=5.0)
+    drop = client.learn_mask(run.server.theta, still, mask, epochs=5, lr=1.0, bias=1.0, l1_strength=5.0)
     assert not drop.any()
 
 
 def test_mask_logits_that_overflow_show_in_the_loss(experiment):
     """A NaN logit is not > 0, so its weight would silently not be sent."""
-    exp = experiment(algorithm="las")
-    client = exp.trainer.client(1, 1)
-    delta = client.train(exp.theta) - exp.theta
-    mask = torch.ones(exp.model.layout.n_trainable, dtype=torch.bool)
-    client.learn_mask(exp.theta, delta, mask, epochs=1, lr=1e4, bias=5.0, l1_strength=0.0)
+    run = experiment(algorithm="las")
+    client = run.clients.trainer.client(1, 1)
+    delta = client.train(run.server.theta) - run.server.theta
+    mask = torch.ones(run.model.layout.n_trainable, dtype=torch.bool)
+    client.learn_mask(run.server.theta, delta, mask, epochs=1, lr=1e4, bias=5.0, l1_strength=0.0)
     assert torch.isfinite(client.loss)
-    client.learn_mask(exp.theta, 1e20 * delta, mask, epochs=3, lr=3e38, bias=5.0, l1_strength=0.0)
+    client.learn_mask(run.server.theta, 1e20 * delta, mask, epochs=3, lr=3e38, bias=5.0, l1_strength=0.0)
     assert not torch.isfinite(client.loss)
 
 
 def test_bf16_training_stays_near_float32(experiment):
     trained = {}
     for precision in ("float32", "bf16"):
-        exp = experiment(precision=precision)
-        trained[precision] = exp.trainer.client(0, 1).train(exp.theta).clone() - exp.theta
+        run = experiment(precision=precision)
+        trained[precision] = run.clients.trainer.client(0, 1).train(run.server.theta).clone() - run.server.theta
     apart = (trained["bf16"] - trained["float32"]).norm() / trained["float32"].norm()
     assert 0 < apart < 0.1
 
@@ -178,15 +180,15 @@ def test_bf16_training_stays_near_float32(experiment):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: only there can waiting for it be seen")
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_no_step_waits_for_the_gpu(experiment, clip_norm):
-    exp = experiment(device="cuda", algorithm="fedprox", weight_decay=0.01, clip_norm=clip_norm, n_client_epochs=2)
-    client = exp.trainer.client(1, 1)
-    client.train(exp.theta, exp.algorithm.pull)  # warms up
+    run = experiment(device="cuda", algorithm="fedprox", weight_decay=0.01, clip_norm=clip_norm, n_client_epochs=2)
+    client = run.clients.trainer.client(1, 1)
+    client.train(run.server.theta, run.server.algorithm.gradient_correction)  # warms up
     batches = list(client.batches(2, client.rng("batches")))
     client.batches = lambda *_: batches
     learning = {"epochs": 2, "lr": 1e5, "bias": 5.0, "l1_strength": 1.0}
     torch.cuda.set_sync_debug_mode("error")
     try:
-        delta = client.train(exp.theta, exp.algorithm.pull) - exp.theta
-        client.learn_mask(exp.theta, delta, delta[: exp.model.layout.n_trainable] > 0, **learning)
+        delta = client.train(run.server.theta, run.server.algorithm.gradient_correction) - run.server.theta
+        client.learn_mask(run.server.theta, delta, delta[: run.model.layout.n_trainable] > 0, **learning)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,20 +1,14 @@
 """What is shown of a run while it trains."""
 
 import io
-import os
 import re
-import signal
 import sys
 
 import pytest
 
 import fedalg
-from fedmerge.checkpoint.policy import Keeper
-from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.reporting import progress
 from fedmerge.reporting.progress import Progress, duration
-from fedmerge.simulation import rounds
-from fedmerge.simulation.distributed import load_of
 
 
 @pytest.fixture
@@ -42,24 +36,31 @@ def terminal(monkeypatch):
 
 def train(shown, clock, round, seconds, clients=None):
     """Show a round in which each sample takes so many seconds, and none is lost between; or its first `clients`."""
-    exp = shown.exp
-    cohort = rounds.begin_round(exp, round)
-    shown.begin(cohort, cohort.numbers)
-    for number in cohort.numbers[:clients]:
-        clock[0] += seconds * load_of(exp, number)
+    run = shown.run
+    cohort = run.server.begin(round)
+    shown.begin(cohort, cohort.ids)
+    for number in cohort.ids[:clients]:
+        clock[0] += seconds * run.clients.load_of(number)
         cohort.done.append(number)
         shown.after_client(cohort)
 
 
-def row(exp, train_seconds=1.0, eval_seconds=1.0):
+def row(run, train_seconds=1.0, eval_seconds=1.0):
     """The row of a round, which is among the experiment's from now on."""
     figures = {"bytes_up_total": 5e6, "bytes_down_total": 7.3e6, "train_seconds": train_seconds, "train_losses": 1.9}
-    exp.rows.append({**figures, "test_accs": 0.41, "eval_seconds": eval_seconds})
-    return exp.rows[-1]
+    run.history.rows.append({**figures, "test_accs": 0.41, "eval_seconds": eval_seconds})
+    return run.history.rows[-1]
+
+
+def train_shown(run):
+    """Train all rounds of an Experiment, and show them, as fedalg.finish does."""
+    with Progress(run) as shown:
+        run.clients.watchers = [shown]
+        fedalg.run_rounds(run, [shown.after_round])
 
 
 def test_without_a_terminal_a_round_is_a_line(experiment, capsys):
-    fedalg.run_rounds(experiment(eval_every=2, n_epochs=3), lambda row: None)
+    train_shown(experiment(eval_every=2, n_epochs=3))
     said = capsys.readouterr()
     lines = said.out.splitlines()
     number = r"[0-9.]+"
@@ -73,14 +74,14 @@ def test_without_a_terminal_a_round_is_a_line(experiment, capsys):
 def test_quiet_is_quiet(experiment, terminal, capsys, clock):
     screen, shown = terminal(), Progress(experiment(quiet=True, n_epochs=100))
     train(shown, clock, 1, 10)
-    shown.after_round(row(shown.exp, 1, 1000))
+    shown.after_round(row(shown.run, 1, 1000))
     assert (capsys.readouterr().out, screen.getvalue()) == ("", "")
 
 
 def test_the_bar_has_all_that_matters_in_80_columns(experiment, terminal):
-    exp, screen = experiment(participation=1.0, n_epochs=12), terminal()
-    fedalg.run_rounds(exp, lambda row: None)
-    assert screen.getvalue().count(exp.name) == 1
+    run, screen = experiment(participation=1.0, n_epochs=12), terminal()
+    train_shown(run)
+    assert screen.getvalue().count(run.name) == 1
     lines = [line for line in re.split("[\r\n]+", screen.getvalue()) if line.startswith("round ")]
     assert max(map(len, lines)) <= 80
     assert any(
@@ -90,20 +91,20 @@ def test_the_bar_has_all_that_matters_in_80_columns(experiment, terminal):
 
 
 @pytest.mark.parametrize("dirichlet", ["iid", 0.3])
-@pytest.mark.parametrize("workers", [1, 4])
-def test_the_first_client_tells_what_the_run_will_cost(experiment, clock, capsys, dirichlet, workers):
-    """Each sample takes 0.5 s of training, a third of that in an evaluation; `workers` clients are at work at once."""
-    exp = experiment(n_epochs=40, n_client_epochs=2, dirichlet=dirichlet, eval_every=2)
-    exp.workers.n = workers
-    shown = Progress(exp)
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_first_client_tells_what_the_run_will_cost(experiment, clock, capsys, dirichlet, threads):
+    """Each sample takes 0.5 s of training, a third of that in an evaluation; `threads` clients are at work at once."""
+    run = experiment(n_epochs=40, n_client_epochs=2, dirichlet=dirichlet, eval_every=2)
+    run.clients.threads.n = threads
+    shown = Progress(run)
     train(shown, clock, 1, 0.5, clients=1)
-    training = 40 * 0.5 * 2 * len(exp.splits.train) / 5  # a fifth of the clients a round
-    evaluation = 20 * 0.5 / 3 * (len(exp.splits.val) + len(exp.splits.test))
-    cohort = rounds.begin_round(exp, 1)
-    ahead = load_of(exp, cohort.numbers[0]) / sum(load_of(exp, number) for number in cohort.numbers[:workers])
+    training = 40 * 0.5 * 2 * len(run.splits.train) / 5  # a fifth of the clients a round
+    evaluation = 20 * 0.5 / 3 * (len(run.splits.val) + len(run.splits.test))
+    cohort = run.server.begin(1)
+    ahead = run.clients.load_of(cohort.ids[0]) / sum(run.clients.load_of(number) for number in cohort.ids[:threads])
     assert shown.per_round * 40 == pytest.approx((training + evaluation) * ahead)
     train(shown, clock, 1, 0.5)
-    shown.after_round(row(exp))
+    shown.after_round(row(run))
     said = capsys.readouterr().err
     assert re.fullmatch(
         r"about \d+ (h|min) to go on this machine, [\d.]+ clients a minute: fewer rounds \(--n_epochs\) or steps "
@@ -122,35 +123,24 @@ def test_a_run_of_minutes_is_worth_no_words(experiment, clock, capsys):
 
 
 def test_a_long_round_is_told_of_by_client(experiment, clock, capsys):
-    exp = experiment(n_epochs=3)
-    shown = Progress(exp)
+    run = experiment(n_epochs=3)
+    shown = Progress(run)
     train(shown, clock, 1, 0.7)  # 45 s a client
     lines = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert lines == ["round 1/3 client 2/4", "round 1/3 client 4/4"]
-    shown.after_round(row(exp))
+    shown.after_round(row(run))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith("1.00 s training + 1.00 s evaluation, 6 min to go")  # two rounds as long as the first
 
 
 def test_a_hint_at_eval_every_where_evaluation_takes_long(experiment, clock, capsys):
-    exp = experiment(n_epochs=50)
-    shown = Progress(exp)
+    run = experiment(n_epochs=50)
+    shown = Progress(run)
     for seconds in (1, 10, 60, 60):
-        shown.after_round(row(exp, 10, seconds))
+        shown.after_round(row(run, 10, seconds))
     assert capsys.readouterr().err == (
         "evaluation takes 70% of the time: a larger --eval_every, now 1, makes it less\n"
     )
-
-
-def test_the_first_signal_tells_how_long_it_takes(experiment, clock, capsys, tmp_path):
-    keeper = Keeper(Checkpoints(tmp_path, "x"))
-    shown = Progress(experiment(n_epochs=3), keeper)
-    train(shown, clock, 1, 0.1)
-    with keeper.listening():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert keeper.asked == signal.SIGINT
-    said = capsys.readouterr().err
-    assert said == "SIGINT: ends and saves after the client at hand, up to about 7 s; again ends at once\n"
 
 
 def test_durations():

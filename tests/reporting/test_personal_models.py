@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK
+from conftest import QUICK, ROOT, train_round, train_rounds
 
 import fedalg
 from fedmerge import datasets, locks, provenance, wire
@@ -17,8 +20,8 @@ from fedmerge.config.parser import checked_settings
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
-from fedmerge.reporting import outputs, run_record
-from fedmerge.simulation import evaluation, personal_models, personal_parts, rounds
+from fedmerge.reporting import outputs, personal_models, run_record
+from fedmerge.simulation import personal_parts
 
 TRAIN = ["--dataset=DIGITS", "--dirichlet=0.3", "--n_epochs=2", "--n_client_epochs=3", "--batch_size=16", "--lr=0.02"]
 FEW = [*TRAIN, "--n_clients=5", "--participation=0.4", "--device=cpu", "--quiet"]
@@ -51,23 +54,9 @@ def test_the_summary_by_hand():
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A folder of --save_clients, of five clients on the digits that keep 10 %."""
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
     folder = tmp_path_factory.mktemp("saved")
-    command = [
-        sys.executable,
-        str(ROOT / "fedalg.py"),
-        "--algorithm",
-        "las",
-        "--sparsity",
-        "0.1",
-        "--value_bits",
-        "4",
-        *FEW,
-    ]
+    flags = ["--algorithm=las", "--sparsity=0.1", "--value_bits=4", *FEW]
+    command = [sys.executable, str(ROOT / "fedalg.py"), *flags]
     done = subprocess.run([*command, "--save_clients", "parts"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
@@ -76,8 +65,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def parts(saved, tmp_path):
     """A copy of its parts, to spoil."""
-    import shutil
-
     return shutil.copytree(saved / "parts", tmp_path / "parts")
 
 
@@ -139,55 +126,61 @@ def test_a_part_that_keeps_everything_is_the_full_copy(program, tmp_path):
 
 
 def test_what_clients_held_back_while_training_is_no_part_of_their_own(experiment):
-    exp = experiment(algorithm="las", residual="client", sparsity=0.05, save_clients="unused")
-    rounds.train_round(exp, 1)
-    chooser = personal_models.part_chooser(exp.algorithm, exp.args)
-    assert exp.algorithm.memory.left
-    assert chooser.memory is None
+    run = experiment(algorithm="las", residual="client", sparsity=0.05, save_clients="unused")
+    train_round(run, 1)
+    chooser = personal_models.part_compressor(run.server)
+    assert run.server.compressor.feedback.left
+    assert chooser.feedback is None
     assert chooser.sparsity == 0.05
 
 
 def test_the_share_in_a_part_changes_nothing_in_how_clients_train(experiment):
     """Nor what full copies are worth."""
-    exp = experiment(algorithm="fedprox", prox_momentum=0.5)
-    exp.args.part_sparsity = 0.1
-    chooser = personal_models.part_chooser(exp.algorithm, exp.args)
-    assert (chooser.sparsity, chooser.pull) == (0.1, exp.algorithm.pull)
+    run = experiment(algorithm="fedprox", prox_momentum=0.5)
+    run.settings.part_sparsity = 0.1
+    chooser, shared = personal_models.part_compressor(run.server), run.server.served()
+    assert (chooser.sparsity, chooser.mask_scope) == (0.1, "global")
+    whole, (part, accuracies) = trained(run, 0, shared), made(run)
+    kept = part != 0
+    assert kept[: run.server.layout.n_trainable].float().mean() == pytest.approx(0.1, rel=0.01)
+    assert torch.equal(part[kept], (whole - shared)[kept])
+    assert accuracies["full_accuracy"] == on_all_images(run, whole, 0)
 
 
-def trained(exp, number, start):
+def trained(run, number, start):
     """The model [dim] that the client makes of `start` after the last round."""
-    return exp.trainer.client(number, exp.args.n_epochs + 1).train(start, exp.algorithm.pull).clone()
+    client = run.clients.trainer.client(number, run.settings.n_epochs + 1)
+    return client.train(start, run.server.algorithm.gradient_correction).clone()
 
 
-def made(exp, number=0):
-    """What personalise.make_part makes of a client: (the part [dim], {accuracy: figure})."""
-    chooser, shared = personal_models.part_chooser(exp.algorithm, exp.args), evaluation.served(exp)
-    histogram = run_record.histograms(exp).tolist()[number]
-    judge, n = personal_models.Judge(exp), exp.model.layout.n_trainable
-    _, data, accuracies = personal_models.make_part(exp, judge, chooser, shared, number, histogram, exp.trainer)
+def made(run, number=0):
+    """What make_part makes of a client: (the part [dim], {accuracy: figure})."""
+    chooser, shared = personal_models.part_compressor(run.server), run.server.served()
+    histogram = run.histograms().tolist()[number]
+    judge, n, trainer = personal_models.Judge(run.evaluator), run.model.layout.n_trainable, run.clients.trainer
+    _, data, accuracies = personal_models.make_part(run.server, judge, chooser, shared, number, histogram, trainer)
     return wire.decode(data, n, len(shared) - n).unpack(torch.empty_like(shared)), accuracies
 
 
-def on_all_images(exp, vector, number):
+def on_all_images(run, vector, number):
     """The accuracy of `vector [dim]` on the client's mix of labels, from all of the test set."""
-    test = exp.splits.test
-    predictions = evaluation.predict(exp, vector, test).argmax(1)
-    return personal_parts.own_accuracy(predictions, test.labels, run_record.histograms(exp).tolist()[number])
+    test = run.splits.test
+    predictions = run.evaluator.predict(vector, test).argmax(1)
+    return personal_parts.own_accuracy(predictions, test.labels, run.histograms().tolist()[number])
 
 
 def test_a_full_copy_is_all_that_the_client_trained(experiment):
     """Not only what it sends: a client's part holds 5 % of that."""
-    exp = experiment(algorithm="las", sparsity=0.05, dirichlet=0.1, n_clients=5, n_client_epochs=3)
-    shared = evaluation.served(exp)
+    run = experiment(algorithm="las", sparsity=0.05, dirichlet=0.1, n_clients=5, n_client_epochs=3)
+    shared = run.server.served()
     for number in range(5):
-        whole = trained(exp, number, shared)
-        part, accuracies = made(exp, number)
+        whole = trained(run, number, shared)
+        part, accuracies = made(run, number)
         kept = part != 0
         assert kept.float().mean() == pytest.approx(0.05, rel=0.02)
         assert torch.equal(part[kept], (whole - shared)[kept])
-        assert accuracies["full_accuracy"] == on_all_images(exp, whole, number)
-        assert accuracies["personal_accuracy"] == on_all_images(exp, shared + part, number)
+        assert accuracies["full_accuracy"] == on_all_images(run, whole, number)
+        assert accuracies["personal_accuracy"] == on_all_images(run, shared + part, number)
 
 
 def test_a_client_that_diverges_is_named(experiment):
@@ -197,38 +190,37 @@ def test_a_client_that_diverges_is_named(experiment):
 
 @pytest.mark.parametrize("dirichlet", ["iid", 0.1])
 def test_images_of_classes_that_a_client_lacks_are_not_evaluated_and_change_nothing(experiment, monkeypatch, dirichlet):
-    exp, seen = experiment(dirichlet=dirichlet), []
-    rounds.train_round(exp, 1)
-    judge, normalise = personal_models.Judge(exp), datasets.Splits.normalise
-    for number, histogram in enumerate(run_record.histograms(exp).tolist()):
-        expected = on_all_images(exp, exp.theta, number)
+    run, seen = experiment(dirichlet=dirichlet), []
+    train_round(run, 1)
+    judge, normalise = personal_models.Judge(run.evaluator), datasets.Splits.normalise
+    for number, histogram in enumerate(run.histograms().tolist()):
+        expected = on_all_images(run, run.server.theta, number)
         with monkeypatch.context() as patch:
             patch.setattr(datasets.Splits, "normalise", lambda splits, x: seen.append(len(x)) or normalise(splits, x))
-            assert judge(exp.theta, histogram, exp.model) == expected
-        counts = torch.bincount(exp.splits.test.labels, minlength=10)
+            assert judge(run.server.theta, histogram, run.model) == expected
+        counts = torch.bincount(run.splits.test.labels, minlength=10)
         assert seen.pop() == sum(n for n, held in zip(counts.tolist(), histogram, strict=True) if held)
 
 
 def test_a_client_whose_classes_nobody_tests_is_judged_as_nothing(experiment):
-    exp = experiment()
-    labels = exp.splits.test.labels
-    exp.splits = replace(exp.splits, test=exp.splits.test[labels != 3])
-    assert personal_models.Judge(exp)(exp.theta, [0, 0, 0, 5, *[0] * 6], exp.model) == 0
+    run = experiment()
+    labels = run.splits.test.labels
+    run.evaluator.splits = replace(run.splits, test=run.splits.test[labels != 3])
+    assert personal_models.Judge(run.evaluator)(run.server.theta, [0, 0, 0, 5, *[0] * 6], run.model) == 0
 
 
 @pytest.mark.parametrize("part_sparsity", [None, 0.05])
 def test_a_client_with_norm_layers_of_its_own_starts_from_these_and_keeps_them(experiment, part_sparsity):
-    exp = experiment(algorithm="fedbn", dirichlet=0.3, n_clients=5, participation=0.8, n_epochs=3)
-    exp.args.part_sparsity = part_sparsity
-    for round in (1, 2, 3):
-        rounds.train_round(exp, round)
-    shared, own, n = evaluation.served(exp), exp.algorithm.places, exp.model.layout.n_trainable
+    run = experiment(algorithm="fedbn", dirichlet=0.3, n_clients=5, participation=0.8, n_epochs=3)
+    run.settings.part_sparsity = part_sparsity
+    train_rounds(run, 3)
+    shared, own, n = run.server.served(), run.server.algorithm.places, run.model.layout.n_trainable
     for number in range(5):
-        start = exp.algorithm.personal(exp.theta, number)
-        whole = trained(exp, number, start)
-        part, accuracies = made(exp, number)
+        start = run.server.algorithm.client_model(run.server.theta, number)
+        whole = trained(run, number, start)
+        part, accuracies = made(run, number)
         model = shared + part
-        if number in exp.algorithm.norms:
+        if number in run.server.algorithm.norms:
             assert not torch.equal(start, shared)
             assert torch.allclose(model[own], whole[own], atol=1e-6)
         assert torch.allclose(model[n:], whole[n:], atol=1e-5)  # statistics of BatchNorm
@@ -237,8 +229,8 @@ def test_a_client_with_norm_layers_of_its_own_starts_from_these_and_keeps_them(e
         else:
             others = torch.ones(len(model), dtype=torch.bool).index_fill_(0, own, False)
             assert (part[others] != 0).float().mean() == pytest.approx(0.05, rel=0.05)
-        assert accuracies["full_accuracy"] == on_all_images(exp, whole, number)
-        assert accuracies["personal_accuracy"] == on_all_images(exp, model, number)
+        assert accuracies["full_accuracy"] == on_all_images(run, whole, number)
+        assert accuracies["personal_accuracy"] == on_all_images(run, model, number)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -246,16 +238,20 @@ def test_a_client_with_norm_layers_of_its_own_starts_from_these_and_keeps_them(e
 
 
 class Impatient:
-    """A Keeper that hears a signal when `n` parts are in its folder that were not there before."""
+    """A CheckpointPolicy that hears a signal when `n` parts are in its folder that were not there before."""
 
     def __init__(self, folder, n):
         self.folder, self.at = folder, n + len(list(folder.glob("client_*.payload")))
 
     @property
-    def asked(self):
+    def stop(self):
+        return self
+
+    @property
+    def number(self):
         return signal.SIGTERM if len(list(self.folder.glob("client_*.payload"))) >= self.at else None
 
-    def heed(self, exp):
+    def raise_if_stopped(self):
         raise Interrupted("stopped")
 
 
@@ -264,18 +260,18 @@ SAVED = {"algorithm": "las", "sparsity": 0.1, "value_bits": 4, "dirichlet": 0.3,
 
 @pytest.fixture
 def saving(experiment, tmp_path, monkeypatch):
-    """A function (folder's name, Keeper's patience, settings) -> (numbers of the clients that trained, the summary)."""
-    numbers, make = [], personal_models.make_part
-    monkeypatch.setattr(personal_models, "make_part", lambda *given: numbers.append(given[4]) or make(*given))
+    """A function (folder's name, how many parts a saver waits for, settings) -> (clients that trained, the summary)."""
+    ids, make = [], personal_models.make_part
+    monkeypatch.setattr(personal_models, "make_part", lambda *given: ids.append(given[4]) or make(*given))
 
     def save(name, patience=None, theta=0.0, **settings):
-        exp = experiment(**SAVED | settings, save_clients=str(tmp_path / name))
-        exp.theta = exp.theta + theta
-        keeper, found = patience and Impatient(tmp_path / name, patience), None
-        numbers.clear()
+        run = experiment(**SAVED | settings, save_clients=str(tmp_path / name))
+        run.server.theta = run.server.theta + theta
+        saver, found = patience and Impatient(tmp_path / name, patience), None
+        ids.clear()
         with contextlib.suppress(Interrupted):
-            found = personal_models.save_clients(exp, keeper)
-        return list(numbers), found
+            found = personal_models.save_clients(run, saver)
+        return list(ids), found
 
     return save
 
@@ -354,11 +350,11 @@ def test_clients_are_saved_alike_side_by_side(saving, tmp_path):
 
 
 def test_progress_is_shown_where_there_is_a_terminal(experiment, monkeypatch, capsys):
-    exp = experiment()
-    assert list(personal_models.progress(exp, iter("abc"), 2, 5)) == ["a", "b", "c"]
+    run = experiment()
+    assert list(personal_models.progress(run.settings, iter("abc"), 2, 5)) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    list(personal_models.progress(exp, iter("abc"), 2, 5))
+    list(personal_models.progress(run.settings, iter("abc"), 2, 5))
     assert "personal models: 100%" in capsys.readouterr().err
 
 

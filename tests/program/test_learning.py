@@ -1,0 +1,41 @@
+"""Every algorithm learns the digits."""
+
+import pytest
+
+import fedalg
+from fedmerge import wire
+from fedmerge.registry import ALGORITHMS
+
+
+@pytest.mark.parametrize("settings", [{}, {"localiser": "learned", "graft_epochs": 3, "mask_scope": "global"}], ids=str)
+def test_las_learned_or_not_trains(experiment, settings):
+    run = experiment(algorithm="las", n_epochs=8, n_client_epochs=5, quiet=True, **settings)
+    fedalg.run_rounds(run)
+    assert run.history.rows[-1]["test_accs"] > 0.9
+    assert run.history.rows[-1]["kept_share"] < 0.5
+
+
+def test_the_compact_preset_learns_the_digits_with_a_hundredth_of_the_bytes_up(experiment):
+    run = experiment(
+        algorithm="las", preset="compact", n_epochs=30, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True
+    )
+    fedalg.run_rounds(run)
+    dense = sum(row["clients"] for row in run.history.rows) * wire.dense_bytes(run.model.layout.dim)
+    assert run.history.rows[-1]["test_accs"] >= 0.94
+    assert dense > 100 * run.history.rows[-1]["bytes_up_total"]
+    assert dense > 25 * run.history.rows[-1]["bytes_down_total"]
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_every_algorithm_learns_the_digits(experiment, algorithm):
+    """The quick version of `make run`: IID, the same settings, 20 of its 30 rounds."""
+    settings = {"n_epochs": 20, "n_client_epochs": 5, "batch_size": 16, "lr": 0.05, "quiet": True}
+    if algorithm == "centralised":
+        settings |= {"lr": 0.02, "n_epochs": 4}  # so many steps on end diverge with 0.05
+    if algorithm in ("lss", "soups", "diwa"):
+        settings |= {"n_verts": 2, "soup_epochs": 5}
+    if algorithm == "lss":
+        settings |= {"aff_coeff": 0.1, "div_coeff": 0.1}  # those of the paper are for a trained start
+    run = experiment(algorithm=algorithm, **settings)
+    fedalg.run_rounds(run)
+    assert run.history.rows[-1]["test_accs"] >= 0.95
