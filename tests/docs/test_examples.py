@@ -32,9 +32,10 @@ DRIVER = """
 
 
 def lines():
-    """Return the command lines, lists of words, of docs/extending.md and those of README.md with its example."""
+    """Return command lines, lists of words: of docs/extending.md, of README.md's example, and FedAvg's beside that."""
     found = commands(ROOT / "docs" / "extending.md")
-    found += [line for line in commands(ROOT / "README.md") if "feddyn" in line]
+    (feddyn,) = [line for line in commands(ROOT / "README.md") if "feddyn" in line]
+    found += [feddyn, re.sub(r"feddyn --dyn_alpha \S+", "fedavg", feddyn)]
     words = [shlex.split(line) for line in found if line.startswith("python fedalg.py ")]
     return [line[2:] for line in words if "--plugin" not in line]
 
@@ -90,10 +91,12 @@ def test_the_example_of_a_test_passes(copy):
     assert [name for name in re.findall(r"^def (test_\w+)", test, re.MULTILINE) if done[name] != "passed"] == []
 
 
-def test_the_readmes_example_is_named_trained_and_differs_from_fedavg(copy):
+def test_the_readmes_example_is_named_and_trains_otherwise_than_fedavg(copy):
     done = json.loads((copy / "done.json").read_text())
-    (row,) = [row for line, row in done.items() if "--algorithm feddyn" in line]
-    assert "dyn_alpha=0.1" in row["name"]
+    dyn, avg = ([row for line, row in done.items() if f"--algorithm {name} " in line] for name in ("feddyn", "fedavg"))
+    assert "dyn_alpha=0.1" in dyn[0]["name"]
+    assert dyn[0]["bytes_up"] == avg[0]["bytes_up"]
+    assert dyn[0]["test_losses"] != avg[0]["test_losses"]
 
 
 def test_the_plugin_trains_without_a_copy(copy, tmp_path):
