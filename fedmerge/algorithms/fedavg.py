@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedmerge.client_update import ClientUpdate
+from fedmerge.client_update import ClientResult, ClientUpdate
 from fedmerge.component import Stateful
 from fedmerge.merging import Aggregate
 from fedmerge.networks import Layout
@@ -14,7 +14,6 @@ from fedmerge.registry import algorithm
 
 if TYPE_CHECKING:
     from fedmerge.local_training.client import Client
-    from fedmerge.simulation.cohort import ClientResult
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ class FedAvg(Stateful):
     def acknowledge(self, client: "Client", decoded: ClientUpdate) -> None:
         """Hear which ClientUpdate of `client` the server decoded: another than was sent, if values are rounded."""
 
-    def client_weight(self, result: "ClientResult", weight: float) -> float:
-        """Return the weight in the merge of a client, given its cohort.ClientResult and its share by --weighting."""
+    def client_weight(self, result: ClientResult, weight: float) -> float:
+        """Return the weight in the merge of a client, given its ClientResult and its share by --weighting."""
         return weight
 
     def merge(self, theta: Tensor, step: Tensor, aggregate: Aggregate) -> Tensor:

@@ -14,7 +14,7 @@ from fedmerge.simulation.experiment import build_module
 
 
 def plain_sgd(run, number, round=1, penalty=None):
-    """Train client `number` from the server's model by torch.optim.SGD on a module of its own; return its flat state."""
+    """Train client `number` from the server's model by torch.optim.SGD on a module of its own; return its state."""
     args = run.settings
     module = build_module(args, run.splits)
     begin = [p.detach().clone() for p in module.parameters()]
