@@ -1,0 +1,81 @@
+"""Server algorithm, local method, compressor and merging rule combine, or are refused in a line that says why."""
+
+import itertools
+
+import pytest
+import torch
+
+import fedalg
+from fedmerge import partitions
+from fedmerge.config.resolve import resolve
+from fedmerge.errors import InputError
+from fedmerge.registry import AXES, specs
+from fedmerge.simulation.experiment import assemble, load_splits
+
+TINY = {
+    **{"dataset": "DIGITS", "n_clients": 4, "participation": 0.5, "n_epochs": 2, "local_steps": 2, "batch_size": 8},
+    **{"lr": 0.01, "norm": "batch", "device": "cpu", "quiet": True, "soup_epochs": 1, "n_verts": 2},
+}
+PAIRS = [
+    ((one, first), (other, second))
+    for one, other in itertools.combinations(AXES, 2)
+    for first in sorted(specs(one))
+    for second in sorted(specs(other))
+]
+
+
+@pytest.fixture(scope="module")
+def data():
+    """The digits, 40 of them for training, and how they are shared out."""
+    settings = resolve(TINY)
+    splits = load_splits(settings)
+    splits = type(splits)(splits.train[:40], splits.val[:8], splits.test[:8], 10, splits.mean, splits.std)
+    return splits, partitions.partition(splits.train.labels, 4, "iid", 0)
+
+
+def trained(data, **settings):
+    run = assemble(resolve({**TINY, **settings}), *data, torch.device("cpu"))
+    fedalg.run_rounds(run)
+    return run
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda pair: "-".join(pair))
+def test_every_pair_trains_or_is_refused(one, other, data):
+    settings = dict([one, other])
+    if settings.get("algorithm") == "centralised":
+        settings |= {"n_clients": 1, "participation": 1.0}
+        splits, parts = data
+        data = splits, [torch.cat(parts)]
+    try:
+        run = trained(data, **settings)
+    except InputError as error:
+        said = str(error)
+        assert "\n" not in said
+        assert any(f"--{flag}" in said for flag in (*settings, "residual"))
+        return
+    assert torch.isfinite(run.server.served()).all()
+    first, second = run.history.rows
+    assert first["clients"] == second["clients"] >= 1
+    assert 0 < second["kept_share"] <= 1
+
+
+def test_what_is_refused_is_known(data):
+    refused = []
+    for one, other in PAIRS:
+        try:
+            resolve({**TINY, **dict([one, other]), "n_clients": 1, "participation": 1.0})
+        except InputError:
+            refused.append((one[1], other[1]))
+    one_run_of_sgd = {"lss", "soups", "swa", "swad"}  # what these return is no end of a run of steps
+    known = {(local, name) for local in one_run_of_sgd for name in ("fednova", "scaffold")}
+    assert set(refused) == known | {("none", "topk")}  # whose error feedback has nothing to keep
+
+
+@pytest.mark.parametrize("name", sorted(specs("algorithm")))
+def test_all_four_at_once(name, data):
+    if name == "centralised":
+        pytest.skip("it has one client")
+    residual = {} if specs("algorithm")[name].defaults.get("residual") else {"residual": "client"}
+    run = trained(data, algorithm=name, local="moon", compressor="randk", merge="ties", **residual)
+    assert torch.isfinite(run.server.served()).all()
+    assert 0.1 < run.history.rows[0]["kept_share"] < 0.3
