@@ -2,13 +2,11 @@
 
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -382,43 +380,6 @@ def test_the_grid_is_whole_and_parses():
     runs = [parse_args(line.split()) for line in lines]
     assert len({run_name(args) for args in runs}) == 4 * 2 * 4 * 3
     assert {args.algorithm for args in runs} == {"fedavg", "fedprox", "fedacg", "las"}
-
-
-def commands_of_the_readme():
-    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-
-
-@pytest.mark.parametrize("command", [c for c in commands_of_the_readme() if "fedalg.py" in c])
-def test_the_readmes_command_lines_parse(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for weights in re.findall(r"--save_weights (\S+)", "\n".join(commands_of_the_readme())):
-        Path(weights).touch()  # as if the command that writes it had run
-    words = shlex.split(command.replace("$seed", "0"), comments=True)
-    parse_args(words[words.index("fedalg.py") + 1 :])
-
-
-def test_the_readme_names_only_files_that_are_there():
-    text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / path).exists(), path
-
-
-def test_the_readmes_worked_example_is_an_algorithm(tmp_path):
-    """Paste it into a copy, and nothing else: it must have its flag, train, and be FedAvg without momentum."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tmp_path)
-    with open(tmp_path / "agg_utils.py", "a") as file:
-        file.write("\n\n" + example)
-    flags = ["--n_epochs", "3", "--n_client_epochs", "1", "--batch_size", "16", "--norm", "batch"]
-    last = []
-    for algorithm in (["fedavgm", "--server_beta", "0"], ["fedavg"], ["fedavgm"]):
-        command = [sys.executable, "fedalg.py", "--algorithm", *algorithm, *flags]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        last.append(re.search("test accuracy ([0-9.]+), F1 ([0-9.]+)", done.stdout).groups())
-    assert last[0] == last[1] != last[2]
 
 
 def test_what_runs_or_is_finished_is_not_missing(tmp_path, capsys):

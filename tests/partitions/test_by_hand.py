@@ -220,7 +220,7 @@ def test_the_example_of_the_readme_makes_a_split_of_two_classes_a_client(run, mo
         r"```sh\nfor seed in 0 1; do\npython (data\.py --labels .*)\npython - \$seed <<'END'\n([^`]*)END\n"
         r"python (data\.py .*)\npython fedalg\.py (.*)\ndone\n```"
     )
-    parts = re.search(example, (ROOT / "README.md").read_text()).groups()
+    parts = re.search(example, (ROOT / "docs" / "splits.md").read_text()).groups()
     for seed in ("0", "1"):
         labels, code, stamp, flags = (part.replace("$seed", seed) for part in parts)
         data.main(shlex.split(labels, comments=True)[1:])
