@@ -1,4 +1,4 @@
-"""What has become of the lines of experiments.txt: `python experiments.py FILE [--extra="--quiet"]`.
+"""What has become of the lines of experiments.txt: `python -m fedmerge.reporting.run_status FILE [--extra="--quiet"]`.
 
 Prints a table: line, state, run. run_experiments.sh asks here, too, for everything that it knows of the list, so that
 both see the same lines and words. Needs no torch.
@@ -113,7 +113,7 @@ def print_table(states):
 
 
 def build_parser():
-    """Return the parser of `experiments.py`."""
+    """Return the parser of this module as a program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("file", help="a list such as experiments.txt")
     parser.add_argument("--extra", default="", metavar="FLAGS", help="added to every line, quoted as there")
@@ -149,7 +149,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except InputError as error:
-        print(f"experiments.py: error: {error}", file=sys.stderr)
+        print(f"run_status.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -15,7 +15,7 @@ QUICK = ("--n_epochs", "1", "--n_clients", "2", "--participation", "1", "--local
 
 def python(code, *flags, **how):
     """The finished process of some lines of Python that know startup."""
-    command = [sys.executable, "-c", f"import os, signal, sys, startup\n{code}"]
+    command = [sys.executable, "-c", f"import os, signal, sys\nfrom fedmerge import startup\n{code}"]
     return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, **how)
 
 
@@ -67,7 +67,7 @@ def test_a_signal_after_a_run_is_for_nobody():
 def test_streams_that_are_closed_stay_out_of_the_way(tmp_path):
     """Where nothing has the number of standard error, the next file to be opened would be printed into."""
     code = "startup.mend_streams(); file = open('made', 'w'); print('x', file=sys.stderr); os.write(2, b'y')"
-    command = [sys.executable, "-c", f"import os, sys, startup\n{code}"]
+    command = [sys.executable, "-c", f"import os, sys\nfrom fedmerge import startup\n{code}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["sh", "-c", '"$@" 0<&- 1>&- 2>&-', "sh", *command], cwd=tmp_path, env=environment)
     assert done.returncode == 0

@@ -1,7 +1,7 @@
 """Hostile files for the readers, found by coverage (pip install atheris):
 
-    python tests/fuzz_readers.py -max_total_time=600 -len_control=0 -max_len=400
-    python tests/fuzz_readers.py cifar pickles -max_total_time=600 -max_len=4000
+    python tests/program/fuzz_readers.py -max_total_time=600 -len_control=0 -max_len=400
+    python tests/program/fuzz_readers.py cifar pickles -max_total_time=600 -max_len=4000
 
 The last byte of an input says which reader gets the rest, the one before whether that is taken as it comes or as
 changes to a whole file. Each must read it, or raise an InputError of one line. With the name of a reader, that one
@@ -20,7 +20,8 @@ from pathlib import Path
 import atheris
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = map(str, (HERE, HERE.parent, HERE.parent.parent))
 
 with atheris.instrument_imports(include=["fedmerge", "pickletools"]):
     from fedmerge import partitions

@@ -1,7 +1,10 @@
 """What a run says of itself."""
 
+import json
+
 import pytest
 
+from fedmerge import saving
 from fedmerge.reporting import run_record
 
 
@@ -32,3 +35,17 @@ def test_final_figures_by_hand(experiment):
     assert final["recall"] == pytest.approx(0.9)
     assert final["precision"] == pytest.approx((8 + n4 / (n3 + n4)) / 10)
     assert final["f1"] == pytest.approx((8 + 2 * n4 / (n3 + 2 * n4)) / 10)
+
+
+def test_why_a_run_failed_is_in_its_record(tmp_path):
+    saving.write_json(tmp_path / "x.json", {"run": "x", "finished": False, "failed": None})
+    run_record.note_failure(tmp_path / "x.json", FloatingPointError("round 3, client 2: the loss is not finite"))
+    assert json.loads((tmp_path / "x.json").read_text())["failed"].startswith("round 3, client 2")
+    run_record.note_failure(tmp_path / "y.json", OSError("full"))
+    assert not (tmp_path / "y.json").exists()
+
+
+def test_a_finished_run_does_not_say_that_it_failed(tmp_path):
+    saving.write_json(tmp_path / "x.json", {"run": "x", "finished": True, "failed": None})
+    run_record.note_failure(tmp_path / "x.json", FloatingPointError("--save_clients: client 3 diverges"))
+    assert json.loads((tmp_path / "x.json").read_text())["failed"] is None

@@ -1,4 +1,4 @@
-"""experiments.txt, the shell scripts, and the commands the README tells people to type."""
+"""experiments.txt, the launcher, and what is told of the lines of a list."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from fedmerge.reporting import run_status
 BATCH = {"ENVIRONMENT": "BATCH", "SLURM_SUBMIT_DIR": str(ROOT)}  # what a batch job has
 
 STAND_IN = f"""#!/bin/sh
-case "$1" in */experiments.py) exec "{sys.executable}" "$@";; esac
+case "$2" in fedmerge.reporting.run_status) exec "{sys.executable}" "$@";; esac
 for a in "$@"; do printf "<%s>" "$a" | sed "s|<.*/fedalg.py>|<fedalg.py>|"; done
 echo
 case "$*" in *fail*) exit 1;; *elsewhere*) exit 73;; *slow*) sleep 1; echo "threads $OMP_NUM_THREADS";; esac
@@ -28,7 +28,7 @@ case "$*" in *fail*) exit 1;; *elsewhere*) exit 73;; *slow*) sleep 1; echo "thre
 
 @pytest.fixture
 def launch(tmp_path):
-    """A function of arguments -> finished run_experiments.sh, with a stand-in for Python that runs experiments.py, and
+    """A function of arguments -> finished run_experiments.sh, with a stand-in for Python that runs run_status, and
     else prints its arguments."""
     python = tmp_path / "python"
     python.write_text(STAND_IN)
@@ -167,11 +167,9 @@ def test_the_state_of_each_line(tmp_path):
     leave(5)
     leave(6, settings=settings_of(args[6]) | {"lr": 7.0})
     with locks.exclusively(tmp_path / f".{names[5]}.lock"):
-        command = [
-            sys.executable,
-            "-c",
-            f"import experiments as e; print(e.state_of({lines[5].split('#')[0].split()}))",
-        ]
+        words = lines[5].split("#")[0].split()
+        code = f"from fedmerge.reporting import run_status; print(run_status.state_of({words}))"
+        command = [sys.executable, "-c", code]
         other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     states = [run_status.state_of(words) for words in run_status.lines_of(write(tmp_path / "list", lines))]
     assert states[0] == ("done", names[0])
@@ -211,7 +209,7 @@ def test_an_open_quote_is_refused_before_anything_runs(launch, slurm_commands, t
     done = launch(*argument, **slurm_commands, **bad)
     place = f"{tmp_path}/bad.txt: line 3" if where != "EXTRA" else "EXTRA"
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"experiments.py: error: {place}: no closing quotation")
+    assert done.stderr.startswith(f"run_status.py: error: {place}: no closing quotation")
     assert done.stderr.count("\n") == 1
 
 
@@ -243,7 +241,7 @@ def test_paths_are_the_callers(launch, tmp_path):
     assert launch("--count", **mine, EXPERIMENTS="").stdout == "set up\n96\n"  # of the repository
     done = launch("--count", **mine)
     assert done.returncode == 2
-    assert done.stderr == (f"experiments.py: error: {tmp_path}/experiments.txt: there is no such file\n")
+    assert done.stderr == (f"run_status.py: error: {tmp_path}/experiments.txt: there is no such file\n")
     done = launch("--count", cwd=tmp_path, SETUP="nowhere.sh")
     assert (done.returncode, f"cannot read {tmp_path}/nowhere.sh" in done.stderr) == (2, True)
 
@@ -321,7 +319,7 @@ def test_a_signal_reaches_all_that_run(tmp_path, jobs, name):
     python = tmp_path / "python"
     python.write_text(
         f"""#!/bin/sh
-case "$1" in */experiments.py) exec "{sys.executable}" "$@";; esac
+case "$2" in fedmerge.reporting.run_status) exec "{sys.executable}" "$@";; esac
 exec "{sys.executable}" -c '
 import signal, sys, time
 def hear(number, frame):
