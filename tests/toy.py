@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import torch
 
+from fedmerge.client_update import ClientResult
 from fedmerge.config.resolve import resolve
 from fedmerge.networks.flat_model import Layout
 from fedmerge.randomness import generator
-from fedmerge.simulation.cohort import ClientResult
 from fedmerge.simulation.server import Server
 
 SIZES, N_BUFFERS = (4, 3, 2), 3

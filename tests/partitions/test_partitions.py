@@ -24,7 +24,7 @@ from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
 from fedmerge.partitions import enough
 from fedmerge.registry import PARTITIONS, add_plugin, specs
-from fedmerge.reporting import run_record, runs
+from fedmerge.reporting import run_figures, run_record, runs
 from fedmerge.simulation.experiment import prepare
 
 VALUES = {"count": ("1", "2", "4"), "positive": ("0.05", "0.5", "100.0"), None: ("",)}
@@ -297,7 +297,7 @@ def go(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_is_named_after_its_split_everywhere(go, tmp_path, monkeypatch):
-    monkeypatch.setattr(plotting, "plot_run", lambda *_: "no figures")
+    monkeypatch.setattr(run_figures, "plot_run", lambda *_: "no figures")
     for seed in (0, 1):
         said = go("--partition=labels:2", f"--seed={seed}")
         assert re.match(r"split labels-2: 20 clients, samples .*, classes 2/2/2 \(min/median/max\); ", said.err)
@@ -318,7 +318,7 @@ def test_a_run_is_named_after_its_split_everywhere(go, tmp_path, monkeypatch):
     found, foreign = runs.load_runs("metrics")
     assert not foreign
     levels = sorted({run.level for run in found}, key=lambda level: level.order)
-    assert [level.title for level in levels] == ["Dirichlet(0.5)", "2-label clients", "10 labels a client"]
+    assert [level.title for level in levels] == ["Dirichlet(0.5)", "2-label clients", "10-label clients"]
     assert [level.file for level in levels] == ["0.5", "labels-2", "labels-10"]
 
 

@@ -7,10 +7,11 @@ import torch
 from conftest import QUICK, train_round
 
 import fedalg
+from fedmerge.client_update import ClientResult
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name
 from fedmerge.simulation import server
-from fedmerge.simulation.cohort import ClientResult, Cohort
+from fedmerge.simulation.cohort import Cohort
 from fedmerge.simulation.sampling import dropped, sample_clients
 
 
