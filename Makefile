@@ -10,7 +10,7 @@ WORKERS ?= 2
 # round_time, limits, peers, merging, scaling, local_methods, payload or alternatives
 BENCHMARK ?= round_time
 
-.PHONY: run test lint docs benchmark benchmark-gpu clean
+.PHONY: run test test-quick lint docs benchmark benchmark-gpu clean
 
 run: .venv/run.stamp
 ifeq ($(strip $(ARGS)),)
@@ -23,6 +23,10 @@ endif
 
 test: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) $(ARGS)
+
+# those that take seconds left out: for work in progress
+test-quick: .venv/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
