@@ -7,6 +7,7 @@ import sys
 
 from fedmerge.algorithms.fedavg import FedAvg
 from fedmerge.client_update import ClientUpdate
+from fedmerge.declared import check_vector
 from fedmerge.registry import ALGORITHMS, MERGING_RULES
 
 __all__ = ["ALGORITHMS", "MERGING_RULES", "ClientUpdate", "FedAvg", "merge"]
@@ -29,8 +30,10 @@ def merge(server, clients, cohort):
         return {"clients": 0}
     before = server.algorithm.snapshot()
     aggregate = server.aggregate(cohort, whole)
-    step = server.rule(aggregate)
-    server.theta = server.algorithm.merge(server.theta, step, aggregate)
+    dim = server.layout.dim
+    step = check_vector(server.rule(aggregate), server.theta, dim, server.rule.func, "the step")
+    theta = server.algorithm.merge(server.theta, step, aggregate)
+    server.theta = check_vector(theta, server.theta, dim, server.algorithm, "the model from merge")
     server.algorithm.check_unchanged(before, "as the server merged", but=server.algorithm.server_state)
     losses, hits = figures[whole].sum(0).tolist()
     seen, kept = (sum(int(getattr(cohort.done[i], name)) for i in whole) for name in ("seen", "kept"))

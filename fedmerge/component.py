@@ -1,10 +1,13 @@
 """What algorithms, local methods and compressors have in common: options, and what they keep between rounds."""
 
+from fedmerge.declared import mistake
+
 
 class Configurable:
     """What takes `options`, a literal dict name -> (default, kind, help[, needs]), added to those it inherits."""
 
     options = {}
+    optional_hooks = {}  # name -> the arguments of what is None unless a class has it
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -84,14 +87,15 @@ class Stateful(Configurable):
         return {name: (value, getattr(value, "_version", None)) for name, value in vars(self).items()}
 
     def check_unchanged(self, snapshot, while_, but=()):
-        """Raise TypeError if an attribute, but those named in `but`, was set or changed in place since the snapshot.
+        """Raise InputError if an attribute, but those named in `but`, was set or changed in place since the snapshot.
 
         while_: in words, when. A checkpoint, or another process of the run, would not know of it.
         """
         for name, (value, version) in self.snapshot().items():
             before = snapshot.get(name, (self, None))
             if name not in but and (value is not before[0] or version != before[1]):
-                raise TypeError(
-                    f"{type(self).__name__} changed self.{name} {while_}: what the server keeps is named in "
-                    "`server_state` and changed by merge, what clients keep is named in `client_state`"
+                raise mistake(
+                    self,
+                    f"changed self.{name} {while_}: what the server keeps is named in `server_state` and changed by "
+                    "merge, what clients keep is named in `client_state`",
                 )

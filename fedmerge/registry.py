@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmerge.declared import check_arguments, check_class
 from fedmerge.errors import InputError, reason
 
 HERE = Path(__file__).resolve().parent
@@ -33,6 +34,16 @@ SHELVES = {
     "dataset": ("dataset", "datasets"),
     "partition": ("partition", "partitions"),
     "model_name": ("network", "networks"),
+}
+# What a shelf's components derive from, by its name there, or the arguments that they are called with.
+CONTRACTS = {
+    "algorithm": "fedavg",
+    "local": "sgd",
+    "compressor": "none",
+    "merge": ("aggregate", "layout"),
+    "dataset": ("root", "seed"),
+    "partition": ("classes", "n_clients", "value", "rng"),
+    "model_name": ("channels", "image_size", "n_classes", "norm"),
 }
 AXES = ("local", "compressor", "merge", "algorithm")  # whose components have options, in the order of these
 PLUGINS = []  # Paths of files and folders besides: of --plugin
@@ -255,6 +266,9 @@ def _tree(file):
 # Importing
 
 
+_CHECKED = set()  # (shelf, name, file) of components that are what their shelf holds
+
+
 class Shelf(Mapping):
     """The components of a shelf by their names; one is imported when it is asked for."""
 
@@ -269,16 +283,27 @@ class Shelf(Mapping):
 
     def __getitem__(self, name):
         spec = specs(self.shelf)[name]
-        return getattr(_module(spec.file), spec.object)
+        component, contract = getattr(_module(spec.file), spec.object), CONTRACTS[self.shelf]
+        key = (self.shelf, name, spec.file)
+        if key not in _CHECKED:
+            if isinstance(contract, tuple):
+                check_arguments(component, contract, spec.options)
+            elif name != contract:
+                check_class(component, self[contract])
+            _CHECKED.add(key)
+        return component
 
 
 ALGORITHMS, LOCAL_METHODS, COMPRESSORS, MERGING_RULES, DATASETS, PARTITIONS, NETWORKS = map(Shelf, SHELVES)
 
 
 def _module(file):
-    """Return the module that a file is, imported. Raises InputError, with file and line, if a plugin cannot be."""
+    """Return the module that a file is, imported. Raises InputError, with file and line, if it cannot be."""
     if file.is_relative_to(HERE):
-        return importlib.import_module(".".join(("fedmerge", *file.relative_to(HERE).with_suffix("").parts)))
+        try:
+            return importlib.import_module(".".join(("fedmerge", *file.relative_to(HERE).with_suffix("").parts)))
+        except Exception as error:
+            raise InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {reason(error)}") from error
     name = f"fedmerge_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
         found = importlib.util.spec_from_file_location(name, file)

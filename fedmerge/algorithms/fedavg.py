@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedmerge.client_update import ClientResult, ClientUpdate
 from fedmerge.component import Stateful
+from fedmerge.declared import check_vector, mistake
 from fedmerge.merging import Aggregate
 from fedmerge.networks import Layout
 from fedmerge.registry import algorithm
@@ -46,6 +47,7 @@ class FedAvg(Stateful):
     uploads = ()  # names of vectors [n_trainable] that a client sends besides its change
     broadcasts = ()  # names of attributes, vectors [n_trainable], that the server sends besides its model
     statistics = ()  # of merging.statistic, or of `uploads`, what `merge` needs beside the merged step
+    optional_hooks = {"gradient_correction": ("w", "start", "client")}
     gradient_correction = None  # (w [n_trainable], start [n_trainable], client) -> what is added to a local gradient
 
     def __init__(self, layout: Layout, run: RunContext | None = None, **options):
@@ -99,7 +101,21 @@ class FedAvg(Stateful):
         start = self.client_start(received, client)
         trained = client.train(start, self.gradient_correction)
         delta = torch.sub(trained, start, out=client.row[: self.layout.dim])
-        return self.client_update(delta, start, client)
+        return self._checked(self.client_update(delta, start, client), delta)
+
+    def _checked(self, update, delta):
+        """Return what `client_update` returned, vectors in the order of `uploads`; InputError if it is none to send."""
+        if not isinstance(update, ClientUpdate):
+            raise mistake(self, f"client_update returns a {type(update).__name__}, not a ClientUpdate")
+        if set(update.more) != set(self.uploads):
+            sent, named = (", ".join(names) or "none" for names in (update.more, self.uploads))
+            raise mistake(self, f"client_update sends besides the change: {sent}; uploads names: {named}")
+        check_vector(update.delta, delta, self.layout.dim, self, "the change from client_update")
+        n = self.layout.n_trainable
+        update.more = {
+            name: check_vector(update.more[name], delta, n, self, f"{name} from client_update") for name in self.uploads
+        }
+        return update
 
     def joined(self, vector: Tensor, more: dict) -> Tensor:
         """Return `vector [dim]` with the vectors {name: [n_trainable]} behind it, as it crosses the wire."""
@@ -117,9 +133,15 @@ class FedAvg(Stateful):
 
     def whole_broadcast(self, theta: Tensor) -> Tensor:
         """Return all that the server sends, in one vector: `broadcast`, and what is named in `broadcasts`."""
-        zeros = theta.new_zeros(self.layout.n_trainable)
-        more = {name: getattr(self, name) for name in self.broadcasts}
-        return self.joined(self.broadcast(theta), {n: zeros if v is None else v for n, v in more.items()})
+        model, more, n = self.broadcast(theta), {}, self.layout.n_trainable
+        check_vector(model, theta, self.layout.dim, self, "the model from broadcast")
+        for name in self.broadcasts:
+            if not hasattr(self, name):
+                raise mistake(self, f"broadcasts names {name}, but there is no such attribute: name it in server_state")
+            value = getattr(self, name)
+            more[name] = theta.new_zeros(n) if value is None else value
+            check_vector(more[name], theta, n, self, f"self.{name}, which is broadcast,")
+        return self.joined(model, more)
 
     @property
     def upload_dim(self) -> int:

@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fedmerge.client_update import ClientUpdate
 from fedmerge.component import Stateful
 from fedmerge.compressors.error_feedback import ErrorFeedback
 from fedmerge.compressors.largest import masked
+from fedmerge.declared import described, mistake
 from fedmerge.networks import Layout
 from fedmerge.registry import compressor
 
@@ -43,6 +45,8 @@ class Compressor(Stateful):
             if self.feedback:
                 delta[:n] = change
             return delta, None
+        if getattr(mask, "dtype", None) != torch.bool or mask.shape != change.shape:
+            raise mistake(self, f"choose returns no bool tensor [{n}], nor None, but {described(mask)}")
         return masked(change, mask, delta[n:], out=client.scratch), mask
 
     def acknowledge(self, client: "Client", decoded: ClientUpdate) -> None:

@@ -46,8 +46,6 @@ def split_of(text):
     kind = spec.more.get("value")
     if bool(kind) != bool(colon):
         raise argparse.ArgumentTypeError(f"{text!r} is not {pattern(spec)}")
-    if kind and kind not in KINDS:
-        raise argparse.ArgumentTypeError(f"{spec.place}: value={kind!r} is none of {', '.join(KINDS)}")
     try:
         return spec, KINDS[kind](value) if kind else None
     except argparse.ArgumentTypeError as error:

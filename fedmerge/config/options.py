@@ -66,6 +66,10 @@ def _pretrained_help():
     return f"start from published ImageNet weights: of {', '.join(having('model_name', 'pretrained'))}"
 
 
+def _averaging():
+    return f"local={'|'.join(having('local', 'averages'))}"
+
+
 def _no_pool():
     names = [name for name, spec in sorted(specs("local").items()) if "soup_epochs" not in spec.options]
     return f"local={'|'.join(names)}"
@@ -114,7 +118,7 @@ OPTIONS = {
             False,
             "flag",
             "measure BatchNorm's statistics anew where a client averages models",
-            needs="local=lss|swa|swad|soups",
+            needs=_averaging,
         ),
         Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
     ],

@@ -12,6 +12,7 @@ import sys
 import textwrap
 
 from fedmerge import files
+from fedmerge.config.declarations import check_declarations
 from fedmerge.config.kinds import KINDS, VALUE_BITS
 from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
@@ -44,7 +45,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(prog="fedalg.py"):
-    """Return the parser of `fedalg.py`. A flag that was not given is absent from what it returns."""
+    """Return the parser of `fedalg.py`. A flag that was not given is absent from what it returns.
+
+    Raises InputError, with file and line, for what a component declares that cannot be.
+    """
+    check_declarations()
     parser = _Parser(
         prog=prog,
         description="Simulated federated learning: local training, merging, evaluation, one CSV row a round.",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fedmerge.config.resolve import one_domain
 from fedmerge.datasets.folder import FOLDER_SIZE, load_folder
 from fedmerge.datasets.images import Images, Splits
+from fedmerge.declared import described, mistake
 from fedmerge.errors import InputError
 from fedmerge.randomness import generator
 from fedmerge.registry import DATASETS, said
@@ -82,10 +83,35 @@ def _read(name, root, seed, image_size):
     """
     root = Path(root).absolute()  # so that messages tell where it looked
     if name in DATASETS:
-        train, test, n_classes, *domains = DATASETS[name](root, seed)
+        train, test, n_classes, *domains = checked(DATASETS[name], DATASETS[name](root, seed))
     else:
         train, test, n_classes, *domains = load_folder(root / name, image_size or FOLDER_SIZE)
     return train, test, n_classes, domains[0] if domains else ()
+
+
+# What Images hold: name, dtype, number of dimensions, and both in words.
+HELD = (("images", torch.uint8, 4, "uint8 [N, C, H, W]"), ("labels", torch.int64, 1, "int64 [N]"))
+
+
+def checked(load, loaded):
+    """Return what a function of the shelf loaded; raise InputError unless it is a dataset."""
+    if not isinstance(loaded, tuple) or len(loaded) not in (3, 4) or not isinstance(loaded[2], int):
+        raise mistake(load, "returns no (train, test, n_classes), nor has a fourth, the domains")
+    for name, part in zip(("train", "test"), loaded[:2], strict=True):
+        if not isinstance(part, Images):
+            raise mistake(load, f"{name} is {described(part)}, not Images")
+        for what, tensor, dtype, ndim in (
+            ("images", part.images, torch.uint8, 4),
+            ("labels", part.labels, torch.int64, 1),
+        ):
+            if getattr(tensor, "dtype", None) != dtype or tensor.ndim != ndim or len(tensor) != len(part.labels):
+                wanted = "uint8 [N, C, H, W]" if ndim == 4 else "int64 [N]"
+                raise mistake(load, f"the {what} of {name} are {described(tensor)}, not {wanted}")
+        if part.images.shape[2] != part.images.shape[3]:
+            raise mistake(load, f"the images of {name} are {described(part.images)}: not as high as wide")
+    if loaded[0].images.shape[1:] != loaded[1].images.shape[1:]:
+        raise mistake(load, "the images of train and test have different shapes")
+    return loaded
 
 
 def fingerprint(name, root, seed, image_size=None):

@@ -7,7 +7,7 @@ from fedmerge.randomness import round_half_up
 from fedmerge.registry import local_method
 
 
-@local_method("lss")
+@local_method("lss", averages=True)
 class LocalSuperiorSoups(Pool):
     """a pool of models, each trained at random points between itself and those before it (Chen et al. 2024)
 

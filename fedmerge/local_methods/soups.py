@@ -8,7 +8,7 @@ from fedmerge.local_methods.base import Pool, hold_out
 from fedmerge.registry import local_method
 
 
-@local_method("soups")
+@local_method("soups", averages=True)
 class Soups(Pool):
     """the average of models trained from the same start with varied settings (model soups, Wortsman et al. 2022)
 

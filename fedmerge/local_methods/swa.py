@@ -6,7 +6,7 @@ from fedmerge.local_methods.base import LocalMethod
 from fedmerge.registry import local_method
 
 
-@local_method("swa")
+@local_method("swa", averages=True)
 class SWA(LocalMethod):
     """the average of the models at the ends of the last epochs (stochastic weight averaging, Izmailov et al. 2018)"""
 

@@ -6,7 +6,7 @@ from fedmerge.local_methods.base import LocalMethod, hold_out
 from fedmerge.registry import local_method
 
 
-@local_method("swad")
+@local_method("swad", averages=True)
 class SWAD(LocalMethod):
     """the average over every step of the stretch in which the loss on held-out samples is low (Cha et al. 2021)
 

@@ -5,6 +5,7 @@ To add a merging rule, put a file here with a function `(aggregate, layout, **op
 updates".
 """
 
+from fedmerge.declared import is_names, mistake
 from fedmerge.merging.aggregate import (
     Aggregate,
     Arrival,
@@ -17,4 +18,23 @@ from fedmerge.merging.aggregate import (
 
 ALL = "all updates"
 
-__all__ = ["ALL", "Aggregate", "Arrival", "Statistic", "WeightedSums", "add_to", "find_statistics", "statistic"]
+
+def needs_of(rule) -> tuple | str:
+    """Return what a merging rule is registered to need: names of statistics, or ALL. Raises InputError if unclear."""
+    needs = rule.registered.get("needs")
+    if needs != ALL and not (needs and is_names(needs)):
+        raise mistake(rule, f"needs={needs!r} is neither a tuple of names, such as ('update',), nor {ALL!r}")
+    return needs
+
+
+__all__ = [
+    "ALL",
+    "Aggregate",
+    "Arrival",
+    "Statistic",
+    "WeightedSums",
+    "add_to",
+    "find_statistics",
+    "needs_of",
+    "statistic",
+]

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 
 from fedmerge.compressors.largest import CHUNK
+from fedmerge.declared import mistake
+from fedmerge.registry import MERGING_RULES
 
 STATISTICS = {}  # name -> Statistic
 
@@ -28,17 +30,27 @@ def statistic(name: str, weighted: bool = True, whole: bool = False):
     """Decorator of a function (ClientUpdate, begin, end) -> a stretch of a vector: merges may ask for its mean."""
 
     def add(of):
+        if name in STATISTICS and STATISTICS[name].of.__module__ != of.__module__:
+            raise mistake(of, f"the statistic {name} is there already, in {STATISTICS[name].of.__module__}")
         STATISTICS[name] = Statistic(of, weighted, whole)
         return of
 
     return add
 
 
-def find_statistics(names, uploads: tuple = ()) -> dict[str, Statistic]:
+def find_statistics(names, uploads: tuple = (), owner=None) -> dict[str, Statistic]:
     """Return {name: Statistic}; what is named in `uploads`, vectors that clients send besides, are statistics, too.
 
-    Raises KeyError for a name of neither.
+    owner: the component that needs them. Raises InputError for a name of neither, or of both.
     """
+    for name in (*names, *uploads):
+        if name not in STATISTICS and name not in uploads:
+            list(MERGING_RULES.values())  # imports them all: it may be that of another rule's file
+        if name in STATISTICS and name in uploads:
+            raise mistake(owner, f"uploads has {name}, which is a statistic already: another name")
+        if name not in STATISTICS and name not in uploads:
+            known = ", ".join([*STATISTICS, *uploads])
+            raise mistake(owner, f"needs {name!r}, which is no statistic, nor sent: {known}")
     sent = {name: Statistic(lambda u, begin, end, n=name: u.more[n][begin:end], False, False) for name in uploads}
     known = STATISTICS | sent
     return {name: known[name] for name in dict.fromkeys(names)}

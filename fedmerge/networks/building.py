@@ -3,7 +3,8 @@
 import torch
 
 from fedmerge import memory
-from fedmerge.errors import InputError
+from fedmerge.declared import described, mistake
+from fedmerge.errors import InputError, reason
 from fedmerge.networks.draws import keyed_draws
 from fedmerge.registry import NETWORKS
 
@@ -18,9 +19,27 @@ def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu")
     """
     with torch.device("meta"):
         shapes = NETWORKS[name](channels, image_size, n_classes, norm)
+    if not isinstance(shapes, torch.nn.Module) or not list(shapes.parameters()):
+        raise mistake(NETWORKS[name], f"returns {described(shapes)}, not a torch.nn.Module with parameters")
     check_size(name, sum(p.numel() for p in shapes.parameters()), device)
     with keyed_draws(seed):
-        return NETWORKS[name](channels, image_size, n_classes, norm)
+        module = NETWORKS[name](channels, image_size, n_classes, norm)
+        check_logits(module, name, channels, image_size, n_classes)
+    return module
+
+
+@torch.no_grad()
+def check_logits(module, name, channels, image_size, n_classes):
+    """Raise InputError unless a module makes float32 logits [B, n_classes] of images; it is left in training mode."""
+    images = torch.zeros(1, channels, image_size, image_size)
+    module.eval()
+    try:
+        logits = module(images)
+    except Exception as error:  # it is its author's code
+        raise mistake(NETWORKS[name], f"fails on float32 {list(images.shape)}: {reason(error)}") from error
+    if not torch.is_tensor(logits) or logits.dtype != torch.float32 or logits.shape != (1, n_classes):
+        raise mistake(NETWORKS[name], f"makes {described(logits)} of one image, not float32 [1, {n_classes}]")
+    module.train()
 
 
 def check_size(name, n_weights, device):

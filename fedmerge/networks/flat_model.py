@@ -7,6 +7,8 @@ from itertools import accumulate
 import torch
 from torch import nn
 
+from fedmerge.errors import InputError
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -35,14 +37,14 @@ class FlatModel:
     gradient [n_trainable]: backward() accumulates here. Integer buffers (num_batches_tracked) are not state.
 
     Writing to `vector` changes the module and training the module changes `vector`: nothing is copied either way.
-    Raises ValueError for a module that uses one parameter in two places.
+    Raises InputError for a module that uses one parameter in two places.
     """
 
     def __init__(self, module, device="cpu"):
         self.module = module.to(device)
         parameters = list(module.named_parameters(remove_duplicate=False))
         if len(parameters) != len(list(module.parameters())):
-            raise ValueError("a parameter is used in two places of the module: its vector would hold it twice")
+            raise InputError("the network uses a parameter in two places: its vector would hold it twice")
         buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
         sizes = tuple(p.numel() for _, p in parameters)
         ends = list(accumulate(t.numel() for _, t in parameters + buffers))

@@ -8,6 +8,7 @@ import torch
 
 from fedmerge.config.kinds import split_of
 from fedmerge.config.split_files import split_title
+from fedmerge.declared import mistake
 from fedmerge.errors import InputError
 from fedmerge.randomness import key_seed
 from fedmerge.registry import PARTITIONS
@@ -27,7 +28,8 @@ def draw_enough(how, labels, n_clients, seed, min_samples=1, domains=1):
     draw, classes, short = PARTITIONS[spec.name], by_class(labels), 0
     most = max(10, min(MAX_DRAWS, WORK // (len(labels) + len(classes) * n_clients)))
     for number in range(1, most + 1):
-        positions, owners = draw(classes, n_clients, value, generator(seed, number))
+        drawn = draw(classes, n_clients, value, generator(seed, number))
+        positions, owners = checked(draw, drawn, len(labels), n_clients)
         totals = sizes(owners, n_clients)
         if totals.min() >= min_samples:
             ordered = torch.from_numpy(positions[np.argsort(owners, kind="stable")])
@@ -43,6 +45,21 @@ def draw_enough(how, labels, n_clients, seed, min_samples=1, domains=1):
         + advice(classes, n_clients, value, seed, min_samples, domains)
         + "lower --min_client_samples (0 allows clients without samples)"
     )
+
+
+def checked(draw, drawn, n, n_clients):
+    """Return (positions, owners), as `draw` drew them among n samples; raise InputError if they are no split."""
+    positions, owners = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (None, None)
+    for array in (positions, owners):
+        whole = isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.integer)
+        if not whole or array.ndim != 1 or len(array) != len(positions):
+            raise mistake(draw, "returns no (positions, owners), two arrays [M] of NumPy with whole numbers")
+    for name, array, end in (("positions", positions, n), ("owners", owners, n_clients)):
+        if len(array) and not 0 <= array.min() <= array.max() < end:
+            raise mistake(draw, f"{name} go from {array.min()} to {array.max()}, not from 0 to {end - 1}")
+    if len(positions) and np.bincount(positions).max() > 1:
+        raise mistake(draw, f"the sample at {np.bincount(positions).argmax()} has several owners, or one twice")
+    return positions, owners
 
 
 def by_class(labels):

@@ -38,7 +38,7 @@ class ThreadBackend:
 
 @contextmanager
 def only_what_is_kept_changes(clients):
-    """Raise TypeError if a component keeps something of the body where nobody would find it."""
+    """Raise InputError if a component keeps something of the body where nobody would find it."""
     before = [keeps.snapshot() for keeps in clients.stateful]
     yield
     for keeps, snapshot in zip(clients.stateful, before, strict=True):

@@ -26,10 +26,11 @@ class Server:
         self.algorithm.compressor = self.compressor
         rule = MERGING_RULES[settings.merge]
         self.rule = partial(rule, layout=layout, **chosen_options(settings, rule.registered.get("options", ())))
-        needs = rule.registered["needs"]
+        needs = merging.needs_of(rule)
         self.keeps_all = needs == merging.ALL  # whether the rule needs all updates of a round at once
-        names = () if self.keeps_all else needs
-        self.statistics = merging.find_statistics([*names, *self.algorithm.statistics], self.algorithm.uploads)
+        uploads = self.algorithm.uploads
+        self.statistics = merging.find_statistics(() if self.keeps_all else needs, (), rule)
+        self.statistics |= merging.find_statistics(self.algorithm.statistics, uploads, self.algorithm)
         self.empty = [client_id for client_id, size in enumerate(sizes) if not size]  # these never take part
         how = DownlinkSettings(
             mode=settings.downlink,

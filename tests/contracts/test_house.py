@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-GROUND = {"errors", "files", "memory", "tensor_files", "startup", "randomness", "registry", "component"}
+GROUND = {"errors", "files", "memory", "tensor_files", "startup", "randomness", "registry", "component", "declared"}
 FLOORS = [  # a room may import from its own floor's ground, and from floors above it in this list
     GROUND | {"client_update", "saving", "locks"},
     {"config", "local_methods"},

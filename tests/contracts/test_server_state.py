@@ -9,6 +9,7 @@ from processes import digest, environments
 
 from fedmerge.algorithms.fedavg import FedAvg
 from fedmerge.config.resolve import resolve
+from fedmerge.errors import InputError
 from fedmerge.registry import ALGORITHMS, LOCAL_METHODS
 from fedmerge.simulation.client_pool import ClientPool
 from fedmerge.simulation.distributed import worker_loop
@@ -158,5 +159,5 @@ class AsItSends(FedAvg):
 def test_what_no_checkpoint_would_hold_is_refused_by_its_name(experiment, cls, name):
     run = experiment()
     put_algorithm(run, cls)
-    with pytest.raises(TypeError, match=rf"{cls.__name__} changed self\.{name} as"):
+    with pytest.raises(InputError, match=rf"{cls.__name__}: changed self\.{name} as"):
         train_round(run, 1)

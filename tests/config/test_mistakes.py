@@ -1,0 +1,193 @@
+"""What authors of components get wrong is said in one line, with file and line, before it costs them a run."""
+
+import pytest
+from conftest import QUICK, train_round
+
+from fedmerge import registry
+from fedmerge.config.parser import typed_settings
+from fedmerge.errors import InputError
+from fedmerge.simulation.experiment import prepare
+
+IMPORTS = """
+import numpy as np
+import torch
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.client_update import ClientUpdate
+from fedmerge.compressors.base import Compressor
+from fedmerge.datasets.images import Images
+from fedmerge.local_methods.base import LocalMethod
+from fedmerge.merging import statistic
+from fedmerge.registry import *
+"""
+ALGORITHM = '@algorithm("mine")\nclass Mine(FedAvg):\n    """it"""\n'
+NETWORK = '@network("mine", norms=("none",))\ndef mine(channels, image_size, n_classes, norm):\n    """it"""\n'
+RULE = '@merging_rule("mine", needs=("update",))\ndef mine(aggregate, layout):\n    """it"""\n'
+PARTITION = '@partition("mine")\ndef mine(classes, n_clients, value, rng):\n    """it"""\n'
+DATASET = '@dataset("mine", model="cnn")\ndef mine(root, seed):\n    """it"""\n'
+COMPRESSOR = (
+    '@compressor("mine")\nclass Mine(Compressor):\n    """it"""\n    def choose(self, change, start, client):\n'
+)
+FLAG = {"algorithm": "algorithm", "network": "model_name", "merging_rule": "merge"}  # of a decorator, if not its name
+
+
+def of_update(sent):
+    return f"{ALGORITHM}    def client_update(self, delta, start, client):\n        return {sent}\n"
+
+
+DECLARED = [  # what is known of the source
+    (
+        ALGORITHM + '    defaults = {"mometum": 0.5}\n',
+        r"defaults: there is no flag --mometum \(did you mean --mom",
+    ),
+    (ALGORITHM + '    defaults = {"momentum": 1.5}\n', r"defaults: --momentum: '1.5' is not a number in \[0, 1\)"),
+    (ALGORITHM + '    defaults = {"merge": "middle"}\n', r"defaults: --merge: 'middle' is none of krum, mean"),
+    (ALGORITHM + '    defaults = {"eval_train": 1}\n', r"defaults: --eval_train: 1 is neither True nor False"),
+    (ALGORITHM + '    presets = {"p": {"mometum": 0.5}}\n', r"preset p: there is no flag --mometum"),
+    (ALGORITHM.replace('"mine"', '"mine", requires={"locl": ("sgd",)}'), r"requires: there is no flag --locl"),
+    (ALGORITHM.replace('"mine"', '"mine", requires={"local": "sgd"}'), r"requires of --local 'sgd': is no tuple"),
+    (ALGORITHM.replace('"mine"', '"mine", titel="M"'), r"registered with titel=.*did you mean title"),
+    (ALGORITHM + '    options = {"my": (1.5, "share", "how much")}\n', r"--my: its default: '1.5' is not a share"),
+    (ALGORITHM + '    options = {"my": (1, "count", "n", "no=1")}\n', r"--my needs --no, and there is no such flag"),
+    (NETWORK.replace('("none",)', '"none"'), r"norms='none' is no tuple of some of batch, group, none"),
+    (PARTITION.replace('"mine"', '"mine", value="int"'), r"value='int' is none of count, integer"),
+    (DATASET.replace('"cnn"', '"cnm"'), r"model='cnm' is none of --model_name"),
+]
+IMPORTED = [  # what is seen before a client trains
+    (ALGORITHM + '    uploads = "control"\n', r"Mine: uploads = 'control' is no tuple of names"),
+    (ALGORITHM + '    server_state = ("a", "a")\n', r"Mine: server_state = .* is no tuple of names"),
+    (ALGORITHM + '    uploads = ("mask",)\n    statistics = ("mask",)\n', r"Mine: uploads has mask, .* another name"),
+    (ALGORITHM + '    statistics = ("sing",)\n', r"Mine: needs 'sing', which is no statistic, nor sent: update"),
+    (ALGORITHM + '    broadcasts = ("control",)\n', r"Mine: broadcasts names control, but there is"),
+    (ALGORITHM.replace("(FedAvg)", ""), r"Mine: must be a class derived from FedAvg"),
+    (
+        ALGORITHM + "    def merge(self, theta, aggregate):\n        return theta\n",
+        r"Mine.merge: is called with",
+    ),
+    (ALGORITHM + "    def gradient_correction(self, w):\n        return w\n", r"is called with \(self, w, start, clie"),
+    (RULE.replace(', needs=("update",)', ""), r"mine: needs=None is neither a tuple of names"),
+    (RULE.replace('("update",)', '"update"'), r"mine: needs='update' is neither a tuple of names"),
+    (RULE.replace("aggregate, layout", "aggregate"), r"mine: is called with \(aggregate, layout\): too many"),
+    (RULE.replace("needs", 'options={"my": (1, "count", "n")}, needs'), r"is called with \(aggregate, layout, my\): "),
+    (COMPRESSOR.replace(", start, client", "") + "        return change > 0\n", r"Mine.choose: is called with"),
+    (PARTITION + "    return [1, 2], [0]\n", r"mine: returns no \(positions, owners\)"),
+    (
+        PARTITION + "    return np.arange(9**4), np.arange(9**4) % n_clients\n",
+        r"mine: positions go from 0 to 6560",
+    ),
+    (PARTITION + "    return np.arange(99), np.arange(99)\n", r"mine: owners go from 0 to 98, not from 0 to"),
+    (
+        PARTITION + "    return np.arange(99) // 2, np.arange(99) % n_clients\n",
+        r"mine: the sample at 0 has several",
+    ),
+    (NETWORK + "    return None\n", r"mine: returns a NoneType, not a torch.nn.Module"),
+    (NETWORK + "    return torch.nn.ReLU()\n", r"mine: returns a ReLU, not a torch.nn.Module with parameters"),
+    (NETWORK + "    return torch.nn.Linear(3, n_classes)\n", r"mine: fails on float32 \[1, 1, 8, 8\]: mat1 and mat2"),
+    (NETWORK + "    return torch.nn.Conv2d(1, 3, 3)\n", r"mine: makes float32 \[1, 3, 6, 6\] of one image, not"),
+    (DATASET + "    return 1, 2\n", r"mine: returns no \(train, test, n_classes\)"),
+    (DATASET + "    return 1, 2, 10\n", r"mine: train is a int, not Images"),
+    (
+        DATASET + "    return 2 * (Images(torch.ones(9, 1, 8, 8), torch.arange(9)),) + (9,)\n",
+        r"mine: the images of trai",
+    ),
+    (
+        DATASET + "    return 2 * (Images(torch.ones(9, 1, 8, 9).byte(), torch.arange(9)),) + (9,)\n",
+        r"not as high as",
+    ),
+    (
+        DATASET + "    return 2 * (Images(torch.ones(9, 1, 8, 8).byte(), torch.ones(9)),) + (9,)\n",
+        r"labels of train",
+    ),
+]
+TRAINED = [  # what is seen as the first round goes by
+    (
+        ALGORITHM + '    uploads = ("control",)\n',
+        r"Mine: client_update sends besides the change: none; uploads name",
+    ),
+    (of_update("ClientUpdate(delta, control=delta)"), r"sends besides the change: control; uploads names: none"),
+    (of_update("delta"), r"Mine: client_update returns a Tensor, not a ClientUpdate"),
+    (of_update("ClientUpdate(delta[:9])"), r"Mine: the change from client_update is float32 \[9\], not float32 \["),
+    (
+        of_update("ClientUpdate(delta, a=delta[:9])") + '    uploads = ("a",)\n',
+        r"a from client_update is float3",
+    ),
+    (
+        ALGORITHM + "    def merge(self, theta, step, aggregate):\n        theta += step\n",
+        r"from merge is a NoneType",
+    ),
+    (RULE + '    return aggregate.mean["update"][:5]\n', r"mine: the step is float32 \[5\], not float32 \["),
+    (RULE + '    return aggregate.mean["update"].double()\n', r"mine: the step is float64 \[.*\], not float32 \["),
+    (
+        COMPRESSOR + "        return (change > 0).float()\n",
+        r"Mine: choose returns no bool tensor \[\d+\], nor None",
+    ),
+    (
+        COMPRESSOR + "        return change[:9] > 0\n",
+        r"Mine: choose returns no bool tensor \[\d+\], nor None",
+    ),
+]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Return a function (source) -> flags that choose what it registers."""
+    monkeypatch.setattr(registry, "PLUGINS", [])
+
+    def put(source):
+        (tmp_path / "mine.py").write_text(IMPORTS + source)
+        decorator = source[1:].split("(")[0]
+        return {"plugin": str(tmp_path / "mine.py"), FLAG.get(decorator, decorator): "mine"}
+
+    yield put
+    registry._specs.cache_clear()
+    registry._text.cache_clear()
+    registry._tree.cache_clear()
+
+
+def refused(said):
+    return pytest.raises(InputError, match=rf"^\S*mine\.py: line \d+: .*{said}")
+
+
+@pytest.mark.parametrize(("source", "said"), DECLARED, ids=lambda text: text[-40:])
+def test_a_slip_in_a_declaration_is_seen_whatever_runs(mine, source, said):
+    plugin = mine(source)["plugin"]
+    with refused(said):
+        typed_settings({"plugin": plugin})
+
+
+@pytest.mark.parametrize(("source", "said"), IMPORTED, ids=lambda text: text[-40:])
+def test_what_is_not_as_its_shelf_has_it_is_seen_before_the_first_round(mine, source, said):
+    args = typed_settings({**QUICK, **mine(source)})
+    with refused(said):
+        prepare(args)
+
+
+@pytest.mark.parametrize(("source", "said"), TRAINED, ids=lambda text: text[-40:])
+def test_what_a_hook_returns_is_looked_at(mine, source, said):
+    run = prepare(typed_settings({**QUICK, **mine(source)}))
+    with refused(said):
+        train_round(run, 1)
+
+
+def test_vectors_arrive_by_their_names_in_whatever_order_they_are_sent(mine):
+    source = of_update("ClientUpdate(delta, b=torch.full_like(delta, 2), a=torch.ones_like(delta))")
+    source += '    uploads = statistics = ("a", "b")\n'
+    source += "    def merge(self, theta, step, aggregate):\n"
+    source += '        assert aggregate.mean["a"].eq(1).all() and aggregate.mean["b"].eq(2).all()\n'
+    source += "        return theta + step\n"
+    run = prepare(typed_settings({**QUICK, **mine(source), "norm": "none"}))
+    train_round(run, 1)
+    assert run.server.layout.dim == run.server.layout.n_trainable
+
+
+def test_a_statistic_of_another_rules_file_is_found(mine):
+    source = ALGORITHM + '    statistics = ("sign",)\n    def merge(self, theta, step, aggregate):\n'
+    source += '        assert aggregate.mean["sign"].abs().max() <= 1\n        return theta + step\n'
+    train_round(prepare(typed_settings({**QUICK, **mine(source)})), 1)
+
+
+def test_two_statistics_of_one_name_are_refused(mine):
+    source = '@statistic("sign")\ndef sign(update, begin, end):\n    return update.delta[begin:end]\n'
+    flags = mine(RULE + '    return aggregate.mean["update"]\n' + source)
+    prepare(typed_settings({**QUICK, "merge": "sign"}))
+    with pytest.raises(InputError, match=r"sign: the statistic sign is there already, in fedmerge.merging.sign"):
+        prepare(typed_settings({**QUICK, **flags}))
