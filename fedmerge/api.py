@@ -83,7 +83,10 @@ def run(**settings) -> Run:
     if ROOT not in sys.path:
         sys.path.append(ROOT)
     import fedalg
-    from fedmerge.reporting.progress import rounds_bar
+    from fedmerge.reporting.progress import RoundsBar
 
-    with rounds_bar(args, shown=settings.get("quiet") is None) as callbacks:
-        return Run(args, fedalg.main(args, callbacks=callbacks))
+    with RoundsBar(args, shown=settings.get("quiet") is None) as bar:
+        experiment = fedalg.main(args, callbacks=[bar.after_round])
+        if experiment is None:
+            bar.already_finished()
+        return Run(args, experiment)

@@ -1,6 +1,5 @@
 """What is shown of a run while it trains: a bar on a terminal, elsewhere a line a round; and what it will cost."""
 
-import contextlib
 import itertools
 import math
 import sys
@@ -152,18 +151,29 @@ class Progress:
             self._say(f"evaluation takes {share:.0%} of the time: a larger --eval_every, now {every}, makes it less")
 
 
-@contextlib.contextmanager
-def rounds_bar(settings, shown=True):
-    """Yield callbacks for `run_rounds` that show the rounds in a bar as it suits a notebook or a terminal."""
-    with auto.tqdm(total=settings.n_epochs, unit="round", disable=not shown) as bar:
+class RoundsBar:
+    """Shows the rounds of a run in a bar as it suits a notebook or a terminal, as long as a `with` lasts."""
 
-        def show(row):
-            bar.n = row["epoch"]
-            accuracy = {"test accuracy": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
-            megabytes = (row["bytes_up_total"] + row["bytes_down_total"]) / 1e6
-            bar.set_postfix(**accuracy, MB=f"{megabytes:.3g}")
+    def __init__(self, settings, shown=True):
+        self.bar = auto.tqdm(total=settings.n_epochs, unit="round", disable=not shown)
 
-        yield [show]
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def after_round(self, row):
+        """Show what a round's row {column: figure} tells."""
+        self.bar.n = row["epoch"]
+        accuracy = {"test accuracy": f"{row['test_accs']:.4f}"} if "test_accs" in row else {}
+        megabytes = (row["bytes_up_total"] + row["bytes_down_total"]) / 1e6
+        self.bar.set_postfix(**accuracy, MB=f"{megabytes:.3g}")
+
+    def already_finished(self):
+        """Show that there was nothing left to do."""
+        self.bar.n = self.bar.total
+        self.bar.set_postfix_str("finished before")
 
 
 class Bar(tqdm):
