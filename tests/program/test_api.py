@@ -46,11 +46,14 @@ def test_its_model_is_the_one_that_was_judged(run):
         assert torch.equal(one, other)
 
 
-def test_a_finished_run_without_weights_has_no_model(run):
+def test_a_finished_run_without_weights_has_no_model(run, capsys):
     run()
     with pytest.raises(InputError, match="overwrite=True"):
         run().model()
+    capsys.readouterr()
     assert run().history["epoch"].tolist() == [1, 2]
+    bar = capsys.readouterr().err
+    assert "2/2" in bar and "finished before" in bar
 
 
 @pytest.mark.parametrize(
