@@ -53,7 +53,8 @@ def test_a_finished_run_without_weights_has_no_model(run, capsys):
     capsys.readouterr()
     assert run().history["epoch"].tolist() == [1, 2]
     bar = capsys.readouterr().err
-    assert "2/2" in bar and "finished before" in bar
+    assert "2/2" in bar
+    assert "finished before" in bar
 
 
 @pytest.mark.parametrize(
