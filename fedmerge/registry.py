@@ -136,6 +136,15 @@ def said(shelf, name, keyword, default=None):
     return default if spec is None else spec.more.get(keyword, default)
 
 
+def requirements(spec: Spec) -> dict[str, tuple]:
+    """Return {flag: values that it may have} of a component: what its decorator's `requires` says.
+
+    A word there stands for the components of that shelf whose own registration says it.
+    """
+    given = spec.more.get("requires", {}).items()
+    return {flag: tuple(having(flag, able)) if isinstance(able, str) else able for flag, able in given}
+
+
 @functools.cache
 def _specs(shelf, plugins):
     decorator, folder = SHELVES[shelf]

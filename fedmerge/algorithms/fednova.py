@@ -9,7 +9,7 @@ from fedmerge.registry import algorithm
     "fednova",
     title="FedNova",
     paper="Wang et al. 2020",
-    requires={"local": ("sgd", "moon"), "local_optimizer": ("sgd",)},
+    requires={"local": "one_run", "local_optimizer": ("sgd",)},
 )
 class FedNova(FedAvg):
     """clients that take more steps weigh no more (normalised averaging, Wang et al. 2020, Eq. 8 and section 5)

@@ -9,7 +9,7 @@ from fedmerge.registry import algorithm
     "scaffold",
     title="SCAFFOLD",
     paper="Karimireddy et al. 2020",
-    requires={"local": ("sgd", "moon"), "local_optimizer": ("sgd",)},
+    requires={"local": "one_run", "local_optimizer": ("sgd",)},
 )
 class Scaffold(FedAvg):
     """control variates take out of clients' gradients what makes them drift apart (Karimireddy et al. 2020, option II)

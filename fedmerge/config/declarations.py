@@ -14,7 +14,7 @@ from fedmerge.registry import AXES, SHELVES, plugin_files, specs
 # What the decorators may say, besides title and paper.
 WORDS = {
     "algorithm": ("requires", "server_residual"),
-    "local": ("requires", "averages"),
+    "local": ("requires", "averages", "one_run"),
     "compressor": ("requires",),
     "merge": ("requires", "needs"),
     "dataset": ("augment", "bundled", "domains", "download", "label_set", "model", "never_augmented", "then"),
@@ -63,6 +63,8 @@ def _check_flags(spec):
         for flag, value in values.items():
             _check_value(spec, what, flag, value)
     for flag, able in spec.more.get("requires", {}).items():
+        if isinstance(able, str) and able in WORDS.get(flag, ()):
+            continue
         if not isinstance(able, tuple) or not able:
             raise _slip(spec, f"requires of --{flag} {able!r}: is no tuple of values, such as ('sgd',)")
         for value in able:

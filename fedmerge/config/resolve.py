@@ -13,7 +13,7 @@ from fedmerge.config.kinds import split_of
 from fedmerge.config.options import MODEL, NORMS, REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, having, said, specs
+from fedmerge.registry import AXES, having, requirements, said, specs
 
 
 def resolve(given, explicit=()):
@@ -86,7 +86,7 @@ def _check_requirements(args):
     """Refuse what a chosen component does not go with: its registration says what it requires."""
     for axis in AXES:
         name = getattr(args, axis)
-        for flag, able in specs(axis)[name].more.get("requires", {}).items():
+        for flag, able in requirements(specs(axis)[name]).items():
             if getattr(args, flag) not in able:
                 values = " or ".join(map(str, able))
                 raise InputError(f"--{axis} {name} needs --{flag} {values}, not {getattr(args, flag)}")

@@ -7,7 +7,7 @@ from fedmerge.randomness import generator
 from fedmerge.registry import local_method
 
 
-@local_method("sgd")
+@local_method("sgd", one_run=True)
 class LocalMethod(Stateful):
     """one run of the optimiser over the client's data"""
 

@@ -10,7 +10,7 @@ import re
 import sys
 
 from fedmerge.config.options import KINDS, all_options
-from fedmerge.registry import AXES, HERE, SHELVES, specs
+from fedmerge.registry import AXES, HERE, SHELVES, requirements, specs
 from fedmerge.saving import write_atomic
 
 ROOT = HERE.parent
@@ -110,7 +110,7 @@ def _facts(spec, named):
     more, who = spec.more, f"`{spec.name}`: " if named else ""
     facts = [f"stands for {_linked(spec.defaults)}"] if spec.defaults else []
     facts += [f"`--preset {name}` stands for `{_words(preset)}`" for name, preset in sorted(spec.presets.items())]
-    needs = [f"`--{flag} {'` or `'.join(map(str, values))}`" for flag, values in more.get("requires", {}).items()]
+    needs = [f"`--{flag} {'` or `'.join(map(str, values))}`" for flag, values in requirements(spec).items()]
     facts += [f"needs {', '.join(needs)}"] if needs else []
     facts += [say(more[keyword]) for keyword, say in SAID.items() if more.get(keyword)]
     return [who + fact for fact in facts]
