@@ -24,7 +24,7 @@ endif
 test: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) $(ARGS)
 
-# those that take seconds left out: for work in progress
+# without those that start processes or take seconds: for work in progress
 test-quick: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
 

@@ -28,7 +28,7 @@ POOLS = {"n_verts": 2, "soup_epochs": 1}  # of local methods that train several 
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what starts processes as slow: `make test-quick` leaves it out."""
+    """Mark what starts processes as slow, as is what else takes seconds: `make test-quick` leaves it out."""
     for item in items:
         if STARTERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)

@@ -30,6 +30,7 @@ def work(monkeypatch):
     return cut_down(monkeypatch, "W1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["W1", "W3"])
 def test_the_bare_loop_trains_the_same_model(name, capsys, monkeypatch):
     round_time.compare(cut_down(monkeypatch, name), 2, "cpu")

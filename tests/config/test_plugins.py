@@ -57,6 +57,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_plugin_is_a_method_like_others(folder):
     done = program(folder, "--plugin", "mine.py", "--algorithm", "half", "--compressor", "first", "--n_first", "7")
     assert done.returncode == 0, done.stderr
@@ -71,6 +72,7 @@ def test_a_plugin_is_a_method_like_others(folder):
     assert by_folder.returncode == 0, by_folder.stderr
 
 
+@pytest.mark.slow
 def test_its_code_is_part_of_what_computes(folder):
     flags = ("--plugin", "mine.py", "--algorithm", "half")
     program(folder, *flags)
@@ -79,6 +81,7 @@ def test_its_code_is_part_of_what_computes(folder):
     assert "other code" in program(folder, *flags).stderr
 
 
+@pytest.mark.slow
 def test_half_of_twice_the_mean_is_fedavg(folder):
     program(folder, "--plugin", "mine.py", "--algorithm", "half")
     program(folder)

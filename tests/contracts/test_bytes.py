@@ -34,6 +34,7 @@ WIRES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", WIRES, ids=lambda settings: "-".join(map(str, settings.values())))
 def test_real_bytes_change_nothing_but_the_time(experiment, settings):
     """Every upload and download is written and read, and every client's copy compared, in rounds that clients skip."""

@@ -92,6 +92,7 @@ def test_any_number_of_processes_makes_the_same_to_the_last_bit(alone, together,
         assert repr(together[i][what]) == repr(expected), what  # as text, in which nan is nan
 
 
+@pytest.mark.slow
 def test_what_diverges_is_really_among_the_cases(alone):
     assert any(row["clients"] == 0 for found in alone for row in found["rows"])
     assert any(0 < row["clients"] < 6 for row in alone[-2]["rows"])  # of six, some

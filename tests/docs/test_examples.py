@@ -75,6 +75,7 @@ def copy(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_there_is_an_example_for_every_shelf_and_its_command_line_trains_it(copy):
     done = json.loads((copy / "done.json").read_text())
     for flag, (_, shelf) in SHELVES.items():
@@ -99,6 +100,7 @@ def test_the_readmes_example_is_named_and_trains_otherwise_than_fedavg(copy):
     assert dyn[0]["test_losses"] != avg[0]["test_losses"]
 
 
+@pytest.mark.slow
 def test_the_plugin_trains_without_a_copy(copy, tmp_path):
     """The program that lies there takes the file from where it is, and says whose options are whose."""
     (line,) = [c for c in commands(ROOT / "docs" / "extending.md") if c.startswith("python fedalg.py --plugin")]

@@ -16,6 +16,7 @@ def test_the_notebook_lies_there_without_outputs():
         assert cell.cell_type == "markdown" or (cell.outputs, cell.execution_count) == ([], None)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """In a copy. The model's accuracy is that of the record, three mistakes are said, and a figure is drawn."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -44,6 +44,7 @@ def hash_after(path, before, after):
     return current_hash()
 
 
+@pytest.mark.slow
 def test_the_hash_is_of_what_computes_and_not_of_words_or_figures(copy):
     first, package = current_hash(), copy / "fedmerge"
     assert hash_after(package / "algorithms" / "las.py", "# [n_trainable], what", "#  something else") == first
@@ -58,6 +59,7 @@ def test_the_hash_is_of_what_computes_and_not_of_words_or_figures(copy):
     assert hash_after(package / "wire" / "golomb.py", " + 1", " + 2") != first  # imported by what fedalg imports
 
 
+@pytest.mark.slow
 def test_every_module_that_fedalg_loads_has_a_part_in_it(copy):
     modules = [
         *("local_training/client", "wire/message", "wire/downlink", "partitions/drawn", "networks/building"),

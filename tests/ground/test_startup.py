@@ -83,6 +83,7 @@ def test_what_cannot_be_printed_ends_nothing_in_a_traceback():
     assert (done.returncode, done.stderr) == (75, "")
 
 
+@pytest.mark.slow
 def test_a_run_without_standard_error_in_a_folder_of_no_characters(tmp_path):
     odd = os.fsencode(tmp_path) + b"/\xff\xfe"
     command = [sys.executable, ROOT / "fedalg.py", *QUICK, "--no-quiet", "--out", odd]

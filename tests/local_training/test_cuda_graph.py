@@ -39,6 +39,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_captured_steps_are_the_steps(device, settings, monkeypatch):
@@ -61,6 +62,7 @@ def test_captured_steps_are_the_steps(device, settings, monkeypatch):
     assert "local_steps" in settings or {2, 8} <= set(counts)  # the last batches too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -62,6 +62,7 @@ def train(settings, group=None):
     return rows, reached, run.server.theta.double().sum().item(), run.server.theta[:1000].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_the_same_seed_makes_the_same_model_whatever_else_was_drawn(settings):
     torch.manual_seed(1)

@@ -19,6 +19,7 @@ build = partial(networks.build_model, image_size=32, n_classes=10, seed=0)
 VARIANTS = [(name, norm) for name in sorted(NETWORKS) for norm in said("model_name", name, "norms", NORMS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), VARIANTS)
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28), (1, 8)])
 def test_every_network_learns_from_images_of_every_size_or_says_why_not(name, norm, channels, size):

@@ -201,6 +201,7 @@ def test_a_run_whose_figures_fail_is_finished(tmp_path, monkeypatch, capsys):
     assert run_record.already_finished(args, run_name(args))
 
 
+@pytest.mark.slow
 def test_out_is_the_folder_of_all_that_a_run_leaves(tmp_path):
     def leave(*flags, script="fedalg.py"):
         done = subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, capture_output=True, text=True)

@@ -312,6 +312,7 @@ def heed_all():
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_signal_reaches_all_that_run(tmp_path, jobs, name):
@@ -356,6 +357,7 @@ time.sleep(60)'
     assert f"stopped, go on when called again: {'1 2' if jobs == '2' else '1'}\n" in more
 
 
+@pytest.mark.slow
 def test_two_launchers_share_a_list(digits, tmp_path):
     (tmp_path / "digits.txt").write_text("".join((tmp_path / "digits.txt").read_text().splitlines(keepends=True)[:2]))
     env = {**os.environ, **digits, "OMP_NUM_THREADS": "1"}

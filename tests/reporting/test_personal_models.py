@@ -90,6 +90,7 @@ def test_what_was_saved_is_judged_alike_from_the_files_alone(saved, program, par
     assert str(parts) in done.stdout
 
 
+@pytest.mark.slow
 def test_parts_hold_the_share_and_their_client(parts):
     index = json.loads((parts / "clients.json").read_text())
     shared = (parts / "shared.payload").read_bytes()

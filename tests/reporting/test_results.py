@@ -71,6 +71,7 @@ def test_every_line_of_its_list_has_its_run(study, tmp_path, monkeypatch):
     assert (without == 1) == ("its own run is not among these" in readme(study))
 
 
+@pytest.mark.slow
 def test_its_tables_are_what_plotting_makes_of_the_runs(study, tmp_path, monkeypatch, capsys):
     for figure in ("draw_train_val", "draw_comparison"):
         monkeypatch.setattr(curves, figure, lambda *_, **__: None)

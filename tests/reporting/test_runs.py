@@ -186,6 +186,7 @@ def _places(value, path=()):
     return [path, *(place for key, inner in items for place in _places(inner, (*path, key)))]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from(ODD), st.booleans())
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_in_a_record_or_a_csv_is_refused_or_drawn(tmp_path_factory, spot, odd, in_csv):

@@ -342,6 +342,7 @@ def test_a_checkpoint_of_another_wire_or_place_is_refused(tmp_path, experiment, 
 DIVERGED = [{"algorithm": name} for name in ("fedavg", "moon", "fedbn", "median", "scaffold")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [*DIVERGED, {"algorithm": "las", "residual": "client"}], ids=str)
 def test_a_checkpoint_with_a_client_that_has_just_diverged_is_whole(tmp_path, experiment, settings):
     """It is only forgotten when its round is merged."""
