@@ -28,7 +28,7 @@ from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError, reason
 from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_record
 from fedmerge.reporting.progress import Progress
-from fedmerge.simulation import capacity, personal_parts
+from fedmerge.simulation import capacity, personal_parts, state_checks
 from fedmerge.simulation.distributed import worker_loop
 from fedmerge.simulation.experiment import prepare, prepare_judge
 from fedmerge.simulation.process_group import ProcessGroup
@@ -186,11 +186,14 @@ def finish(run, saver, callbacks=()):
 
 
 def room_checker(run):
-    """Return a callback that looks, after this process's first round, whether there is room for what clients keep."""
+    """Return a callback that looks, after this process's first round, at what is kept: whether a checkpoint can hold
+    it, and whether there is room for what clients keep.
+    """
     first = run.history.n_done + 1
 
     def check(row):
         if row["epoch"] == first:
+            state_checks.check_kept(run.clients, run.server.layout, run.server.theta, run.settings.n_clients)
             capacity.check_what_is_kept(run.server, run.clients, run.name)
 
     return check

@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fedalg
 from fedmerge import datasets
 from fedmerge.config.resolve import resolve
-from fedmerge.registry import add_plugin
+from fedmerge.registry import use_plugins
 from fedmerge.simulation.experiment import assemble
 
 EACH = 50  # images a client
 
 
 def experiment(device, n_clients=100, cohort=10, hidden=128):
-    add_plugin(Path(__file__).with_name("perceptrons.py"))
+    use_plugins([Path(__file__).with_name("perceptrons.py")])
     settings = {
         "model_name": f"perceptron{hidden}",
         "n_clients": n_clients,

@@ -10,12 +10,15 @@ It is the one module of the package that imports a door of the program, fedalg.p
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmerge.config.parser import typed_settings
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError
+from fedmerge.registry import plugins_held
 
 if TYPE_CHECKING:
     import pandas
@@ -27,26 +30,29 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 class Run:
     """A finished run: `name`, `settings`, and what it left."""
 
-    def __init__(self, settings: argparse.Namespace, experiment=None):
-        """settings: the resolved Namespace; experiment: the simulation.Experiment, if it ran just now."""
-        self.settings, self.name, self._experiment = settings, run_name(settings), experiment
+    def __init__(self, settings: argparse.Namespace, module: "torch.nn.Module | None" = None):
+        """settings: the resolved Namespace; module: the final network on the CPU, if it was trained just now."""
+        self.settings, self.name, self._module = settings, run_name(settings), module
+        self._folder = Path(settings.metrics_dir).absolute()
 
     def __repr__(self):
-        return f"<Run {self.name}: test accuracy {self.record['final']['accuracy']:.4f}>"
+        final = (self.record or {}).get("final") or {}
+        said = f": test accuracy {final['accuracy']:.4f}" if "accuracy" in final else ""
+        return f"<Run {self.name} in {self._folder}{said}>"
 
     @property
     def history(self) -> "pandas.DataFrame":
         """A pandas.DataFrame with a row a round: what <run>_metrics.csv holds."""
         import pandas as pd
 
-        return pd.read_csv(Path(self.settings.metrics_dir) / f"{self.name}_metrics.csv")
+        return pd.read_csv(self._folder / f"{self.name}_metrics.csv")
 
     @property
     def record(self) -> dict:
         """What <run>.json holds, a dict: final figures, settings, versions, bytes of each client, the split."""
         from fedmerge.saving import read_json
 
-        return read_json(Path(self.settings.metrics_dir) / f"{self.name}.json")
+        return read_json(self._folder / f"{self.name}.json")
 
     def model(self) -> "torch.nn.Module":
         """Return the network, a torch.nn.Module with the final weights, in evaluation mode on the CPU.
@@ -58,10 +64,8 @@ class Run:
         from fedmerge import datasets, networks
         from fedmerge.simulation.experiment import build_module, load_splits
 
-        run = self._experiment
-        if run is not None:
-            run.model.load(run.server.served())
-            return copy.deepcopy(run.model.module).cpu().eval()
+        if self._module is not None:
+            return copy.deepcopy(self._module)
         if self.settings.save_weights is None:
             raise InputError(f"{self.name} was finished before and left no weights: overwrite=True runs it again")
         module = build_module(self.settings, load_splits(self.settings))
@@ -69,24 +73,42 @@ class Run:
         return module.eval()
 
 
-def run(**settings) -> Run:
+def run(callbacks: Sequence[Callable] = (), **settings) -> Run:
     """Run an experiment, or find that it is finished already; return its Run.
 
     settings: the flags of fedalg.py by their names, with or without aliases: `run(algorithm="las", keep=0.1)`. Unless
-    told otherwise by quiet=False, a bar shows the rounds, also in a notebook. Raises InputError for what the command
-    line refuses, FloatingPointError for a run that diverges, and checkpoint.policy.Interrupted when it was interrupted:
-    the same call goes on.
+    told otherwise by quiet=False, a bar shows the rounds, also in a notebook. callbacks: each is called after a round
+    with its row of the history, a dict. Raises InputError for what the command line refuses, FloatingPointError for a
+    run that diverges, and checkpoint.policy.Interrupted when it was interrupted: the same call goes on.
     """
-    args = typed_settings({"quiet": True, **settings})
-    if args.evaluate_clients:
-        raise InputError("evaluate_clients trains nothing: call fedalg.py for it")
-    if ROOT not in sys.path:
-        sys.path.append(ROOT)
-    import fedalg
-    from fedmerge.reporting.progress import RoundsBar
+    with plugins_held():
+        args = typed_settings({"quiet": True, **settings})
+        if args.evaluate_clients:
+            raise InputError("evaluate_clients trains nothing: call fedalg.py for it")
+        if ROOT not in sys.path:
+            sys.path.append(ROOT)
+        import fedalg
+        from fedmerge.reporting.progress import RoundsBar
 
-    with RoundsBar(args, shown=settings.get("quiet") is None) as bar:
-        experiment = fedalg.main(args, callbacks=[bar.after_round])
-        if experiment is None:
-            bar.already_finished()
-        return Run(args, experiment)
+        with as_in_a_process_of_its_own(), RoundsBar(args, shown=settings.get("quiet") is None) as bar:
+            experiment = fedalg.main(args, callbacks=[bar.after_round, *callbacks])
+            if experiment is None:
+                bar.already_finished()
+                return Run(args)
+            experiment.model.load(experiment.server.served())
+            return Run(args, experiment.model.plain_copy())
+
+
+@contextmanager
+def as_in_a_process_of_its_own():
+    """While this lasts, torch computes gradients, and in what is float32 by default; afterwards as it did before."""
+    import torch
+
+    deterministic, dtype = torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_default_dtype(dtype)

@@ -32,6 +32,13 @@ def _dense(value):
     return value.contiguous() if hasattr(value, "contiguous") else value
 
 
+def _inside(value):
+    """Return a value, and what it holds, if it is a container."""
+    if isinstance(value, dict):
+        return [value, *value.keys(), *value.values()]
+    return [value, *value] if isinstance(value, list | tuple | set) else [value]
+
+
 class Stateful(Configurable):
     """What may keep something between rounds.
 
@@ -83,17 +90,20 @@ class Stateful(Configurable):
             of_client.update(state[name])
 
     def snapshot(self):
-        """Return what `check_unchanged` compares with."""
-        return {name: (value, getattr(value, "_version", None)) for name, value in vars(self).items()}
+        """Return what `check_unchanged` compares with: {attribute: [(value, its version), what is in it too]}."""
+        return {name: [(v, getattr(v, "_version", None)) for v in _inside(value)] for name, value in vars(self).items()}
 
     def check_unchanged(self, snapshot, while_, but=()):
         """Raise InputError if an attribute, but those named in `but`, was set or changed in place since the snapshot.
 
         while_: in words, when. A checkpoint, or another process of the run, would not know of it.
         """
-        for name, (value, version) in self.snapshot().items():
-            before = snapshot.get(name, (self, None))
-            if name not in but and (value is not before[0] or version != before[1]):
+        but = {*but, *self.client_state}
+        for name, now in self.snapshot().items():
+            before = snapshot.get(name, ())
+            pairs = zip(now, before, strict=False)
+            same = len(now) == len(before) and all(a is b and v == w for (a, v), (b, w) in pairs)
+            if name not in but and not same:
                 raise mistake(
                     self,
                     f"changed self.{name} {while_}: what the server keeps is named in `server_state` and changed by "

@@ -29,34 +29,35 @@ def code_hash(settings):
     """
     settings = {**settings, "partition": (drawn_as(settings) or "").partition(":")[0]}
     files = [spec.file for shelf in registry.SHELVES if (spec := registry.specs(shelf).get(settings.get(shelf)))]
-    return _hash_of(HERE / "fedalg.py", *sorted(set(files)))
+    return _hash_of((HERE / "fedalg.py",), *sorted(registry.version_of(file) for file in set(files)))
 
 
 @functools.cache
-def _hash_of(*files):
-    digest, found, waiting = hashlib.sha256(), {}, list(files)
+def _hash_of(*versions):
+    """versions: of the files, as registry.version_of has them."""
+    digest, found, waiting = hashlib.sha256(), {}, [file for file, *_ in versions]
     while waiting:
         file = waiting.pop()
         if file not in found:
             text = file.read_text(encoding="utf-8")
             tree = ast.parse(text)
             found[file] = _code_of(text, tree)
-            waiting += _imported(tree)
+            waiting += _imported(tree, {HERE, file.parent} if not file.is_relative_to(HERE) else {HERE})
     names = {str(file.relative_to(HERE) if file.is_relative_to(HERE) else file.name): file for file in found}
     for name, file in sorted(names.items()):
         digest.update(f"{name}\0{found[file]}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def _imported(tree):
-    """Return the files of this program that are imported at the top level of the tree."""
+def _imported(tree, folders):
+    """Return the files in these folders that are imported at the top level of the tree."""
     names = []
     for node in tree.body:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    places = [HERE.joinpath(*name.split(".")) for name in names]
+    places = [folder.joinpath(*name.split(".")) for folder in folders for name in filter(None, names)]
     return [f for place in places for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
 
 

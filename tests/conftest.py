@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 import fedalg
+from fedmerge import merging
 from fedmerge.checkpoint.policy import CheckpointPolicy
 from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config.resolve import resolve
@@ -121,8 +122,9 @@ def train_rounds(run, n=1):
 
 def put_algorithm(run, cls, **options):
     """Let an Experiment go on with an algorithm of this class, which is on no shelf."""
-    run.server.algorithm = cls(run.server.layout, **options)
-    run.server.algorithm.compressor = run.server.compressor
+    algorithm = run.server.algorithm = cls(run.server.layout, **options)
+    algorithm.compressor = run.server.compressor
+    run.server.statistics |= merging.find_statistics(algorithm.statistics, algorithm.uploads, algorithm)
 
 
 def assert_alike(one, other):

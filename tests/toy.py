@@ -55,6 +55,9 @@ class FakeClient:
     def rng(self, purpose, *more):
         return generator(0, purpose, self.round, self.id, *more)
 
+    def if_finite(self, vector):
+        return vector
+
 
 def let_train(server, theta, client):
     """Return the ClientUpdate that the client makes of the Server's model `theta [dim]`, before it crosses the wire."""

@@ -9,13 +9,13 @@ from fedmerge.registry import algorithm
     "fednova",
     title="FedNova",
     paper="Wang et al. 2020",
-    requires={"local": "one_run", "local_optimizer": ("sgd",)},
+    requires={"local": "one_run", "local_optimizer": ("sgd",), "merge": "weighted"},
 )
 class FedNova(FedAvg):
     """clients that take more steps weigh no more (normalised averaging, Wang et al. 2020, Eq. 8 and section 5)
 
     An update counts a_i times less, the norm of the coefficients of the gradients that it is made of; the merged step
-    is as many times longer as the clients' weighted mean of a_i.
+    is as many times longer as the clients' weighted mean of a_i. Buffers are averaged by the same weights.
     """
 
     def client_weight(self, result, weight):

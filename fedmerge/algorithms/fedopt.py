@@ -11,7 +11,10 @@ from fedmerge.registry import algorithm
 @algorithm("fedyogi", title="FedYogi", paper="Reddi et al. 2021", defaults={"server_optimizer": "yogi"})
 @algorithm("fedadagrad", title="FedAdagrad", paper="Reddi et al. 2021", defaults={"server_optimizer": "adagrad"})
 class FedOpt(FedAvg):
-    """FedAvg with an optimiser at the server (Reddi et al. 2021, Algorithm 2; FedAvgM: Hsu et al. 2019)"""
+    """FedAvg with an optimiser at the server (Reddi et al. 2021, Algorithm 2; FedAvgM: Hsu et al. 2019)
+
+    FedAdagrad, too, has a momentum here unless --server_beta1 0.
+    """
 
     options = {
         "server_optimizer": ("adam", ("momentum", "adam", "yogi", "adagrad"), "what the server makes of a merged step"),

@@ -1,7 +1,6 @@
 """FedAvg with control variates."""
 
-from fedmerge.algorithms.fedavg import FedAvg
-from fedmerge.client_update import ClientUpdate
+from fedmerge.algorithms.fedavg import ClientUpdate, FedAvg
 from fedmerge.registry import algorithm
 
 
@@ -12,10 +11,9 @@ from fedmerge.registry import algorithm
     requires={"local": "one_run", "local_optimizer": ("sgd",)},
 )
 class Scaffold(FedAvg):
-    """control variates take out of clients' gradients what makes them drift apart (Karimireddy et al. 2020, option II)
+    """control variates take out of gradients what makes clients drift apart (Karimireddy et al. 2020, option II)
 
-    Each client keeps its mean gradient, the server the mean of these. Both cross the wire beside the model and the
-    change, and are counted. With momentum, its steps K are the gradients that its change is made of.
+    Clients keep their mean gradients c_i, the server their mean c: two vectors each way. K counts momentum's gradients.
     """
 
     uploads = broadcasts = statistics = server_state = ("control",)  # c, and the changes of c_i: [n_trainable]
@@ -29,7 +27,9 @@ class Scaffold(FedAvg):
         return ClientUpdate(delta, control=gradient - client.received["control"])
 
     def acknowledge(self, client, decoded):
-        self.client_control[client.id] = decoded.control + self.client_control.get(client.id, 0)
+        self.client_control[client.id] = client.if_finite(decoded.control) + self.client_control.get(client.id, 0)
+
+    def forget(self, client_id): ...  # c_i holds what is in c, and nothing that was not finite
 
     def merge(self, theta, step, aggregate):
         change = aggregate.share_of_clients * aggregate.mean["control"]

@@ -7,7 +7,7 @@ from fedmerge.compressors.largest import top_k_mask
 from fedmerge.registry import compressor
 
 
-@compressor("topk", title="top-k", paper="He et al. 2024")
+@compressor("topk", title="top-k", paper="He et al. 2024", server_residual=True)
 class TopK(Compressor):
     """the largest changes of each layer, or of all (the "dataless" localisation of He et al. 2024), or learned ones
 

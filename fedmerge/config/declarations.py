@@ -9,14 +9,14 @@ import functools
 from fedmerge.config.kinds import KINDS
 from fedmerge.config.options import REGISTRIES, all_options, component_options
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, SHELVES, plugin_files, specs
+from fedmerge.registry import AXES, SHELVES, plugin_versions, specs
 
 # What the decorators may say, besides title and paper.
 WORDS = {
     "algorithm": ("requires", "server_residual"),
     "local": ("requires", "averages", "one_run"),
-    "compressor": ("requires",),
-    "merge": ("requires", "needs"),
+    "compressor": ("requires", "server_residual"),
+    "merge": ("requires", "needs", "weighted"),
     "dataset": ("augment", "bundled", "domains", "download", "label_set", "model", "never_augmented", "then"),
     "partition": ("value",),
     "model_name": ("norms", "pretrained"),
@@ -25,7 +25,7 @@ WORDS = {
 
 def check_declarations() -> None:
     """Raise InputError, with file and line, for what a component declares of a flag that is not so."""
-    _check(tuple(plugin_files()))
+    _check(plugin_versions())
 
 
 @functools.cache
@@ -58,6 +58,8 @@ def _check_words(spec):
 
 def _check_flags(spec):
     """Refuse flags in `defaults`, `presets` and `requires` that do not exist, or could not be typed so."""
+    if spec.shelf != "algorithm" and (spec.defaults or spec.presets):
+        raise _slip(spec, "defaults and presets are an algorithm's: register one that has them")
     settings = [("defaults", spec.defaults), *((f"preset {name}", preset) for name, preset in spec.presets.items())]
     for what, values in settings:
         for flag, value in values.items():

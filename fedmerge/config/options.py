@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from fedmerge.config.kinds import KINDS, pattern
 from fedmerge.errors import InputError
-from fedmerge.registry import AXES, SHELVES, having, plugin_files, said, specs
+from fedmerge.registry import AXES, SHELVES, having, plugin_versions, said, specs
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ def _pretrained_help():
 
 def _averaging():
     return f"local={'|'.join(having('local', 'averages'))}"
+
+
+def _cohort_help():
+    rules = [name for name, spec in sorted(specs("merge").items()) if isinstance(spec.more.get("needs"), str)]
+    needing = f"--merge {' or '.join(rules)} needs all of a round"
+    return f"GiB that updates may take which wait to be merged: {needing}, and each of several processes its own"
 
 
 def _no_pool():
@@ -199,8 +205,7 @@ OPTIONS = {
             "max_cohort_memory",
             4.0,
             "positive",
-            "GiB that updates may take which wait to be merged: median, trimmed_mean and krum need all of a round, and "
-            "each of several processes those that it makes",
+            _cohort_help,
             named=False,
         ),
         Option(
@@ -303,7 +308,7 @@ FEEDBACK = (
 
 def component_options():
     """Return {name: Option} over all components of the AXES. Raises InputError, with file and line, for a mistake."""
-    return _component_options(tuple(plugin_files()))
+    return _component_options(plugin_versions())
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from fedmerge.config.kinds import KINDS, VALUE_BITS
 from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, add_plugin, specs
+from fedmerge.registry import AXES, specs, use_plugins
 
 BITS = f"{{{','.join(map(str, VALUE_BITS))}}}"
 METAVARS = {  # of a kind of option, else X
@@ -145,21 +145,31 @@ def typed_settings(given):
 
     Raises InputError for whatever the command line refuses.
     """
-    if given.get("plugin") is not None:
-        add_plugin(given["plugin"])
-    given = {ALIASES.get(name, name): value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    twice = [name for alias, name in ALIASES.items() if {alias, name} <= given.keys()]
+    if twice:
+        raise InputError(f"{twice[0]} is there by two names: give one")
+    given = {ALIASES.get(name, name): value for name, value in given.items()}
+    _take_plugins([f"--{name}={given[name]}" for name in ("plugin", "config") if name in given])
+    path = given.pop("config", None)
     unknown = [name for name in given if name not in all_options()]
     if unknown:
         raise InputError(f"there is no setting {unknown[0]}{did_you_mean(unknown[0], [*all_options(), *ALIASES])}")
+    parser = build_parser()
+    parser.error = _refuse
+    config = vars(_read_config(parser, path)) if path is not None else {}
+    return resolve({**spread(config), **spread(vars(parser.parse_args(_typed(given))))}, explicit=set(given))
+
+
+def _typed(given):
+    """Return the words with which somebody types the settings {name: value}. Raises InputError for no truth value."""
     words = []
     for name, value in given.items():
-        flag = all_options()[name].kind == "flag"
+        flag, value = all_options()[name].kind == "flag", value.item() if hasattr(value, "item") else value
         if flag and not isinstance(value, bool):
             raise InputError(f"{name}: {value!r} is neither True nor False")
         words.append((f"--{name}" if value else f"--no-{name}") if flag else f"--{name}={value}")
-    parser = build_parser()
-    parser.error = _refuse
-    return resolve(spread(vars(parser.parse_args(words))), explicit=set(given))
+    return words
 
 
 def _refuse(message):
@@ -181,8 +191,7 @@ def _take_plugins(argv):
             with contextlib.suppress(InputError):  # it is refused when it is read
                 words = [word for _, words in read_flags(found.config) for word in words]
                 plugins = [*plugins, *early.parse_known_args(words)[0].plugin]
-        for path in plugins:
-            add_plugin(path)
+        use_plugins(plugins)
 
 
 def _read_config(parser, path):
@@ -194,7 +203,10 @@ def _read_config(parser, path):
         if not words[0].startswith("--"):
             parser.error(f"--config {path}: line {number}: not a flag, such as --lr 0.01: {' '.join(words)!r}")
     tokens = [word for _, words in lines for word in words]
-    config = build_parser(f"fedalg.py: --config {path}").parse_args(tokens)
+    inner = build_parser(f"fedalg.py: --config {path}")
+    if "error" in vars(parser):  # it raises rather than exits
+        inner.error = lambda message: parser.error(f"--config {path}: {message}")
+    config = inner.parse_args(tokens)
     if "config" in config:
         parser.error(f"--config {path}: a config file cannot name another one")
     return config
@@ -237,7 +249,7 @@ def checked_settings(settings, path):
     for name, value in settings.items():
         option = all_options().get(name)
         if option is None:
-            raise InputError(f"{path}: there is no setting {name}")
+            raise InputError(f"{path}: there is no setting {name}: is it of a --plugin?")
         if name in of_machine or option.kind == "path":
             continue
         if option.kind == "flag":

@@ -29,9 +29,9 @@ def resolve(given, explicit=()):
             raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
     args = with_defaults(spread(given))
     _check_needs(args, explicit)
-    _check_requirements(args)
     _check_dataset(args)
     _take_partition(args, given, explicit)
+    _check_requirements(args)
     _check_combinations(args)
     _check_paths(args)
     _check_split(args, explicit)
@@ -89,17 +89,18 @@ def _check_requirements(args):
         for flag, able in requirements(specs(axis)[name]).items():
             if getattr(args, flag) not in able:
                 values = " or ".join(map(str, able))
-                raise InputError(f"--{axis} {name} needs --{flag} {values}, not {getattr(args, flag)}")
+                value = getattr(args, flag)
+                other = "" if value is None else f", not {value}"
+                raise InputError(f"--{axis} {name} needs --{flag} {values}{other}")
 
 
 def _check_combinations(args):
-    if args.algorithm == "centralised" and (args.n_clients, args.participation, args.dirichlet) != (1, 1, "iid"):
-        raise InputError("--algorithm centralised has one client with all the data: leave out --n_clients and the like")
     if args.residual == "server" and not specs("algorithm")[args.algorithm].more.get("server_residual"):
         able = [name for name, spec in sorted(specs("algorithm").items()) if spec.more.get("server_residual")]
         raise InputError(f"--residual server is for --algorithm {' or '.join(able)}, not {args.algorithm}")
-    if args.residual == "server" and args.compressor != "topk":
-        raise InputError("--residual server keeps all but the largest changes: it needs --compressor topk")
+    if args.residual == "server" and not said("compressor", args.compressor, "server_residual"):
+        able = " or ".join(having("compressor", "server_residual"))
+        raise InputError(f"--residual server keeps all but the largest changes: it needs --compressor {able}")
     if args.residual == "client" and args.compressor == "none" and args.value_bits == 32:
         raise InputError("--residual client has nothing to keep: clients send all of their updates, exactly")
     if args.save_clients and args.shift == "feature":

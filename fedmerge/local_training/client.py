@@ -23,7 +23,8 @@ class Client:
 
     `start [dim]` is the model that it trained; `received` {name: [n_trainable]} is what the server sent besides.
 
-    `row`, if set, is the vector [dim] in which the server wants the client's update; fresh memory would cost a step.
+    `row`, if set, is the vector [upload_dim] in which the server wants what the client sends; fresh memory would cost a
+    step.
     `scratch` is another one, to be used until the next client of its Trainer.
     """
 
@@ -37,11 +38,16 @@ class Client:
         self.seen, self.loss, self.hits, self.n_steps = 0, 0.0, 0, 0
         self.start, self.received = None, {}
         self.row, self.scratch = None, trainer.lend_scratch()
+        self.is_finite = None  # a bool scalar tensor: whether its loss and what it sent are, once it sent
 
     @property
     def lr(self):
         """The learning rate of this round."""
         return self.settings.lr
+
+    def if_finite(self, vector):
+        """Return a vector, zeros instead if the client's loss or what it sent is not finite: it is not merged then."""
+        return torch.where(self.is_finite, vector, torch.zeros_like(vector))
 
     @property
     def gradients(self):

@@ -30,7 +30,7 @@ def statistic(name: str, weighted: bool = True, whole: bool = False):
     """Decorator of a function (ClientUpdate, begin, end) -> a stretch of a vector: merges may ask for its mean."""
 
     def add(of):
-        if name in STATISTICS and STATISTICS[name].of.__module__ != of.__module__:
+        if name in STATISTICS and STATISTICS[name].of.__code__.co_filename != of.__code__.co_filename:
             raise mistake(of, f"the statistic {name} is there already, in {STATISTICS[name].of.__module__}")
         STATISTICS[name] = Statistic(of, weighted, whole)
         return of
@@ -85,11 +85,11 @@ class Aggregate:
     deltas: torch.Tensor = None  # [clients, dim], zero where nothing was kept, if all updates were asked for
     masks: torch.Tensor = None  # bool [clients, n_trainable], likewise; None if all weights were sent
     round: int = 1
-    n_clients: int = 1  # of the run
+    n_clients: int = 1  # of the run, that have samples
 
     @property
     def share_of_clients(self) -> float:
-        """Of all clients of the run, the share that arrived."""
+        """Of all clients of the run that have samples, the share that arrived."""
         return len(self.arrived) / self.n_clients
 
     def shares(self, like: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from fedmerge.registry import merging_rule
     title="multi-Krum",
     paper="Blanchard et al. 2017",
     needs="all updates",
+    weighted=True,
     options={"liars": (0.2, "half", "share of the clients in a round that may lie, rounded up")},
 )
 def krum(aggregate, layout, liars):
@@ -18,6 +19,7 @@ def krum(aggregate, layout, liars):
 
     With f liars among n clients, an update's score is the sum of its squared distances to the n - f - 2 next to it;
     the n - f of the lowest score are averaged, by their weights. 2f + 2 < n must hold: of fewer clients, f is lowered.
+    What a client did not send counts as 0.
     """
     deltas = aggregate.deltas
     n, weights, p = len(deltas), deltas[:, : layout.n_trainable], aggregate.shares(deltas)  # without BatchNorm's

@@ -10,6 +10,7 @@ TINY = 1e-30  # less than the share of any client
     title="stitch",
     paper="He et al. 2024",
     needs=("update", "mask"),
+    weighted=True,
     options={
         "stitch": (
             "overlap",

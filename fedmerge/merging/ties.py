@@ -1,7 +1,5 @@
 """Updates trimmed, their signs elected, and merged where they agree."""
 
-import torch
-
 from fedmerge.compressors.largest import top_k_mask
 from fedmerge.registry import merging_rule
 
@@ -11,13 +9,17 @@ from fedmerge.registry import merging_rule
     title="TIES",
     paper="Yadav et al. 2023",
     needs="all updates",
+    weighted=True,
     options={"ties_keep": (0.2, "share", "share of each client's update that counts, the largest")},
 )
 def ties(aggregate, layout, ties_keep):
     """the mean of trimmed updates whose signs agree with the majority's, by weight (Yadav et al. 2023, Algorithm 1)"""
-    n, shares = layout.n_trainable, aggregate.shares(aggregate.deltas)
-    trimmed = torch.stack([d[:n] * top_k_mask(d[:n], ties_keep, (n,)) for d in aggregate.deltas])
-    agree = (trimmed.sign() == (shares @ trimmed).sign()) & (trimmed != 0)
-    weights = shares[:, None] * agree
-    step = (weights * trimmed).sum(0) / weights.sum(0).clamp_min(1e-30)  # less than the share of any client
-    return torch.cat([step, shares @ aggregate.deltas[:, n:]])
+    n, deltas, shares = layout.n_trainable, aggregate.deltas, aggregate.shares(aggregate.deltas)
+    for delta in deltas[:, :n]:
+        delta *= top_k_mask(delta, ties_keep, (n,))
+    mean = shares @ deltas
+    for delta in deltas[:, :n]:  # one at a time: there may be no room for twice all
+        delta *= delta.sign() == mean[:n].sign()
+    votes = sum(share * (delta != 0) for share, delta in zip(shares, deltas[:, :n], strict=True))
+    mean[:n] = shares @ deltas[:, :n] / votes.clamp_min(1e-30)  # less than the share of any client
+    return mean

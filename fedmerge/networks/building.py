@@ -6,6 +6,7 @@ from fedmerge import memory
 from fedmerge.declared import described, mistake
 from fedmerge.errors import InputError, reason
 from fedmerge.networks.draws import keyed_draws
+from fedmerge.networks.flat_model import head_of
 from fedmerge.registry import NETWORKS
 
 LARGEST = 2**31  # weights: positions are int32, and so are counts of a message
@@ -19,6 +20,9 @@ def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu")
     """
     with torch.device("meta"):
         shapes = NETWORKS[name](channels, image_size, n_classes, norm)
+    frozen = [name for name, p in getattr(shapes, "named_parameters", dict)() if not p.requires_grad]
+    if frozen:
+        raise mistake(NETWORKS[name], f"{frozen[0]} is frozen, requires_grad=False, but all weights are trained here")
     if not isinstance(shapes, torch.nn.Module) or not list(shapes.parameters()):
         raise mistake(NETWORKS[name], f"returns {described(shapes)}, not a torch.nn.Module with parameters")
     check_size(name, sum(p.numel() for p in shapes.parameters()), device)
@@ -33,10 +37,21 @@ def check_logits(module, name, channels, image_size, n_classes):
     """Raise InputError unless a module makes float32 logits [B, n_classes] of images; it is left in training mode."""
     images = torch.zeros(1, channels, image_size, image_size)
     module.eval()
+    called, hooks = [], []  # names of the layers with parameters, as they are used
+    for layer_name, layer in module.named_modules():
+        if layer._parameters:
+            hooks.append(layer.register_forward_hook(lambda *_, used=layer_name: called.append(used)))
     try:
         logits = module(images)
     except Exception as error:  # it is its author's code
         raise mistake(NETWORKS[name], f"fails on float32 {list(images.shape)}: {reason(error)}") from error
+    for hook in hooks:
+        hook.remove()
+    if called and called[-1] != head_of(module):
+        raise mistake(
+            NETWORKS[name],
+            f"its last layer, {called[-1]}, must be the last that is set in __init__, not {head_of(module)}",
+        )
     if not torch.is_tensor(logits) or logits.dtype != torch.float32 or logits.shape != (1, n_classes):
         raise mistake(NETWORKS[name], f"makes {described(logits)} of one image, not float32 [1, {n_classes}]")
     module.train()

@@ -1,5 +1,6 @@
 """The vector that holds one network's whole state, and what lies where in it."""
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -90,6 +91,12 @@ class FlatModel:
         inside = w.untyped_storage().data_ptr() == self.vector.untyped_storage().data_ptr()
         begin = w.storage_offset() if inside else 0
         return self.gradient[begin : begin + len(w)]
+
+    def plain_copy(self):
+        """Return a copy of the module on the CPU, in evaluation mode, whose parameters are its own."""
+        module = copy.deepcopy(self.module).cpu().eval()
+        module.zero_grad(set_to_none=True)
+        return module
 
     def load(self, vector):
         """Copy `vector [dim]` into the model."""

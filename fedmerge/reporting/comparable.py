@@ -39,7 +39,8 @@ def mixtures(found):
     """Return a list of sentences on the Series whose runs are of different versions of the program, or data."""
     versions, data = {}, {}  # label -> what its runs have
     for series in found:
-        versions.setdefault(series.label, set()).update(_versions(series.runs))
+        of_split = _versions(series.runs)  # each way to split has code of its own
+        versions.setdefault(series.label, set()).update(of_split if len(of_split) > 1 else ())
         data.setdefault(series.label, set()).update({run.data for run in series.runs} - {None})
     return [
         *_mixed(versions, "runs of several versions of the program"),

@@ -63,9 +63,9 @@ def part_compressor(server):
     settings, share = server.settings, server.settings.part_sparsity
     if server.algorithm.personalises and share is None:  # what it does not send is its own
         return COMPRESSORS["none"](server.layout)
-    if server.algorithm.personalises or (settings.compressor == "none" and share is not None):
-        return COMPRESSORS["topk"](server.layout, sparsity=share, mask_scope="global")
     kind = COMPRESSORS[settings.compressor]
+    if server.algorithm.personalises or (share is not None and "sparsity" not in kind.options):
+        return COMPRESSORS["topk"](server.layout, sparsity=share, mask_scope="global")
     options = chosen_options(settings, kind.options)
     if share is not None:
         options["sparsity"] = share

@@ -10,7 +10,7 @@ import pandas as pd
 from fedmerge.config.options import all_options, component_options
 from fedmerge.config.run_name import DECIDING, acting, default_settings
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES
+from fedmerge.registry import AXES, specs
 from fedmerge.reporting.runs import Level
 
 FIRST = (
@@ -198,7 +198,13 @@ def _first_preset(name):
 
 
 def _words(told):
-    return [f"{name}={told[name]}" for name in sorted(told, key=_first_preset)]
+    return [f"{name}={_called(name, told[name])}" for name in sorted(told, key=_first_preset)]
+
+
+def _called(name, value):
+    """Return what a figure calls the value of a setting: a component by its title, if it is at hand."""
+    spec = specs(name).get(value) if name in AXES else None
+    return spec.title if spec else value
 
 
 def choose(found, bounds, wanted):

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import torch
+
 from fedmerge import wire
 from fedmerge.client_update import ClientUpdate
 from fedmerge.errors import InputError
@@ -96,6 +98,10 @@ class ClientPool:
         update = algorithm.train(received, client)
         update.delta, update.mask = compressor.compress(update.delta, client.start, client)
         update, size = self._send(update, client)
+        total = row.sum()  # the cheapest pass that tells whether all of it is finite
+        client.is_finite = total.isfinite() & torch.as_tensor(client.loss).isfinite()
+        for keeps in self.server.stateful:
+            keeps.acknowledge(client, update)
         masked = update.mask is not None
         result = ClientResult(
             client_id,
@@ -105,7 +111,7 @@ class ClientPool:
             client.seen,
             client.loss,
             client.hits,
-            row.sum(),  # the cheapest pass that tells whether all of it is finite
+            total,
             update.mask.sum() if masked else self.server.layout.n_trainable,
             masked,
         )
@@ -115,13 +121,8 @@ class ClientPool:
         """Send a ClientUpdate to the server; return the one that it decodes, which is in client.row, and its bytes."""
         s, n, algorithm = self.server.settings, self.server.layout.n_trainable, self.server.algorithm
         vector = algorithm.joined(update.delta, update.more)
-        real = s.wire == "real" and bool(
-            vector.sum().isfinite()
-        )  # no bytes for what is not; the faults say whose it is
+        real = s.wire == "real" and bool(vector.sum().isfinite())  # no bytes for what is not; faults say whose it is
         rng = generator(s.seed, "rounding", client.round, client.id)
         message = wire.pack(ClientUpdate(vector, update.mask), n, s.value_bits, rng, client.round, client.id)
         size, message = wire.transmit(message, real)
-        arrived = algorithm.decoded(message.unpack(client.row), message.mask)
-        for keeps in self.server.stateful:
-            keeps.acknowledge(client, arrived)
-        return arrived, size
+        return algorithm.decoded(message.unpack(client.row), message.mask), size

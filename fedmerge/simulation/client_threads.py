@@ -28,18 +28,12 @@ class ClientThreads:
         self.n, self.device = n, trainer.model.vector.device
         self.on_cpu = self.device.type == "cpu"
         self.idle = [trainer, *(trainer.twin() for _ in range(n - 1))]
-        self.pool = ThreadPoolExecutor(n, "client", self._begin_thread) if n > 1 else None
+        self.shared = {"device": self.device, "threads": 1}  # all that threads hold: they end when this object is gone
+        self.pool = ThreadPoolExecutor(n, "client", _begin_thread, (self.shared,)) if n > 1 else None
         self.streams = trainer.model.vector.is_cuda and n > 1
 
     def _share(self):
         return max(1, torch.get_num_threads() // self.n)
-
-    def _begin_thread(self):
-        if self.on_cpu:
-            torch.get_num_threads()  # torch sets a thread's number at the first question; after that it stays ours
-            torch.set_num_threads(self.share)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # each thread has its own
 
     def run(self, tasks, ahead=None, pause=None):
         """Yield the results of `tasks`, an iterator, in their order; its next one is asked for when it can begin.
@@ -84,8 +78,8 @@ class ClientThreads:
         if not self.on_cpu:
             yield
             return
-        all_of_them, self.share = torch.get_num_threads(), self._share()
-        torch.set_num_threads(self.share)
+        all_of_them, self.shared["threads"] = torch.get_num_threads(), self._share()
+        torch.set_num_threads(self.shared["threads"])
         try:
             yield
         finally:
@@ -108,6 +102,15 @@ class ClientThreads:
                 return result
         finally:
             self.idle.append(trainer)
+
+
+def _begin_thread(shared):
+    """Set a new thread up."""
+    if shared["device"].type == "cpu":
+        torch.get_num_threads()  # torch sets a thread's number at the first question; after that it stays ours
+        torch.set_num_threads(shared["threads"])
+    if shared["device"].type == "cuda":
+        torch.cuda.set_device(shared["device"])  # each thread has its own
 
 
 def used_here(*tensors):

@@ -65,7 +65,8 @@ class _Sharing:
         return self.server.settings.downlink == "individual"
 
     def sum_up(self, chain, sums, updates):
-        """Do this rank's part of the merge's sums: rank 0 has its own in `sums`, others have (update, weight) pairs.
+        """Do this rank's part of the merge's sums: rank 0 has its own in `sums`, others have (update, weight) pairs; a
+        weight is None where something is not finite.
 
         chain: the ranks that have clients, in the order of these. Rank 0 ends with the totals.
         """
@@ -76,7 +77,7 @@ class _Sharing:
 
             def add(piece, begin, statistic=statistic):
                 for update, weight in updates:
-                    if weight:
+                    if weight is not None:
                         stretch = statistic.of(update, begin, begin + len(piece))
                         merging.add_to(piece, stretch, weight if statistic.weighted else 1)
 
@@ -126,7 +127,7 @@ class ProcessBackend(_Sharing):
             pass
         for rank in range(1, self.group.size):
             self._hear_from(rank, cohort, saver)
-        weights = [self.server.weight_of(result) if result.finite() else 0 for result in cohort.done]
+        weights = [self.server.weight_of(result) if result.finite() else None for result in cohort.done]
         self.group.tell({"weights": weights})
         self._collect(cohort, plan)
         self.group.resting = True

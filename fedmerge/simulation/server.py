@@ -5,6 +5,7 @@ from functools import partial
 from fedmerge import merging
 from fedmerge.algorithms.fedavg import RunContext
 from fedmerge.compressors import ErrorFeedback
+from fedmerge.declared import mistake
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
 from fedmerge.simulation.cohort import Cohort
 from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
@@ -98,11 +99,13 @@ class Server:
         results = [cohort.done[i] for i in whole]
         places = slice(len(whole)) if len(whole) == len(cohort.done) else whole  # no copy of all updates
         weights = [self.weight_of(result) for result in results]
+        if not 0 < sum(weights) < float("inf") or min(weights) < 0:
+            raise mistake(self.algorithm, f"client_weight gives weights of which no mean can be made: {weights[:9]}")
         arrived = [
             merging.Arrival(r.client_id, r.n_samples, r.n_steps, weight)
             for r, weight in zip(results, weights, strict=True)
         ]
-        found = merging.Aggregate(arrived, round=cohort.round, n_clients=self.settings.n_clients)
+        found = merging.Aggregate(arrived, round=cohort.round, n_clients=len(self.sizes) - len(self.empty))
         sums = cohort.sums
         if cohort.rows is not None:
             found.deltas, found.masks = cohort.rows[places, : self.layout.dim], cohort.masks_of(places)

@@ -23,6 +23,8 @@ from fedmerge.checkpoint.kinds import (
     truth,
     whole,
 )
+from fedmerge.declared import mistake
+from fedmerge.errors import reason
 from fedmerge.simulation.server import BYTES
 
 share, seconds, loss, counts = number(0, 1), number(0), number(), whole()
@@ -93,6 +95,18 @@ def _kept(keeps, layout, like, clients):
 
     of_clients = {name: mapping(clients, vector(name)) for name in keeps.of_clients()}
     return fields(of_clients, {name: vector(name) for name in keeps.server_state})
+
+
+def check_kept(clients, layout, like, n_clients):
+    """Raise InputError if a component of the ClientPool keeps what a checkpoint could not give back to it.
+
+    like: a tensor of the model's kind. It is an author's mistake, and better found in the first round than after it.
+    """
+    for keeps in clients.stateful:
+        try:
+            _kept(keeps, layout, like, range(n_clients))(keeps.state_dict())
+        except ValueError as error:
+            raise mistake(keeps, f"keeps what no checkpoint can: {reason(error)}; see `kept_length`") from None
 
 
 def _downlink(downlink, version, clients):

@@ -1,5 +1,6 @@
 """SCAFFOLD against its algorithm written out client by client, by hand, and by what it promises."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -68,6 +69,7 @@ def test_a_clients_part_by_hand():
     algorithm = Scaffold(LAYOUT)
     algorithm.client_control[7] = torch.tensor([1.0, 1.0])
     client = SimpleNamespace(id=7, lr=0.5, gradients=4, received={"control": torch.tensor([0.5, -0.5])})
+    client.if_finite = lambda vector: vector
     assert algorithm.gradient_correction(None, None, client).tolist() == [-0.5, -1.5]  # c - c_i
     update = algorithm.client_update(torch.tensor([2.0, -4.0, 9.0]), None, client)
     assert update.control.tolist() == [-1.0 - 0.5, 2.0 + 0.5]  # -delta / (K lr) - c
@@ -118,3 +120,25 @@ def test_a_sparse_upload_leaves_the_control_whole():
     assert row["bytes_up"] > row["clients"] * 4 * n
     assert row["bytes_up"] < row["clients"] * 4 * 1.1 * n
     assert row["kept_share"] == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_client_that_diverged_keeps_its_control():
+    """Its update is left out of c, and so is the change of its c_i: c stays the mean of them."""
+    run = run_of(participation=1.0, on_nan="skip", n_epochs=4)
+    fedalg.train_round(run, 1)
+    run.clients.trainer.settings = replace(run.clients.trainer.settings, lr=1e30)
+    kept = {client_id: control.clone() for client_id, control in run.server.algorithm.client_control.items()}
+    row = fedalg.train_round(run, 2)
+    assert row["clients"] == 0
+    assert kept.keys() == run.server.algorithm.client_control.keys()
+    for client_id, control in run.server.algorithm.client_control.items():
+        assert torch.equal(control, kept[client_id])
+
+
+def test_clients_without_samples_have_no_part_in_the_mean_control():
+    run = run_of(dirichlet=0.02, n_clients=30, min_client_samples=0, participation=1.0, n_epochs=2, norm="none")
+    assert run.server.empty
+    fedalg.run_rounds(run)
+    algorithm = run.server.algorithm
+    mean = torch.stack([algorithm.client_control[n] for n in range(30) if n not in run.server.empty]).mean(0)
+    torch.testing.assert_close(algorithm.control, mean, rtol=1e-4, atol=1e-5)

@@ -1,8 +1,11 @@
 """What authors of components get wrong is said in one line, with file and line, before it costs them a run."""
 
+from pathlib import Path
+
 import pytest
 from conftest import QUICK, train_round
 
+import fedalg
 from fedmerge import registry
 from fedmerge.config.parser import typed_settings
 from fedmerge.errors import InputError
@@ -27,6 +30,23 @@ DATASET = '@dataset("mine", model="cnn")\ndef mine(root, seed):\n    """it"""\n'
 COMPRESSOR = (
     '@compressor("mine")\nclass Mine(Compressor):\n    """it"""\n    def choose(self, change, start, client):\n'
 )
+HEAD_FIRST = """
+class HeadFirst(torch.nn.Module):
+    def __init__(self, channels, image_size, n_classes):
+        super().__init__()
+        self.head = torch.nn.Linear(20, n_classes)
+        self.body = torch.nn.Linear(channels * image_size**2, 20)
+
+    def forward(self, x):
+        return self.head(self.body(x.flatten(1)).relu())
+"""
+FROZEN = """
+class Frozen(torch.nn.Module):
+    def __init__(self, channels, image_size, n_classes):
+        super().__init__()
+        self.body = torch.nn.Linear(channels * image_size**2, 20).requires_grad_(False)
+        self.head = torch.nn.Linear(20, n_classes)
+"""
 FLAG = {"algorithm": "algorithm", "network": "model_name", "merging_rule": "merge"}  # of a decorator, if not its name
 
 
@@ -34,6 +54,14 @@ def of_update(sent):
     return f"{ALGORITHM}    def client_update(self, delta, start, client):\n        return {sent}\n"
 
 
+HIDING = """
+    def __init__(self, layout, run=None, **options):
+        super().__init__(layout, run, **options)
+        self.hidden = {}
+
+    def acknowledge(self, client, decoded):
+        self.hidden[client.id] = client.round
+"""
 DECLARED = [  # what is known of the source
     (
         ALGORITHM + '    defaults = {"mometum": 0.5}\n',
@@ -46,6 +74,8 @@ DECLARED = [  # what is known of the source
     (ALGORITHM.replace('"mine"', '"mine", requires={"locl": ("sgd",)}'), r"requires: there is no flag --locl"),
     (ALGORITHM.replace('"mine"', '"mine", requires={"local": "sgd"}'), r"requires of --local 'sgd': is no tuple"),
     (ALGORITHM.replace('"mine"', '"mine", titel="M"'), r"registered with titel=.*did you mean title"),
+    (COMPRESSOR + '        pass\n    defaults = {"lr": 1.0}\n', r"mine: defaults and presets are an algorithm's"),
+    ('@merging_rule("yours", needs=("mask",))\n' + RULE, r"mine is registered twice"),
     (ALGORITHM + '    options = {"my": (1.5, "share", "how much")}\n', r"--my: its default: '1.5' is not a share"),
     (ALGORITHM + '    options = {"my": (1, "count", "n", "no=1")}\n', r"--my needs --no, and there is no such flag"),
     (NETWORK.replace('("none",)', '"none"'), r"norms='none' is no tuple of some of batch, group, none"),
@@ -79,6 +109,11 @@ IMPORTED = [  # what is seen before a client trains
         PARTITION + "    return np.arange(99) // 2, np.arange(99) % n_clients\n",
         r"mine: the sample at 0 has several",
     ),
+    (NETWORK + "    return Frozen(channels, image_size, n_classes)\n" + FROZEN, r"mine: body.weight is frozen"),
+    (
+        NETWORK + "    return HeadFirst(channels, image_size, n_classes)\n" + HEAD_FIRST,
+        r"its last layer, head, must",
+    ),
     (NETWORK + "    return None\n", r"mine: returns a NoneType, not a torch.nn.Module"),
     (NETWORK + "    return torch.nn.ReLU()\n", r"mine: returns a ReLU, not a torch.nn.Module with parameters"),
     (NETWORK + "    return torch.nn.Linear(3, n_classes)\n", r"mine: fails on float32 \[1, 1, 8, 8\]: mat1 and mat2"),
@@ -99,6 +134,7 @@ IMPORTED = [  # what is seen before a client trains
     ),
 ]
 TRAINED = [  # what is seen as the first round goes by
+    (ALGORITHM + HIDING, r"Mine: changed self.hidden as clients trained"),
     (
         ALGORITHM + '    uploads = ("control",)\n',
         r"Mine: client_update sends besides the change: none; uploads name",
@@ -137,10 +173,7 @@ def mine(tmp_path, monkeypatch):
         decorator = source[1:].split("(")[0]
         return {"plugin": str(tmp_path / "mine.py"), FLAG.get(decorator, decorator): "mine"}
 
-    yield put
-    registry._specs.cache_clear()
-    registry._text.cache_clear()
-    registry._tree.cache_clear()
+    return put
 
 
 def refused(said):
@@ -191,3 +224,43 @@ def test_two_statistics_of_one_name_are_refused(mine):
     prepare(typed_settings({**QUICK, "merge": "sign"}))
     with pytest.raises(InputError, match=r"sign: the statistic sign is there already, in fedmerge.merging.sign"):
         prepare(typed_settings({**QUICK, **flags}))
+
+
+KEEPING = """
+    server_state = ("count",)
+
+    def merge(self, theta, step, aggregate):
+        self.count = {count}
+        return theta + step
+
+    def kept_length(self, name, layout):
+        return layout.n_trainable
+"""
+
+
+@pytest.mark.parametrize("count", ["3", "step[:9].clone()", "[1, 2]"])
+def test_what_a_checkpoint_could_not_give_back_is_seen_in_the_first_round(mine, count, tmp_path):
+    args = typed_settings(
+        {**QUICK, **mine(ALGORITHM + KEEPING.replace("{count}", count)), "out": str(tmp_path / "out")}
+    )
+    with refused("Mine: keeps what no checkpoint can: count"):
+        fedalg.main(args)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("options = {", "options: dict = {"),
+        ("@algorithm(", "@registry.algorithm("),
+        ("class Mine(FedAvg)", "class Mine(Parent)"),
+    ],
+)
+def test_what_can_be_written_in_several_ways_is_read_in_each(mine, old, new):
+    source = ALGORITHM + '    options = {"my": (1, "count", "n")}\n'
+    assert old in source
+    imports = "from fedmerge import registry\nfrom fedmerge.algorithms.las import LaSFL as Parent\n"
+    flags = mine(source) | {"my": 3}
+    path = Path(flags["plugin"])
+    path.write_text(IMPORTS + imports + source.replace(old, new))
+    args = typed_settings({**QUICK, **flags} | ({"server_momentum": 0.5} if "Parent" in new else {}))
+    assert prepare(args).server.algorithm.my == 3

@@ -8,6 +8,7 @@ from conftest import POOLS, QUICK, put_algorithm, train_round, train_rounds
 from processes import digest, environments
 
 from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.client_update import ClientUpdate
 from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
 from fedmerge.registry import ALGORITHMS, LOCAL_METHODS
@@ -51,18 +52,36 @@ class Keeping(FedAvg):
         return super().client_update(delta, start, client)
 
 
+class Weightless(FedAvg):
+    """Every third client has no weight in the mean, but has a part in what counts all alike."""
+
+    uploads = statistics = ("one",)
+    server_state = ("seen",)
+
+    def client_update(self, delta, start, client):
+        return ClientUpdate(delta, one=torch.full_like(delta[: self.layout.n_trainable], 1.0 + client.id))
+
+    def client_weight(self, result, weight):
+        return weight * (result.client_id % 3 > 0)
+
+    def merge(self, theta, step, aggregate):
+        self.seen = aggregate.mean["one"][:4].clone()
+        return super().merge(theta, step, aggregate)
+
+
 CASES = {
     **{name: {"algorithm": name} for name in sorted(set(ALGORITHMS) - {"centralised"})},
     **{f"local {name}": {"local": name} for name in sorted(LOCAL_METHODS)},
     "las that keeps": {"algorithm": "las", "server_momentum": 0.5, "residual": "server"},
     "Controlled": {},
     "Keeping": {},
+    "Weightless": {},
 }
 
 
 def prepare_case(name, group=None):
     run = prepare(resolve({**SMALL, **CASES[name]}), group)
-    cls = {"Controlled": Controlled, "Keeping": Keeping}.get(name)
+    cls = {"Controlled": Controlled, "Keeping": Keeping, "Weightless": Weightless}.get(name)
     if cls:
         put_algorithm(run, cls)
     return run
@@ -116,7 +135,7 @@ def test_every_process_knows_what_the_server_keeps(tmp_path, spawn):
     assert len(kept) >= 3 * (ROUNDS - 1)  # FedACG, LaS-FL and the class of this file
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name in ("fedacg", "scaffold", "las that keeps", "Controlled", "Keeping"):
+    for name in ("fedacg", "scaffold", "las that keeps", "Controlled", "Keeping", "Weightless"):
         run = train_rounds(prepare_case(name), ROUNDS)
         kept = repr(sorted_state(run)) if name == "Keeping" else ""
         assert digest(run.server.theta) + kept == models[name], name

@@ -14,7 +14,7 @@ from fedmerge.config.options import all_options
 from fedmerge.config.parser import build_parser
 from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
-from fedmerge.registry import DATASETS, NETWORKS, add_plugin, having, specs
+from fedmerge.registry import DATASETS, NETWORKS, having, specs, use_plugins
 from fedmerge.simulation.experiment import prepare
 
 KNOWN = {"augment", "never_augmented", "bundled", "domains", "model", "label_set", "download", "then", "title"}
@@ -93,7 +93,7 @@ def stripes(tmp_path, monkeypatch):
         md5 = md5 or hashlib.md5(published.read_bytes()).hexdigest()
         path = tmp_path / f"mine_{md5[:4]}.py"
         path.write_text(PLUGIN.format(url=published.as_uri(), md5=md5))
-        add_plugin(path)
+        use_plugins([path])
         return path
 
     return leave

@@ -1,5 +1,6 @@
 """Every command and flag that the documentation names is one of the programs', and is not refused."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,6 @@ from pages import OTHERS, PAGES, ROOT, commands, examples, name_of, prose
 
 import data
 import plotting
-from fedmerge import registry
 from fedmerge.config.options import ALIASES, all_options
 from fedmerge.config.parser import build_parser, parse_args
 
@@ -30,7 +30,7 @@ def workplace(tmp_path, monkeypatch):
     plugins = [tmp_path / Path(path).name for path in examples() if not path.startswith("tests/")]
     for path, code in examples().items():
         Path(Path(path).name).write_text(code)
-    monkeypatch.setattr(registry, "PLUGINS", plugins)
+    monkeypatch.setenv("FEDMERGE_PLUGINS", os.pathsep.join(map(str, plugins)))
     for page in PAGES:
         for weights in re.findall(r"--save_weights (\S+\.pt)", page.read_text()):
             Path(weights).touch()  # as if the command that writes it had run

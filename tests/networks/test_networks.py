@@ -12,7 +12,7 @@ from fedmerge import networks
 from fedmerge.config.options import NORMS
 from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
-from fedmerge.registry import NETWORKS, add_plugin, said
+from fedmerge.registry import NETWORKS, said, use_plugins
 from fedmerge.simulation.experiment import prepare
 
 build = partial(networks.build_model, image_size=32, n_classes=10, seed=0)
@@ -146,7 +146,7 @@ def perceptron(channels, image_size, n_classes, norm):
 def test_a_network_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.setattr("fedmerge.registry.PLUGINS", [])
-    add_plugin(tmp_path / "mine.py")
+    use_plugins([tmp_path / "mine.py"])
     run = prepare(resolve({**QUICK, "model_name": "perceptron", "device": "cpu"}))
     assert run.settings.norm == "none"
     assert run.model.layout.sizes == (64 * 16, 16, 160, 10)

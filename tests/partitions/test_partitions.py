@@ -23,7 +23,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
 from fedmerge.partitions import enough
-from fedmerge.registry import PARTITIONS, add_plugin, specs
+from fedmerge.registry import PARTITIONS, specs, use_plugins
 from fedmerge.reporting import run_figures, run_record, runs
 from fedmerge.simulation.experiment import prepare
 
@@ -237,7 +237,7 @@ def test_a_hundred_thousand_clients_are_split_in_every_way():
         ("--partition labls:2", "did you mean labels?"),
         ("--partition labels:2 --dirichlet 0.5", "both say how the data are split: give one"),
         ("--partition iid --dirichlet iid", "both say how the data are split: give one"),
-        ("--partition labels:2 --algorithm centralised", "--algorithm centralised has one client"),
+        ("--partition labels:2 --algorithm centralised", "--algorithm centralised needs --dirichlet iid"),
     ],
 )
 def test_nonsense_is_refused_in_one_line_before_any_work(flags, said, capsys, tmp_path, monkeypatch):
@@ -412,12 +412,12 @@ def blocks(classes, n_clients, size, rng):
 def test_a_partition_is_one_file(go, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.setattr("fedmerge.registry.PLUGINS", [])
-    add_plugin(tmp_path / "mine.py")
+    use_plugins([tmp_path / "mine.py"])
     with_it = {"partition": "blocks:100", "n_clients": 3, "device": "cpu"}
     run = prepare(resolve(with_it))
     assert [len(part) for part in run.clients.parts] == [400, 400, 400]
     assert run.clients.parts[1][:100].tolist() == list(range(100, 200))
-    said = go("--partition=blocks:100", "--n_clients=3")
+    said = go("--plugin=mine.py", "--partition=blocks:100", "--n_clients=3")
     assert "94 of 1294 samples unused" in said.err
     assert re.search("_blocks-100_0_", said.out)
     (found,), _ = runs.load_runs("metrics")

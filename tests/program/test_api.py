@@ -1,12 +1,16 @@
 """fedmerge.run: what fedalg.py does, from Python; refusals are exceptions."""
 
+import gc
 import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 
 import fedmerge
 from fedmerge.errors import InputError
+from fedmerge.networks import FlatModel
 
 QUICK = {"dataset": "DIGITS", "rounds": 2, "n_client_epochs": 1, "batch_size": 16, "lr": 0.05, "device": "cpu"}
 
@@ -100,3 +104,122 @@ def test_nothing_of_the_packages_front_needs_torch():
 
     code = "import sys, fedmerge; assert 'torch' not in sys.modules; assert fedmerge.__all__ == ['Run', 'run']"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PLUGIN = """
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.registry import algorithm
+
+
+@algorithm("scaled", title="scaled")
+class Scaled(FedAvg):
+    \"\"\"a factor on the step\"\"\"
+
+    def merge(self, theta, step, aggregate):
+        return theta + {factor} * step
+"""
+
+
+def test_a_plugin_is_read_again_when_it_changed(run, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    accuracies = []
+    for factor in (1.0, 0.5):
+        path.write_text(PLUGIN.format(factor=factor))
+        accuracies.append(run(plugin=path, algorithm="scaled", overwrite=True).history["test_losses"].iloc[-1])
+    assert accuracies[0] != accuracies[1]
+    path.write_text(PLUGIN.format(factor=0.25))
+    capsys.readouterr()
+    run(plugin=path, algorithm="scaled")
+    assert "finished, but by other code" in capsys.readouterr().err
+
+
+def test_a_plugin_is_of_one_run_also_if_it_was_refused(run, tmp_path):
+    for name, source in (("one", PLUGIN), ("other", PLUGIN), ("broken", PLUGIN + "def x(")):
+        (tmp_path / f"{name}.py").write_text(source.replace("{factor}", "1.0"))
+    assert run(plugin=tmp_path / "one.py", algorithm="scaled", out="1").record["title"] == "scaled"
+    assert run(plugin=tmp_path / "other.py", algorithm="scaled", out="2").record["title"] == "scaled"
+    with pytest.raises(InputError, match=r"broken\.py: line .* is not Python"):
+        run(plugin=tmp_path / "broken.py", algorithm="scaled")
+    with pytest.raises(InputError, match="invalid choice: 'scaled'"):
+        run(algorithm="scaled")
+    (tmp_path / "broken.py").write_text(PLUGIN.replace("{factor}", "1.0"))
+    assert run(plugin=tmp_path / "broken.py", algorithm="scaled", out="3").record["finished"]
+
+
+def test_a_plugin_takes_from_the_files_beside_it(run, tmp_path):
+    (tmp_path / "base_of_mine.py").write_text(
+        PLUGIN.replace("{factor}", "self.my").replace('("scaled"', '("scaled_base"')
+    )
+    text = (
+        (tmp_path / "base_of_mine.py")
+        .read_text()
+        .replace("    def merge", '    options = {"my": (1.0, "positive", "x")}\n\n    def merge')
+    )
+    (tmp_path / "base_of_mine.py").write_text(text)
+    (tmp_path / "mine.py").write_text(
+        "from base_of_mine import Scaled as Base\nfrom fedmerge.registry import algorithm\n\n\n"
+        '@algorithm("child")\nclass Child(Base):\n    """child"""\n'
+    )
+    assert run(plugin=tmp_path / "mine.py", algorithm="child", my=0.5).record["settings"]["my"] == 0.5
+
+
+def test_callbacks_hear_of_each_round(run):
+    rows = []
+    found = run(callbacks=[rows.append])
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[-1]["test_accs"] == found.history["test_accs"].iloc[-1]
+
+
+def test_flags_may_be_in_a_file(run, tmp_path):
+    (tmp_path / "flags.txt").write_text("--algorithm las  # and\n--sparsity 0.3 --seed 4\n")
+    settings = run(config=tmp_path / "flags.txt", seed=5).settings
+    assert (settings.algorithm, settings.sparsity, settings.seed) == ("las", 0.3, 5)
+    (tmp_path / "flags.txt").write_text("--lr much\n")
+    with pytest.raises(InputError, match=r"flags\.txt: argument --lr: 'much' is not a positive number"):
+        run(config=tmp_path / "flags.txt")
+
+
+def test_a_run_is_found_from_another_folder_and_shown_without_its_files(run, tmp_path, monkeypatch):
+    found = run()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(found.history) == 2
+    assert "test accuracy" in repr(found)
+    for path in (tmp_path / "metrics").iterdir():
+        path.unlink()
+    assert found.name in repr(found)
+
+
+def test_numbers_of_numpy_and_torchs_state_of_the_moment_do_not_matter(run, tmp_path):
+    expected = run(eval_train=True, out="1")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            found = run(eval_train=np.bool_(True), seed=np.int64(0), out="2", deterministic=True)
+        assert torch.get_default_dtype() == torch.float64
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.history["test_losses"].tolist() == expected.history["test_losses"].tolist()
+
+
+def test_a_setting_by_two_names_is_refused(run):
+    with pytest.raises(InputError, match="n_epochs is there by two names"):
+        run(n_epochs=3)
+
+
+def test_runs_leave_no_threads_and_no_models_behind(run):
+    def left():
+        gc.collect()
+        return sum(isinstance(thing, FlatModel) for thing in gc.get_objects())
+
+    run(parallel_clients=3)
+    before, models = threading.active_count(), left()
+    for seed in (1, 2, 3):
+        run(parallel_clients=3, seed=seed)
+    assert left() == models
+    for _ in range(100):  # threads end in their own time
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= before
