@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmerge.errors import InputError, reason
+from fedmerge.files import read_text
 
 HERE = Path(__file__).resolve().parent
 LARGEST = 2**20  # bytes of a file of a plugin
@@ -191,12 +192,10 @@ def _tree(file):
 
 @functools.cache
 def _text_of(version):
-    file = version[0]
     try:
-        with open(file, encoding="utf-8") as source:
-            return source.read(LARGEST)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({reason(error)})") from None
+        return read_text(version[0], LARGEST)
+    except OSError as error:
+        raise InputError(f"{version[0]}: cannot be read ({reason(error)})") from None
 
 
 @functools.cache

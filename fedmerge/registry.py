@@ -96,7 +96,11 @@ def plugins_held():
 
 def plugin_files() -> list[Path]:
     """Return the Paths of the Python files of --plugin and of the folders in FEDMERGE_PLUGINS."""
-    places = [*PLUGINS, *(Path(p).absolute() for p in os.environ.get("FEDMERGE_PLUGINS", "").split(os.pathsep) if p)]
+    named = [Path(path).absolute() for path in os.environ.get("FEDMERGE_PLUGINS", "").split(os.pathsep) if path]
+    for path in named:
+        if not path.exists():
+            raise InputError(f"FEDMERGE_PLUGINS: {path}: there is no such file or folder")
+    places = [*PLUGINS, *named]
     found = [sorted(place.glob("*.py")) if place.is_dir() else [place] for place in places]
     return list(dict.fromkeys(path for paths in found for path in paths))
 

@@ -9,7 +9,7 @@ import functools
 from fedmerge.config.kinds import KINDS
 from fedmerge.config.options import REGISTRIES, all_options, component_options
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, SHELVES, plugin_versions, specs
+from fedmerge.registry import AXES, PLUGINS, SHELVES, plugin_versions, specs
 
 # What the decorators may say, besides title and paper.
 WORDS = {
@@ -36,6 +36,10 @@ def _check(plugins):
     for axis in AXES:
         for spec in specs(axis).values():
             _check_flags(spec)
+    used = {spec.file for shelf in SHELVES for spec in specs(shelf).values()}
+    for path in PLUGINS:
+        if not any(file.is_relative_to(path) for file in used):
+            raise InputError(f"--plugin {path}: registers nothing")
     for option in component_options().values():
         _check_option(option)
 

@@ -1,10 +1,12 @@
 """Networks that draw at random as they train, as those with dropout do."""
 
+import threading
 from contextlib import contextmanager
 
 import torch
 
 CPU = torch.device("cpu")
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -12,9 +14,9 @@ def keyed_draws(seed, device=CPU):
     """While this lasts, torch's global generators draw from `seed`; afterwards those of the CPU and of a CUDA `device`
     go on as if it had not been.
 
-    There is one generator for all threads of a process: only one of them may draw meanwhile.
+    There is one generator for all threads of a process: one of them draws at a time, where several have runs.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type="cuda"):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type="cuda"):
         torch.manual_seed(seed)  # of every device
         yield
 

@@ -1,6 +1,8 @@
 """Networks that draw as they train: every draw is keyed; nothing hangs on what else was drawn, where, or when."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -172,3 +174,21 @@ def test_no_graph_is_recorded_of_a_network_that_draws():
         trainer = prepare(settings_of(model_name=name)).clients.trainer
         trainer.settings = replace(trainer.settings, capture=True)
         assert trainer.client(0, 1).can_capture() == captured
+
+
+def test_one_thread_draws_at_a_time():
+    inside, drawn = threading.Event(), []
+
+    def slowly():
+        with keyed_draws(1):
+            inside.set()
+            time.sleep(0.2)  # long enough for the other, if it may
+            drawn.append(torch.rand(3).tolist())
+
+    thread = threading.Thread(target=slowly)
+    thread.start()
+    inside.wait()
+    with keyed_draws(2):
+        drawn.append(torch.rand(3).tolist())
+    thread.join()
+    assert drawn == [torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist() for seed in (1, 2)]

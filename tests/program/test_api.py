@@ -98,6 +98,22 @@ def test_it_works_in_a_thread(run):
     assert found[0].record["finished"]
 
 
+def test_runs_in_several_threads_are_what_they_are_alone(run):
+    expected, found = {}, {}
+    for seed in range(4):
+        expected[seed] = run(seed=seed, out="alone").history["test_losses"].tolist()
+
+    def go(seed):
+        found[seed] = run(seed=seed, out="together").history["test_losses"].tolist()
+
+    threads = [threading.Thread(target=go, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
 def test_nothing_of_the_packages_front_needs_torch():
     import subprocess
     import sys
