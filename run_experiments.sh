@@ -141,7 +141,7 @@ run() { # run N: the Nth experiment, from 1
     command=(srun --input=none --kill-on-bad-exit=0 --wait=0 bash -c
       'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"' rank "${command[@]}")
   elif [ -n "$torchrun" ]; then
-    command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$GPUS_PER_RUN" "$here/fedalg.py")
+    command=("$python" -m torch.distributed.run --standalone --nproc_per_node "$GPUS_PER_RUN" -- "$here/fedalg.py")
   fi
   listen
   [ -z "$signal" ] || return "$resumable"

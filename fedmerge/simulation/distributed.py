@@ -1,4 +1,4 @@
-"""One run over several processes, on one machine or several: `torchrun --nproc_per_node 4 fedalg.py ...`.
+"""One run over several processes, on one machine or several: `torchrun --nproc_per_node 4 -- fedalg.py ...`.
 
 Rank 0 is the server, and all ranks train: each a share of a round's clients, next to each other in the cohort's order.
 What the server keeps from round to round is brought to all ranks before clients train. Whatever clients keep is at rank

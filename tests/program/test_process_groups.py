@@ -139,11 +139,12 @@ def test_a_finished_run_and_a_bad_one_end_all_processes_at_once(tmp_path, spawn)
 
 
 def test_torchrun_starts_it(tmp_path, spawn):
-    words = flags({**FEW, "n_epochs": 2}, tmp_path)
+    settings = {**FEW, "n_epochs": 2, "local": "swa"}  # which is the beginning of several flags of torchrun's
+    words = flags(settings, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    done = subprocess.run([*command, str(ROOT / "fedalg.py"), *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--", str(ROOT / "fedalg.py"), *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": test accuracy") == 1  # one of them speaks
     alone = tmp_path / "alone"
-    join([spawn(flags({**FEW, "n_epochs": 2}, alone))])
+    join([spawn(flags(settings, alone))])
     assert outcome(tmp_path) == outcome(alone)
