@@ -142,7 +142,8 @@ def test_torchrun_starts_it(tmp_path, spawn):
     settings = {**FEW, "n_epochs": 2, "local": "swa"}  # which is the beginning of several flags of torchrun's
     words = flags(settings, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    done = subprocess.run([*command, "--", str(ROOT / "fedalg.py"), *words], capture_output=True, text=True, timeout=120)
+    command += ["--", str(ROOT / "fedalg.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": test accuracy") == 1  # one of them speaks
     alone = tmp_path / "alone"
