@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import QUICK, ROOT
 
-from fedmerge import datasets, provenance, registry, wire
+from fedmerge import component_source, datasets, provenance, registry, wire
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
@@ -20,14 +20,15 @@ def copy(tmp_path, monkeypatch):
     shutil.copy(ROOT / "fedalg.py", tmp_path)
     shutil.copytree(ROOT / "fedmerge", tmp_path / "fedmerge", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "HERE", tmp_path)
-    monkeypatch.setattr(registry, "HERE", tmp_path / "fedmerge")
+    for module in (registry, component_source):
+        monkeypatch.setattr(module, "HERE", tmp_path / "fedmerge")
     forget()
     yield tmp_path
     forget()
 
 
 def forget():
-    for cache in (provenance._hash_of, registry._specs, registry._text, registry._tree):
+    for cache in (provenance._hash_of, registry._specs, component_source._text_of, component_source._tree_of):
         cache.cache_clear()
 
 
