@@ -7,7 +7,7 @@ import sys
 
 from fedmerge.algorithms.fedavg import FedAvg
 from fedmerge.client_update import ClientUpdate
-from fedmerge.declared import check_vector
+from fedmerge.declared import check_vector, mistake
 from fedmerge.registry import ALGORITHMS, MERGING_RULES
 
 __all__ = ["ALGORITHMS", "MERGING_RULES", "ClientUpdate", "FedAvg", "merge"]
@@ -32,7 +32,10 @@ def merge(server, clients, cohort):
     aggregate = server.aggregate(cohort, whole)
     dim = server.layout.dim
     step = check_vector(server.rule(aggregate), server.theta, dim, server.rule.func, "the step")
+    version = server.theta._version
     theta = server.algorithm.merge(server.theta, step, aggregate)
+    if server.theta._version != version:  # clients have it, or will be told how it differs
+        raise mistake(server.algorithm, "merge changed theta in place: return a new one, such as theta + step")
     server.theta = check_vector(theta, server.theta, dim, server.algorithm, "the model from merge")
     server.algorithm.check_unchanged(before, "as the server merged", but=server.algorithm.server_state)
     losses, hits = figures[whole].sum(0).tolist()

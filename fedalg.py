@@ -53,7 +53,7 @@ def run_rounds(run, callbacks=(), saver=None):
             row |= evaluate(run, round)
         run.history.add(row)
         for callback in callbacks:
-            callback(row)
+            callback(dict(row))  # theirs to change
         if saver:
             saver.after_round()
 

@@ -1,5 +1,6 @@
 """Mistakes of those who write components: each is one line, with file and line, before it costs a run."""
 
+import difflib
 import inspect
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ def check_class(cls, base: type) -> None:
     """
     if not inspect.isclass(cls) or not issubclass(cls, base):
         raise mistake(cls, f"must be a class derived from {base.__name__}")
+    _check_spelling(cls, base)
     for name in dir(base):
         there, here = inspect.getattr_static(base, name), inspect.getattr_static(cls, name)
         if here is there:
@@ -34,6 +36,17 @@ def check_class(cls, base: type) -> None:
             check_arguments(here, ("self", *base.optional_hooks[name]))
         elif inspect.isfunction(there) and (not name.startswith("_") or name == "__call__"):
             check_arguments(here, inspect.signature(there).parameters)
+
+
+def _check_spelling(cls, base):
+    """Raise InputError for a method that is nearly called like one of the base's: nobody would call it."""
+    hooks = [*base.optional_hooks, *(name for name, value in inspect.getmembers(base) if inspect.isfunction(value))]
+    hooks = [name for name in hooks if not name.startswith("_")]
+    for name, value in vars(cls).items():
+        if inspect.isfunction(value) and not name.startswith("_") and name not in hooks:
+            near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.85)
+            if near:
+                raise mistake(value, f"did you mean {near[0]}? Nothing here calls {name}; begin a helper's name with _")
 
 
 def is_names(value) -> bool:

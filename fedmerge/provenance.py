@@ -43,9 +43,9 @@ def _hash_of(*versions):
             tree = ast.parse(text)
             found[file] = _code_of(text, tree)
             waiting += _imported(tree, {HERE, file.parent} if not file.is_relative_to(HERE) else {HERE})
-    names = {str(file.relative_to(HERE) if file.is_relative_to(HERE) else file.name): file for file in found}
-    for name, file in sorted(names.items()):
-        digest.update(f"{name}\0{found[file]}\0".encode())
+    named = [(str(file.relative_to(HERE) if file.is_relative_to(HERE) else file.name), found[file]) for file in found]
+    for name, code in sorted(named):  # of plugins, two may have one name
+        digest.update(f"{name}\0{code}\0".encode())
     return digest.hexdigest()[:16]
 
 

@@ -101,7 +101,7 @@ def plugin_files() -> list[Path]:
         if not path.exists():
             raise InputError(f"FEDMERGE_PLUGINS: {path}: there is no such file or folder")
     places = [*PLUGINS, *named]
-    found = [sorted(place.glob("*.py")) if place.is_dir() else [place] for place in places]
+    found = [sorted(place.glob("[!.]*.py")) if place.is_dir() else [place] for place in places]
     return list(dict.fromkeys(path for paths in found for path in paths))
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import argparse
 import functools
+import re
 
 from fedmerge.config.kinds import KINDS
 from fedmerge.config.options import REGISTRIES, all_options, component_options
@@ -46,6 +47,8 @@ def _check(plugins):
 
 def _check_words(spec):
     """Refuse what the decorator says that nobody would read."""
+    if not isinstance(spec.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", spec.name, re.ASCII):
+        raise _slip(spec, f"the name {spec.name!r} is none: letters, digits, _ and -, since files are called so")
     known = ("title", "paper", *WORDS[spec.shelf])
     for word in spec.more:
         if word not in known:

@@ -10,6 +10,7 @@ from fedmerge import files
 from fedmerge.config.options import acts, all_options
 from fedmerge.config.resolve import with_defaults
 from fedmerge.config.split_files import drawn_as, plain, split_name, split_path
+from fedmerge.registry import AXES, specs
 
 
 def run_name(args):
@@ -32,8 +33,19 @@ def run_name(args):
 
 
 def acting(settings):
-    """Return {name: value} of the `settings` that have an effect beside the others."""
-    return {name: v for name, v in settings.items() if name not in all_options() or acts(all_options()[name], settings)}
+    """Return {name: value} of the `settings` that have an effect beside the others.
+
+    Of a component that is not at hand, as one of a plugin may not be, nobody knows what it does without: all stay.
+    """
+    strange = {axis for axis in AXES if settings.get(axis) is not None and settings[axis] not in specs(axis)}
+
+    def act(name):
+        option = all_options().get(name)
+        if option is None or {option.axis, option.needs.partition("=")[0]} & strange:
+            return True
+        return acts(option, settings)
+
+    return {name: value for name, value in settings.items() if act(name)}
 
 
 DECIDING = ("dataset", "model_name", "algorithm", "preset", "local_optimizer")  # other settings' defaults hang on these

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fedmerge import datasets
 from fedmerge.datasets.batches import batch_bounds, client_batches, client_choices
+from fedmerge.declared import described, mistake
 from fedmerge.local_training.optimizers import OPTIMIZERS
 from fedmerge.local_training.settings import gradients_of
 from fedmerge.networks.draws import keyed_draws
@@ -115,8 +116,15 @@ class Client:
         self.model.load(start)
         self.model.module.train()
         anchor = start[: self.model.layout.n_trainable]
+
+        def added(w):
+            value = correction(w, anchor, self)
+            if getattr(value, "shape", None) != w.shape:
+                raise mistake(correction, f"gives {described(value)}, not a vector [{len(w)}]")
+            return value
+
         with self._own_draws("training"):
-            self.local(self, start, None if correction is None else lambda w: correction(w, anchor, self))
+            self.local(self, start, None if correction is None else added)
         if self.attack is not None:
             self.attack.spoil(self, start, self.model.vector)
         return self.model.vector

@@ -6,6 +6,7 @@ import torch
 
 from fedmerge import wire
 from fedmerge.client_update import ClientUpdate
+from fedmerge.declared import mistake
 from fedmerge.errors import InputError
 from fedmerge.randomness import generator
 from fedmerge.simulation.client_threads import used_here
@@ -94,8 +95,12 @@ class ClientPool:
         used_here(download, *(of_client.get(client_id) for of_client in self.kept().values()))
         client = trainer.client(client_id, round)
         received, client.received = algorithm.parted(download, algorithm.broadcasts)
-        client.row = row
+        client.row, version = row, download._version
         update = algorithm.train(received, client)
+        if download._version != version:
+            raise mistake(algorithm, "changed in place what a client received, which others receive, too")
+        if not client.n_steps:
+            raise mistake(trainer.local, "took no step: a local method's steps are those of self.run")
         update.delta, update.mask = compressor.compress(update.delta, client.start, client)
         update, size = self._send(update, client)
         total = row.sum()  # the cheapest pass that tells whether all of it is finite

@@ -47,7 +47,14 @@ class Frozen(torch.nn.Module):
         self.body = torch.nn.Linear(channels * image_size**2, 20).requires_grad_(False)
         self.head = torch.nn.Linear(20, n_classes)
 """
-FLAG = {"algorithm": "algorithm", "network": "model_name", "merging_rule": "merge"}  # of a decorator, if not its name
+CORRECTION = "    def gradient_correction(self, w, start, client):\n        "
+LOCAL = '@local_method("mine")\nclass Mine(LocalMethod):\n    def __call__(self, client, start, correction):\n'
+FLAG = {
+    "local_method": "local",
+    "algorithm": "algorithm",
+    "network": "model_name",
+    "merging_rule": "merge",
+}  # of a decorator, if not its name
 
 
 def of_update(sent):
@@ -63,6 +70,7 @@ HIDING = """
         self.hidden[client.id] = client.round
 """
 DECLARED = [  # what is known of the source
+    (ALGORITHM.replace('"mine"', '"../mine"'), r"the name '../mine' is none: letters"),
     (
         ALGORITHM + '    defaults = {"mometum": 0.5}\n',
         r"defaults: there is no flag --mometum \(did you mean --mom",
@@ -83,6 +91,11 @@ DECLARED = [  # what is known of the source
     (DATASET.replace('"cnn"', '"cnm"'), r"model='cnm' is none of --model_name"),
 ]
 IMPORTED = [  # what is seen before a client trains
+    (
+        ALGORITHM + "    def gradient_corection(self, w, start, client):\n        pass\n",
+        r"did you mean gradient_c",
+    ),
+    (COMPRESSOR.replace("choose", "chose") + "        pass\n", r"Mine.chose: did you mean choose\?"),
     (ALGORITHM + '    uploads = "control"\n', r"Mine: uploads = 'control' is no tuple of names"),
     (ALGORITHM + '    server_state = ("a", "a")\n', r"Mine: server_state = .* is no tuple of names"),
     (ALGORITHM + '    uploads = ("mask",)\n    statistics = ("mask",)\n', r"Mine: uploads has mask, .* another name"),
@@ -134,6 +147,19 @@ IMPORTED = [  # what is seen before a client trains
     ),
 ]
 TRAINED = [  # what is seen as the first round goes by
+    (
+        ALGORITHM + "    def merge(self, theta, step, aggregate):\n        theta += step\n        return theta\n",
+        "in place",
+    ),
+    (ALGORITHM + CORRECTION + "return 0.1\n", r"Mine.gradient_correction: gives a float, not a vector \["),
+    (ALGORITHM + CORRECTION + "pass\n", r"Mine.gradient_correction: gives a NoneType, not a vector \["),
+    (ALGORITHM + CORRECTION + "return w[:9]\n", r"Mine.gradient_correction: gives float32 \[9\], not a vector \["),
+    (
+        of_update("ClientUpdate(delta) if start.add_(1) is None else ClientUpdate(delta)"),
+        r"Mine: changed in place wh",
+    ),
+    (COMPRESSOR + "        return change.sign_() > 0\n", r"Mine: choose changed the change in place"),
+    (LOCAL + "        client.model.vector.add_(1)\n", r"Mine: took no step"),
     (ALGORITHM + HIDING, r"Mine: changed self.hidden as clients trained"),
     (
         ALGORITHM + '    uploads = ("control",)\n',
@@ -147,7 +173,7 @@ TRAINED = [  # what is seen as the first round goes by
         r"a from client_update is float3",
     ),
     (
-        ALGORITHM + "    def merge(self, theta, step, aggregate):\n        theta += step\n",
+        ALGORITHM + "    def merge(self, theta, step, aggregate):\n        theta + step\n",
         r"from merge is a NoneType",
     ),
     (RULE + '    return aggregate.mean["update"][:5]\n', r"mine: the step is float32 \[5\], not float32 \["),

@@ -200,3 +200,20 @@ def test_seeds_that_are_none_and_files_of_one_split_that_differ_are_said(tmp_pat
     assert [len(series.runs) for series in found] == [2, 2]
     repeated = "LaS-FL, patho, has seed 0 2 times: runs of one seed are no seeds of their own."
     assert comparable.mixtures(found) == [repeated, clash]
+
+
+def test_options_of_components_that_are_not_at_hand_keep_runs_apart(tmp_path):
+    """Runs of a plugin's components, drawn without the plugin: what others have for options may be theirs, too."""
+    for i, strength in enumerate((0.001, 1.0)):
+        for seed, (settings, theirs) in enumerate(
+            [
+                ({"algorithm": "fedprox", "prox_momentum": strength}, {"algorithm": "ourprox"}),
+                ({"n_client_epochs": 2 + i}, {"local": "smooth"}),
+                ({"compressor": "topk", "sparsity": strength / 2}, {"compressor": "ourtopk"}),
+            ]
+        ):
+            name = write_run(tmp_path, [0.9], seed=seed, **settings)
+            change(tmp_path, name, settings=theirs)
+    found = grouping.group_series(loaded(tmp_path))
+    assert len(found) == 6
+    assert all(len(series.runs) == 1 for series in found)
