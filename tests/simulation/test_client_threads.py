@@ -24,15 +24,15 @@ def test_a_client_that_diverges_is_left_out_beside_others_too(experiment, capsys
     both = []
     for n in (1, 3):
         run = experiment(**SHORT, on_nan="skip", algorithm="las", residual="client", parallel_clients=n)
-        choose, client_id = run.server.compressor.choose, sample_clients(20, 0.25, 0, 1)[2]
+        compress, client_id = run.server.compressor.compress, sample_clients(20, 0.25, 0, 1)[2]
 
-        def poisoned(change, start, client, choose=choose, client_id=client_id):
-            mask = choose(change, start, client)
+        def poisoned(delta, start, client, compress=compress, client_id=client_id):
+            sent, mask = compress(delta, start, client)
             if client.id == client_id and client.round == 1:
-                change[mask.nonzero()[0]] = torch.nan
-            return mask
+                sent[mask.nonzero()[0]] = torch.nan
+            return sent, mask
 
-        run.server.compressor.choose = poisoned
+        run.server.compressor.compress = poisoned
         both.append(train_rounds(run, 1))
         assert f"client {client_id}: the update is not finite: left out" in capsys.readouterr().err
         assert client_id not in run.server.compressor.feedback.left
