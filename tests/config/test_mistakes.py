@@ -158,7 +158,6 @@ TRAINED = [  # what is seen as the first round goes by
         of_update("ClientUpdate(delta) if start.add_(1) is None else ClientUpdate(delta)"),
         r"Mine: changed in place wh",
     ),
-    (COMPRESSOR + "        return change.sign_() > 0\n", r"Mine: choose changed the change in place"),
     (LOCAL + "        client.model.vector.add_(1)\n", r"Mine: took no step"),
     (ALGORITHM + HIDING, r"Mine: changed self.hidden as clients trained"),
     (
