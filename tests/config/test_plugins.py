@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmerge import provenance, registry
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOOD = '''
 from fedmerge.algorithms.fedavg import FedAvg
@@ -123,3 +125,24 @@ def test_a_plugin_that_is_not_there_is_refused(folder):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "nowhere.py: there is no such file or folder" in done.stderr
+
+
+def test_what_editors_leave_beside_plugins_does_not_count(folder, monkeypatch):
+    (folder / "._mine.py").write_bytes(b"\x00\xff")
+    (folder / ".#mine.py").symlink_to("nowhere")
+    monkeypatch.setattr(registry, "PLUGINS", [])
+    registry.use_plugins([folder])
+    assert "half" in registry.ALGORITHMS
+
+
+def test_two_files_of_one_name_both_have_a_part_in_the_code(folder, monkeypatch):
+    monkeypatch.setattr(registry, "PLUGINS", [])
+    for name, source in (("one", GOOD[: GOOD.index("@merging_rule")]), ("two", GOOD[GOOD.index("@merging_rule") :])):
+        (folder / name).mkdir()
+        (folder / name / "same.py").write_text("from fedmerge.registry import *\n" + source)
+    registry.use_plugins([folder / "one", folder / "two"])
+    settings, path, hashes = {"algorithm": "half", "merge": "twice"}, folder / "two" / "same.py", set()
+    for factor in (2, 33):
+        path.write_text(path.read_text().replace("2 * agg", f"{factor} * agg"))
+        hashes.add(provenance.code_hash(settings))
+    assert len(hashes) == 2

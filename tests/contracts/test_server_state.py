@@ -66,6 +66,7 @@ class Weightless(FedAvg):
 
     def merge(self, theta, step, aggregate):
         self.seen = aggregate.mean["one"][:4].clone()
+        step[: self.layout.n_trainable] += 1e-3 * aggregate.mean["one"]
         return super().merge(theta, step, aggregate)
 
 

@@ -135,6 +135,13 @@ def test_what_clients_held_back_while_training_is_no_part_of_their_own(experimen
     assert chooser.sparsity == 0.05
 
 
+def test_a_part_of_a_share_is_its_largest_changes_whatever_the_compressor(experiment):
+    run = experiment(compressor="randk")
+    run.settings.part_sparsity = 0.1
+    part, _ = made(run)
+    assert (part != 0)[: run.server.layout.n_trainable].float().mean() == pytest.approx(0.1, rel=0.01)
+
+
 def test_the_share_in_a_part_changes_nothing_in_how_clients_train(experiment):
     """Nor what full copies are worth."""
     run = experiment(algorithm="fedprox", prox_momentum=0.5)

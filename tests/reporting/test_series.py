@@ -202,6 +202,13 @@ def test_seeds_that_are_none_and_files_of_one_split_that_differ_are_said(tmp_pat
     assert comparable.mixtures(found) == [repeated, clash]
 
 
+def test_each_way_to_split_has_code_of_its_own(tmp_path):
+    for level, code in ((0.5, "aaaa"), ("iid", "bbbb")):
+        for seed in (0, 1):
+            change(tmp_path, write_run(tmp_path, [0.5], dirichlet=level, seed=seed), environment={"code": code})
+    assert comparable.mixtures(grouping.group_series(loaded(tmp_path))) == []
+
+
 def test_options_of_components_that_are_not_at_hand_keep_runs_apart(tmp_path):
     """Runs of a plugin's components, drawn without the plugin: what others have for options may be theirs, too."""
     for i, strength in enumerate((0.001, 1.0)):
