@@ -7,6 +7,7 @@ import sys
 
 from fedmerge.algorithms.fedavg import FedAvg
 from fedmerge.client_update import ClientUpdate
+from fedmerge.component import own_memory
 from fedmerge.declared import check_vector, mistake
 from fedmerge.registry import ALGORITHMS, MERGING_RULES
 
@@ -36,8 +37,12 @@ def merge(server, clients, cohort):
     theta = server.algorithm.merge(server.theta, step, aggregate)
     if server.theta._version != version:  # clients have it, or will be told how it differs
         raise mistake(server.algorithm, "merge changed theta in place: return a new one, such as theta + step")
-    server.theta = check_vector(theta, server.theta, dim, server.algorithm, "the model from merge")
+    check_vector(theta, server.theta, dim, server.algorithm, "the model from merge")
     server.algorithm.check_unchanged(before, "as the server merged", but=server.algorithm.server_state)
+    server.algorithm.check_step_not_kept(step, theta)
+    lent = () if cohort.rows is None else (cohort.rows,)
+    server.algorithm.keep_copies(lent)
+    server.theta = own_memory(theta, lent)
     losses, hits = figures[whole].sum(0).tolist()
     seen, kept = (sum(int(getattr(cohort.done[i], name)) for i in whole) for name in ("seen", "kept"))
     return {

@@ -32,6 +32,19 @@ def _dense(value):
     return value.contiguous() if hasattr(value, "contiguous") else value
 
 
+def shares_memory(tensor, other) -> bool:
+    """Tell whether two tensors are parts of one allocation."""
+    return tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def own_memory(tensor, lent):
+    """Return a tensor, or a copy if it lies in the memory of one of the tensors `lent`, which the program writes to
+    again, or is a part of a larger one, which stayed in memory with it.
+    """
+    larger = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone() if larger or any(shares_memory(tensor, other) for other in lent) else tensor
+
+
 def _inside(value):
     """Return a value, and what it holds, if it is a container."""
     if isinstance(value, dict):
@@ -88,6 +101,24 @@ class Stateful(Configurable):
         for name, of_client in self.of_clients().items():
             of_client.clear()
             of_client.update(state[name])
+
+    def keep_copies(self, lent, client_id=None) -> None:
+        """Move what was just kept, of a client or of the server, into memory of its own; see `own_memory`."""
+        if client_id is None:
+            places = [(vars(self), name) for name in self.server_state]
+        else:
+            places = [(of, client_id) for of in self.of_clients().values() if client_id in of]
+        for holder, key in places:
+            if hasattr(holder[key], "untyped_storage"):
+                holder[key] = own_memory(holder[key], lent)
+
+    def check_step_not_kept(self, step, theta) -> None:
+        """Raise InputError if `merge` made the model `theta` in the memory of `step`, and keeps a part of `step`, which
+        changed with it.
+        """
+        for name in self.server_state if shares_memory(theta, step) else ():
+            if hasattr(getattr(self, name), "untyped_storage") and shares_memory(getattr(self, name), step):
+                raise mistake(self, f"merge keeps a part of `step` as self.{name}, and makes the model in it: .clone()")
 
     def snapshot(self):
         """Return what `check_unchanged` compares with: {attribute: [(value, its version), what is in it too]}."""

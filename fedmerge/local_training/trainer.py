@@ -9,7 +9,7 @@ import torch
 from fedmerge.local_methods.base import LocalMethod
 from fedmerge.local_training.client import Client
 from fedmerge.local_training.cuda_graph import CapturedStep
-from fedmerge.networks.draws import draws_at_random
+from fedmerge.networks.draws import check_repeats, draws_at_random
 from fedmerge.networks.flat_model import FlatModel
 
 
@@ -28,8 +28,13 @@ class Trainer:
 
     @functools.cached_property
     def draws(self):
-        """Whether the network draws as it trains, as one with dropout does: then there can be no twin beside it."""
-        return draws_at_random(self.model, self.splits.normalise(self.splits.train.images[:2]))
+        """Whether the network draws as it trains, as one with dropout does: then there can be no twin beside it.
+
+        Raises InputError for a network that keeps something outside its vector.
+        """
+        images = self.splits.normalise(self.splits.train.images[:2])
+        check_repeats(self.model, images)
+        return draws_at_random(self.model, images)
 
     def twin(self):
         """Return a Trainer with a working model of its own, and all else in common, for other clients meanwhile."""

@@ -1,9 +1,11 @@
-"""Networks that draw at random as they train, as those with dropout do."""
+"""What a pass through a network hangs on besides its vector: random draws, as dropout has them, and nothing else."""
 
 import threading
 from contextlib import contextmanager
 
 import torch
+
+from fedmerge.declared import mistake
 
 CPU = torch.device("cpu")
 _ONE_AT_A_TIME = threading.RLock()
@@ -35,6 +37,31 @@ def draws_at_random(model, x):
         drawn = any(not torch.equal(*pair) for pair in zip(states, _generator_states(device), strict=True))
     model.load(before)  # BatchNorm has looked at x
     return drawn
+
+
+@torch.no_grad()
+def check_repeats(model, x):
+    """Raise InputError if a FlatModel's module makes other logits of images x [B, ...] the second time, from the same
+    weights and draws: then it keeps what clients would get from one another, and no checkpoint holds.
+
+    A counter among its attributes does so, an average of its own, or BatchNorm with momentum=None. The model is left as
+    it was, what it keeps aside.
+    """
+    before, found = model.vector.clone(), []
+    for _ in range(2):
+        model.load(before)
+        with keyed_draws(0, before.device):
+            trained = model.module.train()(x)
+            found.append((trained, model.module.eval()(x)))
+    model.load(before)
+    model.module.train()
+    for once, again, mode in zip(*found, ("training", "evaluation"), strict=True):
+        if not torch.allclose(once, again, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise mistake(
+                model.module,
+                f"in {mode} mode, it makes other logits of the same images the second time: it keeps something outside "
+                "its parameters and float buffers, which one client would get from another",
+            )
 
 
 def _generator_states(device):

@@ -107,6 +107,9 @@ class ClientPool:
         client.is_finite = total.isfinite() & torch.as_tensor(client.loss).isfinite()
         for keeps in self.server.stateful:
             keeps.acknowledge(client, update)
+        lent = row, download, client.scratch, trainer.model.vector, trainer.model.gradient
+        for keeps in self.stateful:
+            keeps.keep_copies(lent, client_id)
         masked = update.mask is not None
         result = ClientResult(
             client_id,

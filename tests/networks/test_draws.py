@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import nn
 from fedmerge.checkpoint.policy import CheckpointPolicy, Interrupted
 from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config.resolve import resolve
+from fedmerge.errors import InputError
 from fedmerge.local_training import client
-from fedmerge.networks.draws import draws_at_random, keyed_draws
+from fedmerge.networks.draws import check_repeats, draws_at_random, keyed_draws
 from fedmerge.networks.flat_model import FlatModel
 from fedmerge.simulation import distributed
 from fedmerge.simulation.experiment import prepare
@@ -192,3 +194,62 @@ def test_one_thread_draws_at_a_time():
         drawn.append(torch.rand(3).tolist())
     thread.join()
     assert drawn == [torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist() for seed in (1, 2)]
+
+
+class Counting(nn.Module):
+    """Forgets a little more in every pass: an attribute counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.passes = nn.Linear(4, 3), 0
+
+    def forward(self, x):
+        self.passes += self.training
+        return self.head(x) / (1 + self.passes)
+
+
+class Averaging(nn.Module):
+    """Keeps a mean of what it has seen, for evaluation, in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.seen = nn.Linear(4, 3), 0.0
+
+    def forward(self, x):
+        if not self.training:
+            return self.head(x - self.seen)
+        self.seen = 0.9 * self.seen + 0.1 * x.mean(0)
+        return self.head(x)
+
+
+class Remembering(nn.Module):
+    """Keeps its latest features, of which nothing hangs."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        self.features = x.relu()
+        return self.head(self.features)
+
+
+@pytest.mark.parametrize(
+    ("module", "mode"),
+    [
+        (Counting(), "training"),
+        (Averaging(), "evaluation"),
+        (nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 3)), "evaluation"),
+        (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)), None),
+        (nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 3)), None),
+        (Remembering(), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_network_keeps_outside_its_vector_is_found(module, mode):
+    model, x = FlatModel(module), torch.arange(8.0).view(2, 4) ** 2
+    before = model.vector.clone()
+    with pytest.raises(InputError, match=f"in {mode} mode") if mode else nullcontext():
+        check_repeats(model, x)
+    assert torch.equal(model.vector, before)
+    assert model.module.training
