@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from fedmerge.config.parser import typed_settings
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError
-from fedmerge.registry import plugins_held
+from fedmerge.registry import plugins, plugins_held, use_plugins
 
 if TYPE_CHECKING:
     import pandas
@@ -33,7 +33,7 @@ class Run:
     def __init__(self, settings: argparse.Namespace, module: "torch.nn.Module | None" = None):
         """settings: the resolved Namespace; module: the final network on the CPU, if it was trained just now."""
         self.settings, self.name, self._module = settings, run_name(settings), module
-        self._folder = Path(settings.metrics_dir).absolute()
+        self._folder, self._plugins = Path(settings.metrics_dir).absolute(), plugins()
 
     def __repr__(self):
         final = (self.record or {}).get("final") or {}
@@ -68,7 +68,9 @@ class Run:
             return copy.deepcopy(self._module)
         if self.settings.save_weights is None:
             raise InputError(f"{self.name} was finished before and left no weights: overwrite=True runs it again")
-        module = build_module(self.settings, load_splits(self.settings))
+        with plugins_held():
+            use_plugins(self._plugins)
+            module = build_module(self.settings, load_splits(self.settings))
         networks.load_weights(module, self.settings.save_weights, datasets.label_set(self.settings.dataset))
         return module.eval()
 

@@ -69,6 +69,29 @@ def read(file: Path, shelf: str, decorator: str, files: list) -> list[Spec]:
     return found
 
 
+def helpers_of(file: Path) -> dict[str, Path]:
+    """Return {name: Path} of the modules, files or packages, that lie beside a plugin and are imported by it, or by one
+    of them.
+    """
+    found, waiting = {}, [file]
+    while waiting:
+        for node in ast.walk(_tree(waiting.pop())):
+            for name in _top_level_names(node):
+                places = file.parent / f"{name}.py", file.parent / name / "__init__.py"
+                path = next((place for place in places if place.is_file()), None)
+                if path and name not in found:
+                    found[name] = path
+                    waiting.append(path)
+    return found
+
+
+def _top_level_names(node):
+    """Return what an import statement imports, "a" for `import a.b` and for `from a.b import c`."""
+    if isinstance(node, ast.Import):
+        return [alias.name.split(".")[0] for alias in node.names]
+    return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+
+
 def _called(node):
     """Return what a call calls, "f" of f(...) and of module.f(...); None for what is no call."""
     function = getattr(node, "func", None)

@@ -15,9 +15,10 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
-from fedmerge.component_source import HERE, Spec, read, version_of
+from fedmerge.component_source import HERE, Spec, helpers_of, read, version_of
 from fedmerge.declared import check_arguments, check_class
 from fedmerge.errors import InputError, reason
 
@@ -42,8 +43,7 @@ CONTRACTS = {
     "model_name": ("channels", "image_size", "n_classes", "norm"),
 }
 AXES = ("local", "compressor", "merge", "algorithm")  # whose components have options, in the order of these
-PLUGINS = []  # Paths of files and folders besides: of --plugin, of the run that is being prepared
-_HOLDERS = []  # an entry a run that goes on in this process, by fedmerge.run
+_PLUGINS = ContextVar("plugins", default=())  # Paths of files and folders besides, of --plugin: of a thread's run
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -74,24 +74,30 @@ algorithm, local_method, compressor, merging_rule, dataset, partition, network =
 
 
 def use_plugins(paths) -> None:
-    """Take what these files, or the files of these folders, register besides; and no others any more, but for those of
-    other runs that go on in this process. Raises InputError, and changes nothing, if one is not there.
+    """Take what these files, or the files of these folders, register besides, and no others any more, in this thread.
+
+    Raises InputError, and changes nothing, if one is not there.
     """
     paths = [Path(path).absolute() for path in paths]
     for path in paths:
         if not path.exists():
             raise InputError(f"--plugin {path}: there is no such file or folder")
-    PLUGINS[:] = dict.fromkeys([*PLUGINS, *paths] if len(_HOLDERS) > 1 else paths)
+    _PLUGINS.set(tuple(dict.fromkeys(paths)))
 
 
 @contextmanager
 def plugins_held():
-    """While this lasts, a run goes on that has use for its plugins."""
-    _HOLDERS.append(None)
+    """While this lasts, `use_plugins` may be called; afterwards those from before are known again."""
+    token = _PLUGINS.set(_PLUGINS.get())
     try:
         yield
     finally:
-        _HOLDERS.pop()
+        _PLUGINS.reset(token)
+
+
+def plugins() -> tuple:
+    """Return the Paths of files and folders of --plugin, in this thread."""
+    return _PLUGINS.get()
 
 
 def plugin_files() -> list[Path]:
@@ -100,7 +106,7 @@ def plugin_files() -> list[Path]:
     for path in named:
         if not path.exists():
             raise InputError(f"FEDMERGE_PLUGINS: {path}: there is no such file or folder")
-    places = [*PLUGINS, *named]
+    places = [*plugins(), *named]
     found = [sorted(place.glob("[!.]*.py")) if place.is_dir() else [place] for place in places]
     return list(dict.fromkeys(path for paths in found for path in paths))
 
@@ -136,9 +142,9 @@ def requirements(spec: Spec) -> dict[str, tuple]:
 
 
 @functools.cache
-def _specs(shelf, plugins):
+def _specs(shelf, versions):
     decorator, folder = SHELVES[shelf]
-    files, found = [*sorted((HERE / folder).glob("*.py")), *(path for path, *_ in plugins)], {}
+    files, found = [*sorted((HERE / folder).glob("*.py")), *(path for path, *_ in versions)], {}
     for file in files:
         for spec in read(file, shelf, decorator, files):
             if spec.name in found:
@@ -190,10 +196,11 @@ def _module(file):
             return importlib.import_module(".".join(("fedmerge", *file.relative_to(HERE).with_suffix("").parts)))
         except Exception as error:
             raise InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {reason(error)}") from error
-    name = f"fedmerge_plugin_{file.stem}_{hashlib.sha256(repr(version_of(file)).encode()).hexdigest()[:8]}"
-    if str(file.parent) not in sys.path:  # last, so that what lies beside it hides nothing of others
-        sys.path.append(str(file.parent))
+    helpers = helpers_of(file)
+    versions = repr([version_of(file), *map(_version_of_module, helpers.values())])
+    name = f"fedmerge_plugin_{file.stem}_{hashlib.sha256(versions.encode()).hexdigest()[:8]}"
     if name not in sys.modules:
+        _make_importable(file, helpers)
         found = importlib.util.spec_from_file_location(name, file)
         module = sys.modules[name] = importlib.util.module_from_spec(found)
         try:
@@ -202,6 +209,36 @@ def _module(file):
             del sys.modules[name]
             raise InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {reason(error)}") from error
     return sys.modules[name]
+
+
+_IMPORTED = {}  # name of a module beside a plugin -> (Path, version) when it was made importable
+
+
+def _make_importable(file, helpers):
+    """See to it that a plugin's imports find what lies beside it, `helpers` {name of a module: Path}, as it is now.
+
+    Raises InputError for one whose name is taken: by a module of Python, of the program, or beside another plugin.
+    """
+    if str(file.parent) not in sys.path:  # last, so that what lies beside it hides nothing of others
+        sys.path.append(str(file.parent))
+    importlib.invalidate_caches()
+    for name, path in helpers.items():
+        now = path, _version_of_module(path)
+        before = _IMPORTED.get(name, now)
+        if before[0] == path and before != now:
+            for stale in [known for known in sys.modules if known.split(".")[0] == name]:
+                del sys.modules[stale]
+        found = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
+        if found is None or found.origin != str(path):
+            other = (found and found.origin) or "a part of Python"
+            raise InputError(f"{file}: imports {name}, which lies beside it, but {name} is {other} here: another name")
+        _IMPORTED[name] = now
+
+
+def _version_of_module(path):
+    """Return the versions of a module's files: of a package, of all that are in its folder."""
+    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    return [version_of(file) for file in files]
 
 
 def _line_of(error, file):

@@ -16,6 +16,7 @@ from fedmerge.checkpoint.policy import CheckpointPolicy
 from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config.resolve import resolve
 from fedmerge.networks.flat_model import Layout
+from fedmerge.registry import plugins_held
 from fedmerge.simulation.experiment import prepare
 from fedmerge.simulation.run_state import RunState
 
@@ -33,6 +34,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if STARTERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def plugins_of_its_own():
+    """No test knows of the plugins of another."""
+    with plugins_held():
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import re
 from fedmerge.config.kinds import KINDS
 from fedmerge.config.options import REGISTRIES, all_options, component_options
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, PLUGINS, SHELVES, plugin_versions, specs
+from fedmerge.registry import AXES, SHELVES, plugin_versions, plugins, specs
 
 # What the decorators may say, besides title and paper.
 WORDS = {
@@ -30,7 +30,7 @@ def check_declarations() -> None:
 
 
 @functools.cache
-def _check(plugins):
+def _check(versions):
     for shelf in SHELVES:
         for spec in specs(shelf).values():
             _check_words(spec)
@@ -38,7 +38,7 @@ def _check(plugins):
         for spec in specs(axis).values():
             _check_flags(spec)
     used = {spec.file for shelf in SHELVES for spec in specs(shelf).values()}
-    for path in PLUGINS:
+    for path in plugins():
         if not any(file.is_relative_to(path) for file in used):
             raise InputError(f"--plugin {path}: registers nothing")
     for option in component_options().values():

@@ -6,7 +6,6 @@ import pytest
 from conftest import QUICK, train_round
 
 import fedalg
-from fedmerge import registry
 from fedmerge.config.parser import typed_settings
 from fedmerge.errors import InputError
 from fedmerge.simulation.experiment import prepare
@@ -189,9 +188,8 @@ TRAINED = [  # what is seen as the first round goes by
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def mine(tmp_path):
     """Return a function (source) -> flags that choose what it registers."""
-    monkeypatch.setattr(registry, "PLUGINS", [])
 
     def put(source):
         (tmp_path / "mine.py").write_text(IMPORTS + source)

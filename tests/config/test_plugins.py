@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedmerge import provenance, registry
+from fedmerge.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOOD = '''
@@ -127,16 +130,14 @@ def test_a_plugin_that_is_not_there_is_refused(folder):
     assert "nowhere.py: there is no such file or folder" in done.stderr
 
 
-def test_what_editors_leave_beside_plugins_does_not_count(folder, monkeypatch):
+def test_what_editors_leave_beside_plugins_does_not_count(folder):
     (folder / "._mine.py").write_bytes(b"\x00\xff")
     (folder / ".#mine.py").symlink_to("nowhere")
-    monkeypatch.setattr(registry, "PLUGINS", [])
     registry.use_plugins([folder])
     assert "half" in registry.ALGORITHMS
 
 
-def test_two_files_of_one_name_both_have_a_part_in_the_code(folder, monkeypatch):
-    monkeypatch.setattr(registry, "PLUGINS", [])
+def test_two_files_of_one_name_both_have_a_part_in_the_code(folder):
     for name, source in (("one", GOOD[: GOOD.index("@merging_rule")]), ("two", GOOD[GOOD.index("@merging_rule") :])):
         (folder / name).mkdir()
         (folder / name / "same.py").write_text("from fedmerge.registry import *\n" + source)
@@ -146,3 +147,65 @@ def test_two_files_of_one_name_both_have_a_part_in_the_code(folder, monkeypatch)
         path.write_text(path.read_text().replace("2 * agg", f"{factor} * agg"))
         hashes.add(provenance.code_hash(settings))
     assert len(hashes) == 2
+
+
+def with_helper(folder, name, factor, helper="steps"):
+    """Leave a plugin in a folder of its own, and a helper beside it; return the plugin's Path."""
+    folder.mkdir(exist_ok=True)
+    source = GOOD[GOOD.index("@merging_rule") : GOOD.index("@compressor")]
+    source = source.replace("twice", name).replace("2 *", f"{helper}.factor() *")
+    (folder / f"{name}.py").write_text(f"import {helper}\nfrom fedmerge.registry import merging_rule\n\n\n{source}")
+    (folder / f"{helper}.py").write_text(f"def factor():\n    return {factor}\n")
+    return folder / f"{name}.py"
+
+
+def merged(name):
+    return registry.MERGING_RULES[name](SimpleNamespace(mean={"update": 1}), None)
+
+
+def test_what_lies_beside_a_plugin_is_read_again_when_it_changed(tmp_path):
+    path = with_helper(tmp_path, "changed", 3, "changed_steps")
+    registry.use_plugins([path])
+    assert merged("changed") == 3
+    with_helper(tmp_path, "changed", 44, "changed_steps")
+    assert merged("changed") == 44
+
+
+@pytest.mark.parametrize("helper", ["one_steps", "one_package.deep"])
+def test_two_helpers_of_one_name_are_not_taken_for_each_other(tmp_path, helper):
+    if "." in helper:
+        for folder in ("one", "two"):
+            (tmp_path / folder / "one_package").mkdir(parents=True)
+            (tmp_path / folder / "one_package" / "__init__.py").touch()
+        (tmp_path / "deep").mkdir()
+    one, two = (
+        with_helper(tmp_path / name, f"of_{name}", factor, "one_steps") for name, factor in (("one", 3), ("two", 5))
+    )
+    if "." in helper:
+        for path, factor in ((one, 3), (two, 5)):
+            (path.parent / "one_package" / "deep.py").write_text(f"def factor():\n    return {factor}\n")
+            text = path.read_text()
+            path.write_text(text.replace("import one_steps", f"import {helper}").replace("one_steps.", f"{helper}."))
+    registry.use_plugins([one, two])
+    assert merged("of_one") == 3
+    taken = helper.split(".")[0]
+    with pytest.raises(InputError, match=rf"of_two.py: imports {taken}, which lies beside it, but {taken} is \S*one\S"):
+        merged("of_two")
+
+
+@pytest.mark.parametrize("name", ["torch", "math", "sys"])
+def test_a_helper_hides_behind_no_module_of_others(tmp_path, name):
+    registry.use_plugins([with_helper(tmp_path, "hidden", 3, name)])
+    with pytest.raises(InputError, match=rf"hidden.py: imports {name}, which lies beside it, but {name} is .* here"):
+        merged("hidden")
+
+
+def test_plugins_of_one_thread_are_not_those_of_another(folder):
+    registry.use_plugins([folder / "mine.py"])
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: "half" in registry.ALGORITHMS).result() is False
+        (folder / "bad.py").write_text('@algorithm("bad")\nclass no python')
+        pool.submit(registry.use_plugins, [folder / "bad.py"]).result()
+        with pytest.raises(InputError, match=r"bad.py: line 2: is not Python"):
+            pool.submit(lambda: "half" in registry.ALGORITHMS).result()
+    assert "half" in registry.ALGORITHMS

@@ -86,7 +86,6 @@ def stripes(tmp_path, monkeypatch):
     images = torch.arange(0, 256, 4, dtype=torch.uint8).repeat(2)[:, None, None].expand(-1, 8, 8)
     published = tmp_path / "published.gz"
     published.write_bytes(idx(images.numpy()))
-    monkeypatch.setattr("fedmerge.registry.PLUGINS", [])
     monkeypatch.chdir(tmp_path)
 
     def leave(md5=None):

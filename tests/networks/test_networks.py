@@ -143,9 +143,8 @@ def perceptron(channels, image_size, n_classes, norm):
 '''
 
 
-def test_a_network_is_one_file(tmp_path, monkeypatch):
+def test_a_network_is_one_file(tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
-    monkeypatch.setattr("fedmerge.registry.PLUGINS", [])
     use_plugins([tmp_path / "mine.py"])
     run = prepare(resolve({**QUICK, "model_name": "perceptron", "device": "cpu"}))
     assert run.settings.norm == "none"

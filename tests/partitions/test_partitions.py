@@ -409,9 +409,8 @@ def blocks(classes, n_clients, size, rng):
 '''
 
 
-def test_a_partition_is_one_file(go, tmp_path, monkeypatch):
+def test_a_partition_is_one_file(go, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
-    monkeypatch.setattr("fedmerge.registry.PLUGINS", [])
     use_plugins([tmp_path / "mine.py"])
     with_it = {"partition": "blocks:100", "n_clients": 3, "device": "cpu"}
     run = prepare(resolve(with_it))
@@ -423,5 +422,5 @@ def test_a_partition_is_one_file(go, tmp_path, monkeypatch):
     (found,), _ = runs.load_runs("metrics")
     assert found.level.title == "blocks of 100"
     assert provenance.code_hash(with_it) != provenance.code_hash({**with_it, "partition": "labels:2"})
-    monkeypatch.setattr("fedmerge.registry.PLUGINS", [])
+    use_plugins([])
     assert found.level.title == "blocks-100"  # where the plugin is not given

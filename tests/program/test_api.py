@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,15 @@ def test_a_finished_run_without_weights_has_no_model(run, capsys):
     bar = capsys.readouterr().err
     assert "2/2" in bar
     assert "finished before" in bar
+
+
+def test_a_model_of_a_plugins_network_outlives_its_run(run, tmp_path):
+    plugin = str(Path(__file__).resolve().parents[1] / "small_networks.py")
+    flags = {"model_name": "tiny", "norm": "batch", "plugin": plugin, "save_weights": str(tmp_path / "weights.pt")}
+    trained, found = run(**flags), run(**flags)
+    run()  # without the plugin
+    for one, other in zip(trained.model().parameters(), found.model().parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
