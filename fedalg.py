@@ -165,7 +165,7 @@ def finish(run, saver, callbacks=()):
     if args.save_weights:
         run.model.load(run.server.served())
         saving.remove_leftovers(args.save_weights)
-        networks.save_weights(args.save_weights, run.model.module, datasets.label_set(args.dataset))
+        networks.save_weights(args.save_weights, run.model.plain_copy(), datasets.label_set(args.dataset))
     figures = draw(args, name)
     if args.save_clients:
         try:

@@ -62,7 +62,7 @@ class Run:
         import copy
 
         from fedmerge import datasets, networks
-        from fedmerge.simulation.experiment import build_module, load_splits
+        from fedmerge.simulation.experiment import load_splits, starting_module
 
         if self._module is not None:
             return copy.deepcopy(self._module)
@@ -70,7 +70,7 @@ class Run:
             raise InputError(f"{self.name} was finished before and left no weights: overwrite=True runs it again")
         with plugins_held():
             use_plugins(self._plugins)
-            module = build_module(self.settings, load_splits(self.settings))
+            module = starting_module(self.settings, load_splits(self.settings))
         networks.load_weights(module, self.settings.save_weights, datasets.label_set(self.settings.dataset))
         return module.eval()
 

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import argparse
 import math
+import re
 from contextlib import suppress
 
 from fedmerge.errors import did_you_mean
@@ -66,6 +67,14 @@ def _workers(text):
     return text if text == "auto" else _number(int, lambda n: 1 <= n <= 1024, "auto or a number from 1 to 1024")(text)
 
 
+def _regex(text):
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
 KINDS = {
     "count": _number(int, lambda n: 1 <= n <= 10**6, "a whole number from 1 to 1000000"),
     "integer": _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1"),
@@ -79,6 +88,7 @@ KINDS = {
     "size": _number(int, lambda n: n % 4 == 0 and 8 <= n <= 512, "a multiple of 4 from 8 to 512"),
     "bits": _number(int, VALUE_BITS.__contains__, f"{', '.join(map(str, VALUE_BITS[:-1]))} or {VALUE_BITS[-1]}"),
     "workers": _workers,
+    "regex": _regex,
     "path": str,
     "dataset": str,
 }

@@ -126,12 +126,38 @@ OPTIONS = {
             "measure BatchNorm's statistics anew where a client averages models",
             needs=_averaging,
         ),
+        Option(
+            "bn",
+            None,
+            ("train", "frozen", "eval_after_first_epoch"),
+            "BatchNorm's statistics: measured as clients train, or kept as they are and not sent, or, by accident in "
+            "the code of LSS, measured in the first epoch only; default: frozen with --trainable head, bias or lora, "
+            "else train",
+        ),
         Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
     ],
     "model": [
         Option("norm", None, ("batch", "group", "none"), _norm_help),
         Option("pretrained", False, "flag", _pretrained_help),
         Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
+        Option(
+            "trainable",
+            "all",
+            ("all", "head", "norms", "bias", "lora"),
+            "what is trained, and so sent: all, or the head (the last layer) alone, or with it normalisation layers, "
+            "the biases, or low-rank adapters",
+        ),
+        Option("lora_rank", 8, "count", "rank of the adapters", needs="trainable=lora"),
+        Option("lora_alpha", 16.0, "positive", "what they make is multiplied by this / rank", needs="trainable=lora"),
+        Option(
+            "lora_layers",
+            None,
+            "regex",
+            "regular expression, looked for in names of linear and convolutional layers: these have adapters (default: "
+            "all but the head)",
+            needs="trainable=lora",
+        ),
+        Option("lora_freeze_a", False, "flag", "train the factors B of B A only (FFA-LoRA)", needs="trainable=lora"),
     ],
     "server": [
         Option("merge", "mean", tuple, "how the server merges what arrives"),

@@ -65,6 +65,7 @@ def with_defaults(given):
     args = argparse.Namespace(**values)
     args.model_name = args.model_name or said("dataset", args.dataset, "model", MODEL)
     args.norm = args.norm or said("model_name", args.model_name, "norms", NORMS)[0]
+    args.bn = args.bn or ("train" if args.trainable in ("all", "norms") else "frozen")
     args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
     args.augment = args.augment or ("standard" if said("dataset", args.dataset, "augment") else "none")
     return args
@@ -109,6 +110,8 @@ def _check_combinations(args):
         raise InputError("--pretrained and --init_weights both set the starting weights: give one")
     if args.norm == "batch" and args.batch_size == 1:
         raise InputError("--batch_size 1 is too small for BatchNorm: at least 2, or --norm group")
+    if args.bn_recalibrate and args.bn == "frozen":
+        raise InputError("--bn_recalibrate has no effect with --bn frozen: leave one out")
     _check_network(args)
     why = said("dataset", args.dataset, "never_augmented")
     if args.augment == "standard" and why:

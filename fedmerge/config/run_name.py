@@ -48,14 +48,21 @@ def acting(settings):
     return {name: value for name, value in settings.items() if act(name)}
 
 
-DECIDING = ("dataset", "model_name", "algorithm", "preset", "local_optimizer")  # other settings' defaults hang on these
+DECIDING = (
+    "dataset",
+    "model_name",
+    "algorithm",
+    "preset",
+    "local_optimizer",
+    "trainable",
+)  # other settings' defaults hang on these
 
 
 def default_settings(args):
     """Return {name: value} of what is not named to a run of this dataset, model, algorithm and preset."""
     usual = vars(with_defaults({"algorithm": args.algorithm, "preset": args.preset}))
     chosen = vars(with_defaults({name: getattr(args, name) for name in DECIDING}))
-    return chosen | {"preset": None, "local_optimizer": usual["local_optimizer"]}
+    return chosen | {"preset": None, **{name: usual[name] for name in ("local_optimizer", "trainable")}}
 
 
 def _label(name, value):

@@ -28,11 +28,25 @@ class LocalMethod(Stateful):
         n_steps = n_steps or client.settings.max_steps
         if client.can_capture() and correction is None and not any(value is not None for value in more.values()):
             return client.captured_steps(client.choices(epochs, rng, indices, n_steps))
-        return client.steps(client.batches(epochs, rng, indices, n_steps), correction=correction, **more)
+        steps = client.steps(client.batches(epochs, rng, indices, n_steps), correction=correction, **more)
+        if client.settings.bn != "eval_after_first_epoch":
+            return steps
+        return _evaluating_after(steps, client.steps_of(1, indices), client.model)
 
     def n_steps(self, client, epochs, indices=None):
         """Return how many steps `run` takes."""
         return min(client.steps_of(epochs, indices), client.settings.max_steps or 2**63)
+
+
+def _evaluating_after(steps, n, model):
+    """Yield after each of `steps`; from the n-th on, the FlatModel works as in evaluation: BatchNorm's statistics stay
+    as they are.
+    """
+    model.train()
+    for i, _ in enumerate(steps, 1):
+        if i == n:
+            model.module.eval()
+        yield
 
 
 class Pool(LocalMethod):

@@ -114,7 +114,7 @@ class Client:
         """
         self.start = start
         self.model.load(start)
-        self.model.module.train()
+        self.model.train()
         anchor = start[: self.model.layout.n_trainable]
 
         def added(w):
@@ -176,7 +176,8 @@ class Client:
         """Tell whether plain steps can be captured."""
         s = self.settings
         drawn = self.trainer.draws  # a graph's recording would draw, too
-        return s.capture and s.optimizer == "sgd" and s.clip_norm is None and self.attack is None and not drawn
+        plain = s.optimizer == "sgd" and s.clip_norm is None and s.bn != "eval_after_first_epoch"
+        return s.capture and plain and self.attack is None and not drawn
 
     def _count(self, outputs):
         """Add up losses and hits of [(logits, y)]."""
@@ -197,7 +198,7 @@ class Client:
             logits, y = self.forward(self.splits.normalise(train.images[chosen])), train.labels[chosen]
             y = y if self.attack is None else self.attack.labels(y, self.splits.n_classes)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
-        module.train()
+        self.model.train()
         return torch.stack(losses).sum() / len(indices)
 
     @torch.no_grad()
@@ -210,6 +211,7 @@ class Client:
         norms = [m for m in self.model.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         if not norms or not self.settings.bn_recalibrate:
             return
+        self.model.train()
         momenta = [norm.momentum for norm in norms]
         for i, (x, _) in enumerate(self.batches(1, self.rng("recalibrate"))):
             for norm in norms:
@@ -226,7 +228,7 @@ class Client:
         (He et al. 2024). The chain rule through the sigmoid is written out on the vector.
         """
         model, n = self.model, self.model.layout.n_trainable
-        model.module.train()
+        model.train()
         update, anchor = delta[:n], start[:n]
         logits = torch.where(mask, bias, -bias).to(update.dtype)
         with self._own_draws("mask"):

@@ -20,6 +20,7 @@ class LocalSettings:
     max_steps: int | None = None  # of training in one round
     optimizer: str = "sgd"  # of OPTIMIZERS
     capture: bool = False  # take steps by CUDA graphs where that is possible
+    bn: str = "train"  # or "eval_after_first_epoch", or "frozen", where a model's vector has no statistics
     bn_recalibrate: bool = False  # measure BatchNorm's statistics anew where weights were averaged
 
 

@@ -1,6 +1,5 @@
 """Lends a working model to one client after the other."""
 
-import copy
 import functools
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ from fedmerge.local_methods.base import LocalMethod
 from fedmerge.local_training.client import Client
 from fedmerge.local_training.cuda_graph import CapturedStep
 from fedmerge.networks.draws import check_repeats, draws_at_random
-from fedmerge.networks.flat_model import FlatModel
 
 
 class Trainer:
@@ -38,8 +36,7 @@ class Trainer:
 
     def twin(self):
         """Return a Trainer with a working model of its own, and all else in common, for other clients meanwhile."""
-        model = FlatModel(copy.deepcopy(self.model.module), self.model.vector.device)
-        twin = Trainer(model, self.splits, self.parts, self.settings, self.local, self.attack)
+        twin = Trainer(self.model.twin(), self.splits, self.parts, self.settings, self.local, self.attack)
         twin.draws = self.draws  # found out once, and not by several threads at a time
         return twin
 

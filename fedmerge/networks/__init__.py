@@ -19,6 +19,7 @@ from fedmerge.networks.building import COPIES, LARGEST, build_model, check_size
 from fedmerge.networks.draws import CPU, draws_at_random, keyed_draws
 from fedmerge.networks.flat_model import NORMS, FlatModel, Layout, head_of
 from fedmerge.networks.norms import norm_layer
+from fedmerge.networks.trainable import choose_trained
 from fedmerge.networks.weights import load_pretrained, load_weights, save_weights
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Layout",
     "build_model",
     "check_size",
+    "choose_trained",
     "draws_at_random",
     "head_of",
     "keyed_draws",

@@ -20,9 +20,6 @@ def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu")
     """
     with torch.device("meta"):
         shapes = NETWORKS[name](channels, image_size, n_classes, norm)
-    frozen = [name for name, p in getattr(shapes, "named_parameters", dict)() if not p.requires_grad]
-    if frozen:
-        raise mistake(NETWORKS[name], f"{frozen[0]} is frozen, requires_grad=False, but all weights are trained here")
     if not isinstance(shapes, torch.nn.Module) or not list(shapes.parameters()):
         raise mistake(NETWORKS[name], f"returns {described(shapes)}, not a torch.nn.Module with parameters")
     check_size(name, sum(p.numel() for p in shapes.parameters()), device)

@@ -32,7 +32,7 @@ def draws_at_random(model, x):
     before, device = model.vector.clone(), model.vector.device
     with keyed_draws(0, device):
         states = _generator_states(device)
-        model.module.train()
+        model.train()
         model.module(x)
         drawn = any(not torch.equal(*pair) for pair in zip(states, _generator_states(device), strict=True))
     model.load(before)  # BatchNorm has looked at x
@@ -51,10 +51,11 @@ def check_repeats(model, x):
     for _ in range(2):
         model.load(before)
         with keyed_draws(0, before.device):
-            trained = model.module.train()(x)
+            model.train()
+            trained = model.module(x)
             found.append((trained, model.module.eval()(x)))
     model.load(before)
-    model.module.train()
+    model.train()
     for once, again, mode in zip(*found, ("training", "evaluation"), strict=True):
         if not torch.allclose(once, again, rtol=1e-3, atol=1e-4, equal_nan=True):
             raise mistake(

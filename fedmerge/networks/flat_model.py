@@ -1,6 +1,8 @@
 """The vector that holds one network's whole state, and what lies where in it."""
 
 import copy
+import functools
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from fedmerge.errors import InputError
+from fedmerge.networks.adapters import merge_adapters
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -32,21 +35,26 @@ def head_of(module):
 
 
 class FlatModel:
-    """A module whose parameters, gradients and float buffers are views into two contiguous vectors.
+    """A module whose trained parameters, gradients and float buffers are views into two contiguous vectors.
 
-    vector [dim]: all parameters in the module's order, then all float buffers (BatchNorm's running statistics).
-    gradient [n_trainable]: backward() accumulates here. Integer buffers (num_batches_tracked) are not state.
+    vector [dim]: all parameters that require a gradient, in the module's order, then all float buffers (BatchNorm's
+    running statistics). gradient [n_trainable]: backward() accumulates here. Integer buffers (num_batches_tracked) are
+    not state.
 
     Writing to `vector` changes the module and training the module changes `vector`: nothing is copied either way.
-    Raises InputError for a module that uses one parameter in two places.
+    Raises InputError for a module that uses one parameter in two places, or that trains none.
     """
 
-    def __init__(self, module, device="cpu"):
-        self.module = module.to(device)
+    def __init__(self, module, device="cpu", statistics=True):
+        """statistics: whether training changes BatchNorm's; if not, no buffers are in `vector`."""
+        self.module, self.statistics = module.to(device), statistics
         parameters = list(module.named_parameters(remove_duplicate=False))
         if len(parameters) != len(list(module.parameters())):
             raise InputError("the network uses a parameter in two places: its vector would hold it twice")
-        buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
+        parameters = [(name, p) for name, p in parameters if p.requires_grad]
+        if not parameters:
+            raise InputError("the network has no parameter that requires a gradient: there is nothing to train")
+        buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point() and statistics]
         sizes = tuple(p.numel() for _, p in parameters)
         ends = list(accumulate(t.numel() for _, t in parameters + buffers))
         places = list(zip((name for name, _ in parameters + buffers), [0, *ends], ends, strict=False))
@@ -58,13 +66,41 @@ class FlatModel:
             n_trainable=sum(sizes),
             dim=ends[-1],
             norms=tuple((a, b) for name, a, b in places if isinstance(self._owner(name), NORMS)),
-            head=(head[0][0], head[-1][1]),
+            head=(head[0][0], head[-1][1]) if head else (),
         )
         self.vector = torch.cat([t.detach().flatten().float() for _, t in parameters + buffers])
         self.gradient = torch.zeros_like(self.trainable)
         self._bind(parameters, buffers)
         self._views = parameters + buffers  # (name, tensor of its shape) in the vector's order
         self.features = None
+
+    @property
+    def frozen(self):
+        """{name: tensor} of the float parameters and buffers that are not in `vector`."""
+        inside = {name for name, _ in self._views}
+        there = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {name: t for name, t in there if name not in inside and t.is_floating_point()}
+
+    @functools.cached_property
+    def frozen_crc(self):
+        """Eight hex digits that tell what is frozen, "" if nothing is. It does not change."""
+        crc, tensors = 0, self.frozen
+        for tensor in tensors.values():
+            crc = zlib.crc32(tensor.detach().cpu().contiguous().numpy(), crc)
+        return f"{crc:08x}" if tensors else ""
+
+    def twin(self):
+        """Return a FlatModel with a vector and a gradient of its own, and what is frozen in common."""
+        module = copy.deepcopy(self.module, {id(tensor): tensor for tensor in self.frozen.values()})
+        return FlatModel(module, self.vector.device, self.statistics)
+
+    def train(self):
+        """Let the module work as in training; BatchNorm as in evaluation, if its statistics are not trained."""
+        self.module.train()
+        if not self.statistics:
+            for layer in self.module.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
 
     def _bind(self, parameters, buffers):
         offset = 0
@@ -93,9 +129,10 @@ class FlatModel:
         return self.gradient[begin : begin + len(w)]
 
     def plain_copy(self):
-        """Return a copy of the module on the CPU, in evaluation mode, whose parameters are its own."""
+        """Return a copy of the module on the CPU, in evaluation mode, with parameters of its own, adapters merged."""
         module = copy.deepcopy(self.module).cpu().eval()
         module.zero_grad(set_to_none=True)
+        merge_adapters(module)
         return module
 
     def load(self, vector):
@@ -131,5 +168,5 @@ class FlatModel:
         """
         self.module.eval()
         torch.func.functional_call(self.module, self.tensors_of(vector), (x,))
-        self.module.train()
+        self.train()
         return self.features

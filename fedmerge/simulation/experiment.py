@@ -94,7 +94,7 @@ def load_splits(settings):
 
 def assemble(settings, splits, parts, device):
     """Return the Experiment on Splits divided into `parts`, with a fresh model and algorithm on `device`."""
-    model = networks.FlatModel(build_module(settings, splits, device), device)
+    model = networks.FlatModel(build_module(settings, splits, device), device, settings.bn != "frozen")
     splits = splits.to(device)
     server = Server(settings, model.layout, model.vector.clone(), [len(part) for part in parts])
     if server.keeps_all:
@@ -125,6 +125,7 @@ def make_trainer(settings, model, splits, parts, device):
         bf16=settings.precision == "bf16",
         max_steps=settings.local_steps,
         optimizer=settings.local_optimizer,
+        bn=settings.bn,
         bn_recalibrate=settings.bn_recalibrate,
         capture=settings.capture and device.type == "cuda",
     )
@@ -151,7 +152,7 @@ def pick_device(wanted, deterministic=False):
     return torch.device(wanted)
 
 
-def build_module(settings, splits, device="cpu"):
+def starting_module(settings, splits, device="cpu"):
     """Return the network of --model_name with its starting weights, on the CPU; the `device` is to hold it."""
     channels, size = splits.train.images.shape[1:3]
     seed = key_seed(settings.seed, "init")
@@ -164,10 +165,19 @@ def build_module(settings, splits, device="cpu"):
     return module
 
 
+def build_module(settings, splits, device="cpu"):
+    """Return the `starting_module`, frozen but for what --trainable names, and with adapters if these are trained."""
+    s, module = settings, starting_module(settings, splits, device)
+    with networks.keyed_draws(key_seed(s.seed, "adapters")):
+        networks.choose_trained(module, s.trainable, s.lora_rank, s.lora_alpha, s.lora_layers, s.lora_freeze_a)
+    return module
+
+
 def prepare_judge(given):
     """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
     settings, _ = personal_parts.load(given.evaluate_clients)
-    settings.pretrained = False  # the shared model comes from the folder
+    if settings.trainable == "all" and settings.bn != "frozen":
+        settings.pretrained = False  # all of the shared model comes from the folder
     machine = [option.name for option in OPTIONS["machine"]]
     vars(settings).update({name: getattr(given, name) for name in ("data_root", "quiet", *machine)})
     device = pick_device(settings.device, settings.deterministic)

@@ -44,6 +44,7 @@ class RunState:
             "rows": run.history.rows,
             "traffic": server.traffic,
             "cohort": server.cohort and server.cohort.state_dict(),
+            **({"frozen": run.model.frozen_crc} if run.model.frozen_crc else {}),
         }
 
 
@@ -71,10 +72,13 @@ def resume(run, checkpoints):
             )
         if samples != run.splits.fingerprint:
             raise InputError(f"{path} is of a run on other files of {run.settings.dataset}: move it away, or --fresh")
-        if split != partitions.partition_hash(run.clients.parts):
-            raise InputError(f"{path} is of a run on another split of the data: move it away, or --fresh")
-        if version != wire.VERSION:
-            raise InputError(f"{path} is of a version that counted bytes otherwise: --fresh")
+        for here, there, what in (
+            (split, partitions.partition_hash(run.clients.parts), "on another split of the data: move it away, or"),
+            (version, wire.VERSION, "of a version that counted bytes otherwise:"),
+            (state.get("frozen", ""), run.model.frozen_crc, "whose weights that are not trained are others:"),
+        ):
+            if here != there:
+                raise InputError(f"{path} is of a run {what} --fresh")
         try:
             _restore(run, state)
         except ValueError as error:

@@ -58,7 +58,7 @@ def check_origin(state):
 def check(run, state):
     """Raise ValueError, which names what is wrong, unless `state` is of a run such as the Experiment."""
     refuse_unless(type(state.get("rows")) is list, "rows are no list")
-    fields(_kinds(run, len(state["rows"])))(state)
+    fields(_kinds(run, len(state["rows"])), {"frozen": text})(state)
     _check_rows(run.settings, state["rows"], state["traffic"])
     _check_downlink(run.server.downlink, state["downlink"])
     if state["cohort"] is not None:

@@ -32,6 +32,7 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "partition": "labels:2",
         "lr": 0.5,
         "image_size": 16,
+        "lora_layers": "a",
     }
     seen = {}
     for option in named:

@@ -1,0 +1,65 @@
+"""Which of a network's parameters are trained: all, or a few of them, or low-rank adapters beside them.
+
+What is not trained is no part of the model's vector: it is held once, and never sent.
+"""
+
+import re
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fedmerge.errors import InputError
+from fedmerge.networks.adapters import LowRank
+from fedmerge.networks.flat_model import NORMS, head_of
+
+WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # layers that may have adapters
+
+
+def choose_trained(module, what, rank=8, alpha=16.0, layers=None, freeze_a=False):
+    """Freeze all parameters of a module but those that are trained, and add adapters to it if these are.
+
+    what: "all"; or the layer that makes the logits, since it is new, and besides it nothing ("head"), the parameters of
+    normalisation layers ("norms"), what is called bias ("bias"; BitFit, Ben Zaken et al. 2022), or adapters ("lora"; Hu
+    et al. 2021). rank, alpha: see adapters.LowRank. layers: a regular expression that is looked for in names of linear
+    and convolutional layers; all but the head if not given. freeze_a: train factors B only (FFA-LoRA, Sun et al. 2024).
+
+    Raises InputError if nothing but the head would be trained.
+    """
+    if what == "all":
+        return
+    head = head_of(module)
+    of_head = {id(p) for name, p in module.named_parameters() if name.rpartition(".")[0] == head}
+    if what == "lora":
+        trained = _add_adapters(module, head, rank, alpha, layers, freeze_a)
+    else:
+        trained = {id(p) for p in CHOOSE[what](module)} - of_head
+    if not trained and what != "head":
+        raise InputError(f"--trainable {what}: the network has none besides its head: --trainable head")
+    for parameter in module.parameters():
+        parameter.requires_grad_(id(parameter) in trained | of_head)
+
+
+def _of_norms(module):
+    return [p for layer in module.modules() if isinstance(layer, NORMS) for p in layer.parameters()]
+
+
+def _biases(module):
+    return [p for name, p in module.named_parameters() if name.rpartition(".")[2] == "bias"]
+
+
+CHOOSE = {"head": lambda _: [], "norms": _of_norms, "bias": _biases}
+
+
+def _add_adapters(module, head, rank, alpha, layers, freeze_a):
+    """Return the ids of what is trained of the adapters that are added."""
+    able = {name: layer for name, layer in module.named_modules() if isinstance(layer, WEIGHTED) and name != head}
+    found = [layer for name, layer in able.items() if layers is None or re.search(layers, name)]
+    if layers is not None and not found:
+        some = ", ".join(list(able)[:4])
+        raise InputError(f"--lora_layers {layers}: is in the name of no linear or convolutional layer, such as {some}")
+    trained = set()
+    for layer in found:
+        adapter = LowRank(layer.weight, rank, alpha)
+        parametrize.register_parametrization(layer, "weight", adapter)
+        trained |= {id(adapter.b)} if freeze_a else {id(adapter.a), id(adapter.b)}
+    return trained
