@@ -22,8 +22,9 @@ from fedmerge.config.kinds import KINDS
 from fedmerge.errors import InputError, did_you_mean, reason
 from fedmerge.reporting import comparable, curves, results_csv, tables
 from fedmerge.reporting import series as grouping
+from fedmerge.reporting.packing import pack, unpack
 from fedmerge.reporting.run_figures import plot_clients, plot_run
-from fedmerge.reporting.run_tables import RECORDS, ROUNDS, pack, unpack
+from fedmerge.reporting.run_tables import RECORDS, ROUNDS
 from fedmerge.reporting.runs import load_runs, printable
 
 __all__ = ["compare", "main", "plot_clients", "plot_run"]

@@ -17,7 +17,7 @@ from fedmerge.config.split_files import drawn_as, plain, split_title
 from fedmerge.errors import InputError, reason
 from fedmerge.registry import specs
 from fedmerge.reporting import scores
-from fedmerge.reporting.run_tables import runs_of
+from fedmerge.reporting.run_tables import WIDEST, runs_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LONGEST = 300  # characters of a setting
@@ -95,7 +95,7 @@ def load_runs(csv_dir):
     runs, foreign = [], dict(source.faults)
     for name in source.names:
         try:
-            runs.append(_read_run(source, name))
+            runs.append(read_run(source, name))
         except InputError as error:
             foreign[source.path(name)] = str(error)
     return runs, foreign
@@ -106,7 +106,7 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def _read_run(source, name):
+def read_run(source, name):
     content = source.record(name)
     finished, failed = content.get("finished"), content.get("failed")
     _check(isinstance(finished, bool), "it does not say whether it is finished")
@@ -238,6 +238,7 @@ def _rounds_of(source, name, settings, finished):
 
 def _read_rounds(csv, text):
     """Return the rounds in the text of the CSV that messages call `csv`."""
+    _check(text[: text.find("\n")].count(",") < WIDEST, f"{csv} has more than the {WIDEST} columns that are read")
     try:
         rounds = pd.read_csv(io.StringIO(text))[list(LIMITS)].astype(float)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
