@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from fedmerge.config.declarations import check_declarations
 from fedmerge.config.options import all_options
-from fedmerge.config.split_files import drawn_as, plain, split_title
+from fedmerge.config.split_files import drawn_as, drawn_name, plain, split_title
 from fedmerge.errors import InputError, reason
 from fedmerge.registry import specs
 from fedmerge.reporting import scores
@@ -89,8 +90,9 @@ class Run:
 def load_runs(csv_dir):
     """Return the Runs of the files or tables under `csv_dir`, and {path: what is wrong} of what is no record of one.
 
-    Raises InputError if the tables cannot be read.
+    Raises InputError if the tables cannot be read, or FEDMERGE_PLUGINS names what is no plugin.
     """
+    check_declarations()  # what is wrong with a plugin is wrong with no run
     source = runs_of(csv_dir)
     runs, foreign = [], dict(source.faults)
     for name in source.names:
@@ -194,8 +196,8 @@ def _level_of(settings, name):
     drawn = drawn_as(settings)
     _check(name or drawn is not None, "it does not say how its data are split")
     _check(shift in ("label", "feature"), "its setting shift is neither label nor feature")
-    own = drawn and (str(level) if level is not None else plain(drawn))
-    by_hand = name is not None and name != own
+    own = drawn and (str(level) if level is not None else drawn_name(drawn))
+    by_hand = name is not None and name != own and not (drawn and name == plain(drawn))  # as it was called once
     if name is not None:
         settings.pop("partition_file", None)  # the name tells more: there is a file for each seed
     return Level(shift, True, name) if by_hand else Level(shift, False, own, drawn)

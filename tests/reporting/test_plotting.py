@@ -184,3 +184,13 @@ def test_a_terminal_without_all_characters_gets_the_tables(tmp_path):
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
     assert "\\xb1 is the standard deviation" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [[], ["--rebuild_results", "r.csv"], ["--pack", "t"]], ids=str)
+def test_a_plugin_that_is_not_there_is_said_as_itself(metrics, tmp_path, capsys, monkeypatch, flags):
+    monkeypatch.setenv("FEDMERGE_PLUGINS", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert plotting.program(["--csv_dir", str(metrics), *flags]) == 2
+    said = "plotting.py: error: FEDMERGE_PLUGINS: /nowhere: there is no such file or folder\n"
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "r.csv").exists()
