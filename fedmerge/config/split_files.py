@@ -91,15 +91,15 @@ def drawn_as(settings):
     return settings.get("partition") or (level if level in (None, "iid") else f"dirichlet:{level}")
 
 
-def split_title(how):
+def split_title(how, told=None):
     """Return what figures and messages call a split that is drawn as --partition has it: "Dirichlet(0.5)".
 
-    One of a partition that is not here any more has no title.
+    One of a partition that is not at hand is called what was `told` of it, or what it is drawn as.
     """
     try:
         spec, value = split_of(how)
     except argparse.ArgumentTypeError:
-        return plain(how)
+        return told or plain(how)
     return spec.title.format(value=value)
 
 

@@ -5,10 +5,9 @@ one that is no record of a run stops only itself.
 import io
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -30,13 +29,15 @@ LIMITS = {
 }
 
 
-class Level(NamedTuple):
+@dataclass(frozen=True)
+class Level:
     """How the data of a figure are split among the clients."""
 
     shift: str  # "label" or "feature"
     by_hand: bool
     name: str  # "iid", the concentration of the Dirichlet distribution, "labels-2", or the name of a split made by hand
     drawn: str = ""  # as --partition has it: "iid", "dirichlet:0.5", "labels:2"; "" if it is made by hand
+    told: str | None = field(default=None, compare=False)  # its title, if its partition is not at hand
 
     @property
     def order(self):
@@ -49,7 +50,7 @@ class Level(NamedTuple):
 
     @property
     def title(self):
-        kind = f"split: {self.name}" if self.by_hand else split_title(self.drawn)
+        kind = f"split: {self.name}" if self.by_hand else split_title(self.drawn, self.told)
         return kind + ", a domain a client" * (self.shift == "feature")
 
     @property
@@ -120,7 +121,7 @@ def read_run(source, name):
     return Run(
         source.path(name),
         settings,
-        _level_of(settings, _dict_of(content, "partition").get("name")),
+        _level_of(settings, _dict_of(content, "partition")),
         "finished" if finished else _ending_of(source, name, failed),
         _f1_of(content) if finished else math.nan,
         4 * sum(sizes),
@@ -187,8 +188,9 @@ def _settings_of(content):
     return settings
 
 
-def _level_of(settings, name):
-    """Return the Level of a run; name: of its split, as its record says, or None."""
+def _level_of(settings, split):
+    """Return the Level of a run; split: what its record says of it, {} if nothing."""
+    name, title = split.get("name"), _text_of(split, "title")
     level, shift = settings.get("dirichlet"), settings.get("shift", "label")
     number = isinstance(level, int | float) and not isinstance(level, bool) and level > 0
     _check(number or level in ("iid", None), "its setting dirichlet is neither a positive number nor iid")
@@ -200,7 +202,7 @@ def _level_of(settings, name):
     by_hand = name is not None and name != own and not (drawn and name == plain(drawn))  # as it was called once
     if name is not None:
         settings.pop("partition_file", None)  # the name tells more: there is a file for each seed
-    return Level(shift, True, name) if by_hand else Level(shift, False, own, drawn)
+    return Level(shift, True, name) if by_hand else Level(shift, False, own, drawn, title)
 
 
 def _ending_of(source, name, failed):
