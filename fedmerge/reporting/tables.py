@@ -195,10 +195,12 @@ def averaged(found):
     Of runs that all have fewer rounds than LAST, these are all.
     """
     lengths = [len(run.rounds) for series in found for run in series.runs]
-    over = f"last {LAST} rounds" if max(lengths, default=LAST) >= LAST else "all rounds"
+    over, those = f"last {LAST} rounds", f"The last {LAST} rounds"
+    if max(lengths, default=LAST) < LAST:
+        over, those = "all rounds", "All rounds"
     fewer = ", or of a run with fewer, in all of them" if min(lengths, default=LAST) < LAST <= max(lengths) else ""
     best = "Round of best val.: where a run's validation accuracy is best."
-    return over, f"{over.capitalize()}: the mean of the evaluations in them{fewer}. {best}"
+    return over, f"{those}: the mean of the evaluations in them{fewer}. {best}"
 
 
 def summary_row(dataset, series, settings=(), at=(), reference=None, over=f"last {LAST} rounds"):
