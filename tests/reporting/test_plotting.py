@@ -108,7 +108,7 @@ def test_names_in_a_record_are_no_paths(metrics, tmp_path, quick):
     new = {path for path in tmp_path.rglob("*") if metrics not in path.parents} - before
     assert {path.parent for path in new if path.is_file()} == {tmp_path / "out" / "in"}
     latex = (tmp_path / "out" / "in" / "DIGITS_summary.tex").read_text()
-    assert r"& ../../../\$x\$ | \textbackslash{}y &" in latex
+    assert "\n" + r"../../../\$x\$ | \textbackslash{}y &" in latex
 
 
 def test_different_names_give_different_files():
