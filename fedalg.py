@@ -27,7 +27,7 @@ from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError, reason
 from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_record
-from fedmerge.reporting.progress import Progress
+from fedmerge.reporting.progress import Progress, say
 from fedmerge.simulation import capacity, personal_parts, state_checks
 from fedmerge.simulation.distributed import worker_loop
 from fedmerge.simulation.experiment import prepare, prepare_judge
@@ -82,11 +82,11 @@ def evaluate(run, round):
 # What a run leaves behind
 
 
-def main(args, group=None, callbacks=()):
+def main(args, group=None, callbacks=(), say=say):
     """Run the experiment of the resolved settings `args`, or say that it is finished already. Raises InputError.
 
-    group: the ProcessGroup of the run, if it has several processes; callbacks: called with the row of each round.
-    Returns the Experiment, None where nothing was run.
+    group: the ProcessGroup of the run, if it has several processes; callbacks: called with the row of each round; say:
+    called with the line at the end. Returns the Experiment, None where nothing was run.
     """
     if args.evaluate_clients:
         personal_parts.check_links(args.evaluate_clients)
@@ -101,7 +101,7 @@ def main(args, group=None, callbacks=()):
         return kept.exist() and not fresh
 
     if not goes_on() and run_record.already_finished(args, name):
-        return print(finished)
+        return say(finished)
     results_csv.read_results(args.results_file)  # so that a bad one is found before the work, not after
     saver = CheckpointPolicy(kept, args.checkpoint_every)
     with outputs.held(args, name, anew=not goes_on()), saver.stop.listening():
@@ -109,12 +109,12 @@ def main(args, group=None, callbacks=()):
         saver.run = RunState(run)
         with outputs.alone(metrics / f".{name}.lock", kept.lock):
             if not goes_on() and run_record.already_finished(args, name):  # by another process, meanwhile
-                return print(finished)
+                return say(finished)
             if fresh:
                 kept.remove()
             begin(run, kept)
             try:
-                finish(run, saver, callbacks)
+                finish(run, saver, callbacks, say)
             except Interrupted:
                 raise
             except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
@@ -146,7 +146,7 @@ def about(run):
     return f"split {run.split}: {words}; {model}"
 
 
-def finish(run, saver, callbacks=()):
+def finish(run, saver, callbacks=(), say=say):
     """Train and evaluate, and leave everything a finished run leaves; it counts as finished at the very end."""
     args, name, metrics = run.settings, run.name, Path(run.settings.metrics_dir)
     saving.write_json(metrics / f"{name}.json", run_record.record(run, finished=False))
@@ -169,7 +169,7 @@ def finish(run, saver, callbacks=()):
     figures = draw(args, name)
     if args.save_clients:
         try:
-            final |= personal_models.save_clients(run, saver)
+            final |= personal_models.save_clients(run, saver, say)
         except FloatingPointError:  # a client that diverges as it trains once more is no fault of the run
             leave_results(run, final)
             saver.checkpoints.remove()
@@ -181,8 +181,7 @@ def finish(run, saver, callbacks=()):
         f"{final['bytes_up'] / 1e6:.2f} MB up, {final['bytes_down'] / 1e6:.2f} MB down, "
         f"{final['train_seconds']:.1f} s of training; {metrics / name}_metrics.csv, {figures}"
     )
-    with contextlib.suppress(OSError):  # all is there, whether or not somebody reads of it
-        print(said, flush=True)
+    say(said)
 
 
 def room_checker(run):

@@ -18,12 +18,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from fedmerge.config.declarations import check_declarations
 from fedmerge.config.kinds import KINDS
 from fedmerge.errors import InputError, did_you_mean, reason
 from fedmerge.reporting import comparable, curves, results_csv, tables
 from fedmerge.reporting import series as grouping
+from fedmerge.reporting.packing import pack, unpack
 from fedmerge.reporting.run_figures import plot_clients, plot_run
-from fedmerge.reporting.run_tables import RECORDS, ROUNDS, pack, unpack
+from fedmerge.reporting.run_tables import RECORDS, ROUNDS
 from fedmerge.reporting.runs import load_runs, printable
 
 __all__ = ["compare", "main", "plot_clients", "plot_run"]
@@ -216,6 +218,7 @@ def rewrite(args):
     """Do what is asked for instead of figures, if anything is, and say so; tell whether it was."""
     if (args.rebuild_results, args.pack, args.unpack) == (None, None, None):
         return False
+    check_declarations()
     if not Path(args.csv_dir).is_dir():
         raise InputError(f"--csv_dir {os.path.abspath(args.csv_dir)}: there is no such folder")
     if args.rebuild_results is not None:

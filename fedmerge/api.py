@@ -79,9 +79,10 @@ def run(callbacks: Sequence[Callable] = (), **settings) -> Run:
     """Run an experiment, or find that it is finished already; return its Run.
 
     settings: the flags of fedalg.py by their names, with or without aliases: `run(algorithm="las", keep=0.1)`. Unless
-    told otherwise by quiet=False, a bar shows the rounds, also in a notebook. callbacks: each is called after a round
-    with its row of the history, a dict. Raises InputError for what the command line refuses, FloatingPointError for a
-    run that diverges, and checkpoint.policy.Interrupted when it was interrupted: the same call goes on.
+    told otherwise by quiet=False, a bar shows the rounds, also in a notebook; quiet=True prints nothing, but for
+    warnings, and that a run goes on, on standard error. callbacks: each is called after a round that is trained with
+    its row of the history, a dict. Raises InputError for what the command line refuses, FloatingPointError for a run
+    that diverges, and checkpoint.policy.Interrupted when it was interrupted: the same call goes on.
     """
     with plugins_held():
         args = typed_settings({"quiet": True, **settings})
@@ -92,8 +93,9 @@ def run(callbacks: Sequence[Callable] = (), **settings) -> Run:
         import fedalg
         from fedmerge.reporting.progress import RoundsBar
 
+        silent = {"say": lambda line: None} if settings.get("quiet") else {}
         with as_in_a_process_of_its_own(), RoundsBar(args, shown=settings.get("quiet") is None) as bar:
-            experiment = fedalg.main(args, callbacks=[bar.after_round, *callbacks])
+            experiment = fedalg.main(args, callbacks=[bar.after_round, *callbacks], **silent)
             if experiment is None:
                 bar.already_finished()
                 return Run(args)

@@ -16,7 +16,7 @@ from fedmerge.errors import InputError
 LIST = 2**24  # of experiments, or --config
 JSON = 2**28  # a record, a split, clients.json: a million clients fit
 CSV = 2**28  # metrics, results
-TABLE = 2**27  # of runs, as it is and unpacked: a million rounds
+TABLE = 2**27  # of runs, as it is and unpacked
 WEIGHTS = 2**33 + 2**24  # --init_weights: 2^31 weights
 CACHE = 2**32  # of Tiny-ImageNet, which has 1.4 GB
 DATA = 2**28  # a file of a dataset; the largest, CIFAR-100's training set, has 155 MB

@@ -7,12 +7,13 @@ import csv
 import glob
 import io
 import json
+import math
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedmerge import files
-from fedmerge.errors import InputError
+from fedmerge.errors import InputError, reason
 
 
 @contextmanager
@@ -73,12 +74,27 @@ def read_json(path):
     except FileNotFoundError:
         return None
     try:
-        value = json.loads(text)
+        return json_object(text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def json_object(text):
+    """Return the dict of a text of strict JSON, in which all numbers are finite. Raises InputError."""
+
+    def refuse(number):
+        raise ValueError(f"{number} is no number of JSON")
+
+    def finite(digits):
+        return float(digits) if math.isfinite(float(digits)) else refuse(digits[:20])
+
+    try:
+        content = json.loads(text, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object")
-    return value
+        raise InputError(f"not JSON ({reason(error)})") from None
+    if not isinstance(content, dict):
+        raise InputError("it is no JSON object")
+    return content
 
 
 def csv_text(columns, rows, header=True):

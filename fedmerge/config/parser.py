@@ -17,7 +17,7 @@ from fedmerge.config.kinds import KINDS, VALUE_BITS
 from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, specs, use_plugins
+from fedmerge.registry import AXES, SHELVES, specs, use_plugins
 
 BITS = f"{{{','.join(map(str, VALUE_BITS))}}}"
 METAVARS = {  # of a kind of option, else X
@@ -245,6 +245,7 @@ def checked_settings(settings, path):
 
     Raises InputError. What belongs to the machine that wrote them, as files and threads do, is left at its default.
     """
+    _check_components(settings, path)
     words, of_machine = [], {option.name for group in ("machine", "files") for option in OPTIONS[group]}
     for name, value in settings.items():
         option = all_options().get(name)
@@ -263,3 +264,14 @@ def checked_settings(settings, path):
 
     parser.error = refuse
     return resolve(vars(parser.parse_args(words)))
+
+
+def _check_components(settings, path):
+    """Raise InputError if the settings {name: value} of the file at `path` name a component that is not at hand."""
+    for shelf in SHELVES:
+        name = settings.get(shelf)
+        name = name.partition(":")[0] if shelf == "partition" and isinstance(name, str) else name
+        if not isinstance(name, str) or name in specs(shelf):
+            continue
+        if shelf != "dataset" or not os.path.isdir(os.path.join(all_options()["data_root"].default, name)):
+            raise InputError(f"{path}: there is no --{shelf} {name}: is it of a --plugin?")

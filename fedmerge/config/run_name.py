@@ -9,8 +9,10 @@ from pathlib import Path
 from fedmerge import files
 from fedmerge.config.options import acts, all_options
 from fedmerge.config.resolve import with_defaults
-from fedmerge.config.split_files import drawn_as, plain, split_name, split_path
+from fedmerge.config.split_files import drawn_as, hash_unless, plain, split_name, split_path
 from fedmerge.registry import AXES, specs
+
+LONGEST = 240  # bytes of a name: file systems allow 255, and "_metrics.csv" comes on top
 
 
 def run_name(args):
@@ -27,9 +29,10 @@ def run_name(args):
         if option.named and name not in usual and value != defaults[name] and acts(option, vars(args)):
             parts.append(f"{name}={_label(name, value)}")
     full = "_".join(parts)
-    if len(full) <= 180:
+    if len(full) <= 180 and len(full.encode()) <= LONGEST:
         return full
-    return f"{full[:160]}_{hashlib.sha256(full.encode()).hexdigest()[:12]}"  # file systems allow 255 bytes a name
+    begin = full.encode()[:160].decode(errors="ignore")
+    return f"{begin}_{hashlib.sha256(full.encode()).hexdigest()[:12]}"
 
 
 def acting(settings):
@@ -68,7 +71,9 @@ def default_settings(args):
 def _label(name, value):
     if name in ("init_weights", "partition_file"):
         return _with_hash(value)
-    return str(value)
+    text = str(value)
+    whole = text.isprintable() and not set(text) & set("/\\")  # it stays in its folder
+    return text if whole else plain(text) + hash_unless(whole, text)
 
 
 def _with_hash(path):

@@ -11,6 +11,7 @@ Nothing here imports torch.
 """
 
 import argparse
+import hashlib
 import re
 import shlex
 from contextlib import suppress
@@ -90,15 +91,15 @@ def drawn_as(settings):
     return settings.get("partition") or (level if level in (None, "iid") else f"dirichlet:{level}")
 
 
-def split_title(how):
+def split_title(how, told=None):
     """Return what figures and messages call a split that is drawn as --partition has it: "Dirichlet(0.5)".
 
-    One of a partition that is not here any more has no title.
+    One of a partition that is not at hand is called what was `told` of it, or what it is drawn as.
     """
     try:
         spec, value = split_of(how)
     except argparse.ArgumentTypeError:
-        return plain(how)
+        return told or plain(how)
     return spec.title.format(value=value)
 
 
@@ -110,7 +111,7 @@ def split_name(args):
     if args.dirichlet is not None:
         return str(args.dirichlet)
     if args.partition is not None:
-        return plain(args.partition)
+        return drawn_name(args.partition)
     content = hand_made(args) or {}
     file = Path(args.partition_file)
     stem = re.sub(r"[-_. ]*\{seed\}", "", file.stem).strip("-_. ")
@@ -121,6 +122,20 @@ def split_name(args):
             'name of a drawn one: write another "name" into it'
         )
     return name
+
+
+def drawn_name(how):
+    """Return what the name of a run calls a split that is drawn as --partition has it: "labels-2".
+
+    A hash stands for what cannot be in it of the value, so that 1e+20 is not 1e-20.
+    """
+    value = how.partition(":")[2]
+    return plain(how) + hash_unless(value == plain(value), how)
+
+
+def hash_unless(told, text):
+    """Return "" if the text is `told` as it is, else "-" and 8 hex digits of a hash of it."""
+    return "" if told else f"-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
 def _is_level(name):

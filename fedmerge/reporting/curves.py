@@ -161,9 +161,21 @@ def draw_comparison(found, path, title, notes, bounds=(), panels=tuple(PANELS), 
             axes.axhline(level, color="0.4", ls=LINES[-1 - j % len(LINES)], lw=1, label=series.legend)
         if x != "epoch":
             scale_by_logarithm(axes)
+    notes = [*notes, *_first_rounds(found, panels)]
     if ylim:
         grid[0, 0].set_ylim(*ylim)
     finish(figure, grid[0, 0], path, title, [about_bands(found), *notes])
+
+
+def _first_rounds(found, panels):
+    """Return a sentence, in a list, if there are rounds before anything is counted, which the panels cannot show."""
+    runs = [run for series in found for run in series.runs]
+    for panel, column in (("up", "bytes_up"), ("down", "bytes_down")):
+        first = {int(run.rounds["epoch"][run.rounds[column] > 0].min()) for run in runs if run.rounds[column].any()}
+        if panel in panels and max(first, default=1) > 1:
+            some = " in some runs" if len(first) > 1 else ""
+            return [f"Before round {max(first)}, nothing is counted {panel}{some}: lines over bytes begin there."]
+    return []
 
 
 def _sent(found, direction):

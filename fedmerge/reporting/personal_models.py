@@ -3,7 +3,6 @@
 Clients train and are judged side by side, as in a round.
 """
 
-import contextlib
 import math
 import sys
 from functools import partial
@@ -18,17 +17,19 @@ from fedmerge.config.run_name import settings_of
 from fedmerge.errors import InputError
 from fedmerge.randomness import generator
 from fedmerge.registry import COMPRESSORS
+from fedmerge.reporting.progress import say
 from fedmerge.simulation import personal_parts
 from fedmerge.simulation.server import chosen_options
 
 WITHOUT = {"full_accuracy": None, "personal_accuracy": None}  # what is known of a client without samples
 
 
-def save_clients(run, saver=None):
+def save_clients(run, saver=None, say=say):
     """Write every client's personal part to --save_clients; return what personal_parts.summary says of them.
 
-    run: an Experiment. Parts that an earlier process of this run left whole stay. Raises FloatingPointError if a client
-    diverges, and Interrupted, when the clients at hand are saved, if the CheckpointPolicy `saver` heard a signal.
+    run: an Experiment; say: called with a line on them. Parts that an earlier process of this run left whole stay.
+    Raises FloatingPointError if a client diverges, and Interrupted, when the clients at hand are saved, if the
+    CheckpointPolicy `saver` heard a signal.
     """
     settings, server, folder = run.settings, run.server, Path(run.settings.save_clients)
     judge, shared = Judge(run.evaluator), server.served()
@@ -44,7 +45,7 @@ def save_clients(run, saver=None):
         saver.raise_if_stopped()
     entries = [kept[n] for n in range(settings.n_clients)]
     personal_parts.finish(folder, settings_of(settings), entries)
-    return report(folder, entries, judge.of_all(shared, histograms), server.layout.dim)
+    return report(folder, entries, judge.of_all(shared, histograms), server.layout.dim, say)
 
 
 def origin_of(run):
@@ -157,8 +158,8 @@ def progress(settings, made, done, total):
     return tqdm(made, "personal models", total, unit="client", initial=done, disable=silent)
 
 
-def report(folder, entries, shared_accuracies, dim):
-    """Write accuracy.csv and its figure into `folder` and print a line; return what personal_parts.summary says."""
+def report(folder, entries, shared_accuracies, dim, say=say):
+    """Write accuracy.csv and its figure into `folder` and say a line; return what personal_parts.summary says."""
     from fedmerge.reporting import run_figures  # matplotlib takes its time, and may be refused a place for its fonts
 
     rows = personal_parts.rows_of(folder, entries, shared_accuracies)
@@ -172,6 +173,5 @@ def report(folder, entries, shared_accuracies, dim):
         f"{found['client_bytes'] / 1e6:.3f} MB of parts, {found['times_smaller']:.1f} times less than full copies "
         f"({found['times_smaller_with_shared']:.1f} with the shared model); {path}.csv and .png"
     )
-    with contextlib.suppress(OSError):  # all is there, whether or not somebody reads of it
-        print(said, flush=True)
+    say(said)
     return found

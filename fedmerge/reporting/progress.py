@@ -1,5 +1,6 @@
 """What is shown of a run while it trains: a bar on a terminal, elsewhere a line a round; and what it will cost."""
 
+import contextlib
 import itertools
 import math
 import sys
@@ -193,6 +194,12 @@ class Bar(tqdm):
         self.status = status
         self.set_description_str(place, refresh=False)
         self.update(n - self.n)
+
+
+def say(line):
+    """Print what a run says at its end: all is there, whether or not somebody reads of it."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def duration(seconds):

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from fedmerge import datasets, partitions, provenance, saving, wire
 from fedmerge.config.run_name import differing_settings, settings_of
-from fedmerge.config.split_files import split_path
+from fedmerge.config.split_files import drawn_as, split_path, split_title
 from fedmerge.errors import InputError
 from fedmerge.registry import specs
 from fedmerge.reporting import scores
@@ -64,7 +64,7 @@ def domain_accuracy(run):
 
 def record(run, finished, final=None):
     """Return what <run>.json says of the run."""
-    layout, table = run.server.layout, run.histograms()
+    layout, table, how = run.server.layout, run.histograms(), drawn_as(vars(run.settings))
     return {
         "run": run.name,
         "title": specs("algorithm")[run.settings.algorithm].title,
@@ -88,6 +88,7 @@ def record(run, finished, final=None):
         ],
         "partition": {
             "name": run.split,
+            "title": how and split_title(how),
             "sha256": partitions.partition_hash(run.clients.parts),
             "samples": int(table.sum()),  # that clients hold
             "histograms": table.tolist(),

@@ -5,19 +5,19 @@ one that is no record of a run stops only itself.
 import io
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
+from fedmerge.config.declarations import check_declarations
 from fedmerge.config.options import all_options
-from fedmerge.config.split_files import drawn_as, plain, split_title
+from fedmerge.config.split_files import drawn_as, drawn_name, plain, split_title
 from fedmerge.errors import InputError, reason
 from fedmerge.registry import specs
 from fedmerge.reporting import scores
-from fedmerge.reporting.run_tables import runs_of
+from fedmerge.reporting.run_tables import WIDEST, runs_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LONGEST = 300  # characters of a setting
@@ -29,13 +29,15 @@ LIMITS = {
 }
 
 
-class Level(NamedTuple):
+@dataclass(frozen=True)
+class Level:
     """How the data of a figure are split among the clients."""
 
     shift: str  # "label" or "feature"
     by_hand: bool
     name: str  # "iid", the concentration of the Dirichlet distribution, "labels-2", or the name of a split made by hand
     drawn: str = ""  # as --partition has it: "iid", "dirichlet:0.5", "labels:2"; "" if it is made by hand
+    told: str | None = field(default=None, compare=False)  # its title, if its partition is not at hand
 
     @property
     def order(self):
@@ -48,7 +50,7 @@ class Level(NamedTuple):
 
     @property
     def title(self):
-        kind = f"split: {self.name}" if self.by_hand else split_title(self.drawn)
+        kind = f"split: {self.name}" if self.by_hand else split_title(self.drawn, self.told)
         return kind + ", a domain a client" * (self.shift == "feature")
 
     @property
@@ -89,13 +91,14 @@ class Run:
 def load_runs(csv_dir):
     """Return the Runs of the files or tables under `csv_dir`, and {path: what is wrong} of what is no record of one.
 
-    Raises InputError if the tables cannot be read.
+    Raises InputError if the tables cannot be read, or FEDMERGE_PLUGINS names what is no plugin.
     """
+    check_declarations()  # what is wrong with a plugin is wrong with no run
     source = runs_of(csv_dir)
     runs, foreign = [], dict(source.faults)
     for name in source.names:
         try:
-            runs.append(_read_run(source, name))
+            runs.append(read_run(source, name))
         except InputError as error:
             foreign[source.path(name)] = str(error)
     return runs, foreign
@@ -106,7 +109,7 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def _read_run(source, name):
+def read_run(source, name):
     content = source.record(name)
     finished, failed = content.get("finished"), content.get("failed")
     _check(isinstance(finished, bool), "it does not say whether it is finished")
@@ -118,7 +121,7 @@ def _read_run(source, name):
     return Run(
         source.path(name),
         settings,
-        _level_of(settings, _dict_of(content, "partition").get("name")),
+        _level_of(settings, _dict_of(content, "partition")),
         "finished" if finished else _ending_of(source, name, failed),
         _f1_of(content) if finished else math.nan,
         4 * sum(sizes),
@@ -185,8 +188,9 @@ def _settings_of(content):
     return settings
 
 
-def _level_of(settings, name):
-    """Return the Level of a run; name: of its split, as its record says, or None."""
+def _level_of(settings, split):
+    """Return the Level of a run; split: what its record says of it, {} if nothing."""
+    name, title = split.get("name"), _text_of(split, "title")
     level, shift = settings.get("dirichlet"), settings.get("shift", "label")
     number = isinstance(level, int | float) and not isinstance(level, bool) and level > 0
     _check(number or level in ("iid", None), "its setting dirichlet is neither a positive number nor iid")
@@ -194,11 +198,11 @@ def _level_of(settings, name):
     drawn = drawn_as(settings)
     _check(name or drawn is not None, "it does not say how its data are split")
     _check(shift in ("label", "feature"), "its setting shift is neither label nor feature")
-    own = drawn and (str(level) if level is not None else plain(drawn))
-    by_hand = name is not None and name != own
+    own = drawn and (str(level) if level is not None else drawn_name(drawn))
+    by_hand = name is not None and name != own and not (drawn and name == plain(drawn))  # as it was called once
     if name is not None:
         settings.pop("partition_file", None)  # the name tells more: there is a file for each seed
-    return Level(shift, True, name) if by_hand else Level(shift, False, own, drawn)
+    return Level(shift, True, name) if by_hand else Level(shift, False, own, drawn, title)
 
 
 def _ending_of(source, name, failed):
@@ -238,6 +242,7 @@ def _rounds_of(source, name, settings, finished):
 
 def _read_rounds(csv, text):
     """Return the rounds in the text of the CSV that messages call `csv`."""
+    _check(text[: text.find("\n")].count(",") < WIDEST, f"{csv} has more than the {WIDEST} columns that are read")
     try:
         rounds = pd.read_csv(io.StringIO(text))[list(LIMITS)].astype(float)
     except (ValueError, KeyError, TypeError, OverflowError) as error:

@@ -147,18 +147,19 @@ def _labels(methods):
     usual = {method: _usual(members[0].settings) for method, members in methods.items()}
     always = {"preset", *AXES, *component_options()} - {"algorithm"}
     differing = _differing(settings.values())
-    told = {}
+    told, known = {}, set(all_options())
     for method in methods:
         family = [other for other in methods if _family(other) == _family(method)]
-        swept = _varying(settings[other] for other in family) - _differing(usual[other] for other in family)
-        swept = swept if len(swept) <= SWEPT else set()
+        varying = _varying(settings[other] for other in family)
+        swept = varying - _differing(usual[other] for other in family)
+        swept = swept if len(swept) <= SWEPT else swept - known  # of what is not at hand, nobody knows the default
         swept |= differing & {"shared_init"}  # whoever draws both has them told apart
         told[method] = {
             name: value
             for name, value in settings[method].items()
-            if name in swept or (name in differing | always and value != usual[method].get(name))
+            if name in swept or (name in known and name in differing | always and value != usual[method].get(name))
         }
-    labels, titles = {}, {method: members[0].title for method, members in methods.items()}
+    labels, titles = {}, _titles(methods)
     for method in methods:
         labels[method] = " ".join([titles[method], *_words(told[method])])
     for label in [label for label, n in Counter(labels.values()).items() if n > 1]:
@@ -168,6 +169,17 @@ def _labels(methods):
             told[method] |= {name: value for name, value in settings[method].items() if name in names}
             labels[method] = " ".join([titles[method], *_words(told[method])])
     return labels, list(dict.fromkeys(name for method in methods for name in sorted(told[method], key=_first_preset)))
+
+
+def _titles(methods):
+    """Return {method: title of its algorithm}, with the algorithm's name where several have the same."""
+    titles = {method[0]: members[0].title for method, members in methods.items()}
+    counts = Counter(titles.values())
+    return {method: _apart(titles[method[0]], method[0], counts) for method in methods}
+
+
+def _apart(title, name, counts):
+    return title if counts[title] < 2 else f"{title} ({name})"
 
 
 def _usual(settings):
@@ -203,8 +215,10 @@ def _words(told):
 
 def _called(name, value):
     """Return what a figure calls the value of a setting: a component by its title, if it is at hand."""
-    spec = specs(name).get(value) if name in AXES else None
-    return spec.title if spec else value
+    shelf = specs(name) if name in AXES else {}
+    if value not in shelf:
+        return value
+    return _apart(shelf[value].title, value, Counter(spec.title for spec in shelf.values()))
 
 
 def choose(found, bounds, wanted):

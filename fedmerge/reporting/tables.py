@@ -16,14 +16,9 @@ from fedmerge.reporting.scores import LAST
 
 MB = 1e6  # bytes
 TARGET = 0.99  # of the reference's accuracy
+ASIDE = ("val. acc.", "test F1", "s/round")  # columns of the summary that a paper has no room for
 UNTIL = ["rounds", "MB up", "MB down", "MB both"]
-ABOUT = (
-    "± is the standard deviation over the seeds.",
-    f"The last {LAST} rounds: the mean of the evaluations in them. Round of best val.: where a run's validation "
-    "accuracy is best.",
-)
-
-
+DEVIATION = "± is the standard deviation over the seeds."
 LESS = "Less up, less in all: than if all clients sent, and got, whole models in float32; the mean over the seeds."
 BEGUN = "Unfinished: the last round of each run is the last in which it was evaluated, and they differ."
 UNTIL_LESS = (
@@ -39,6 +34,7 @@ class Table:
     title: str
     rows: list
     notes: list
+    aside: tuple = ()  # columns that are in the CSV and in Markdown only
 
     def text(self):
         """Return it for a terminal, in blocks of columns that fit into its width; empty columns are left out."""
@@ -54,15 +50,18 @@ class Table:
         return f"{_markdown(self.title)}:\n\n" + "\n".join(lines) + f"\n\n{notes}\n"
 
     def latex(self):
-        """Return a tabular, title and notes as comments; the best mean test accuracy at each level is bold."""
-        best = _best_cells(self.rows)
-        comments = [f"% {_latex(line)}" for line in (f"{self.title}:", *self.notes)]
-        lines = [[_latex(name) for name in self.rows[0]]]
+        """Return a tabular, title and notes as comments; the best mean test accuracy at each level is bold.
+
+        What is the same in all rows stands in the comments, and so do the names of the columns that are `aside`.
+        """
+        best, (columns, left) = _best_cells(self.rows), _for_print(self.rows, self.aside)
+        comments = [f"% {_latex(line)}" for line in (f"{self.title}:", *left, *self.notes)]
+        lines = [[_latex(name) for name in columns]]
         for i, row in enumerate(self.rows):
-            cells = {name: _latex(cell) for name, cell in row.items()}
+            cells = {name: _latex(row[name]) for name in columns}
             lines.append([rf"\textbf{{{cell}}}" if (i, name) in best else cell for name, cell in cells.items()])
         lines = [" & ".join(line) + r" \\" for line in lines]
-        begin, end = rf"\begin{{tabular}}{{{'l' * len(self.rows[0])}}}", r"\end{tabular}"
+        begin, end = rf"\begin{{tabular}}{{{'l' * len(columns)}}}", r"\end{tabular}"
         return "\n".join([*comments, begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", end]) + "\n"
 
     def write(self, path):
@@ -116,6 +115,17 @@ def _latex(text):
 
 def _markdown(text):
     return printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _for_print(rows, aside):
+    """Return the columns of rows {column: text} that differ and are not `aside`, and sentences on the others."""
+    several = len(rows) > 1
+    same = {name: cell for name, cell in rows[0].items() if several and all(row[name] == cell for row in rows)}
+    said = [f"{name}: {cell}" for name, cell in same.items() if cell and name not in ("method", *aside)]
+    gone = [name for name in aside if name in rows[0]]
+    columns = [name for name in rows[0] if name == "method" or (name not in same and name not in gone)]
+    left = [f"In all rows: {'; '.join(said)}."] if said else []
+    return columns, [*left, *([f"Not here, but in the CSV: {'; '.join(gone)}."] if gone else [])]
 
 
 def _best_cells(rows):
@@ -179,11 +189,25 @@ def _first_columns(dataset, series):
     return {"dataset": dataset, "split": cell, "method": series.label}
 
 
-def summary_row(dataset, series, settings=(), at=(), reference=None):
+def averaged(found):
+    """Return over which rounds the summary of the Series has means, in words, and a sentence that says so.
+
+    Of runs that all have fewer rounds than LAST, these are all.
+    """
+    lengths = [len(run.rounds) for series in found for run in series.runs]
+    over, those = f"last {LAST} rounds", f"The last {LAST} rounds"
+    if max(lengths, default=LAST) < LAST:
+        over, those = "all rounds", "All rounds"
+    fewer = ", or of a run with fewer, in all of them" if min(lengths, default=LAST) < LAST <= max(lengths) else ""
+    best = "Round of best val.: where a run's validation accuracy is best."
+    return over, f"{those}: the mean of the evaluations in them{fewer}. {best}"
+
+
+def summary_row(dataset, series, settings=(), at=(), reference=None, over=f"last {LAST} rounds"):
     """Return the row {column: text} of the summary for a Series; empty where there is nothing to tell.
 
     settings: names of those that get a column; at: rounds after which the accuracy gets a column of its own; reference:
-    the Series to compare it with.
+    the Series to compare it with; over: see `averaged`.
     """
 
     def accuracy(name):
@@ -196,10 +220,10 @@ def summary_row(dataset, series, settings=(), at=(), reference=None):
         "seeds": series.count,
         **{f"test acc. %, round {n}": spread(100 * accuracies_after(n, series.runs)) for n in at},
         "test acc. %, last round": accuracy("accuracy"),
-        f"test acc. %, last {LAST} rounds": accuracy("accuracy_last10"),
+        f"test acc. %, {over}": accuracy("accuracy_last10"),
         "test acc. %, round of best val.": accuracy("accuracy_best_val"),
         "val. acc. %, last round": accuracy("val_accuracy"),
-        f"val. acc. %, last {LAST} rounds": accuracy("val_accuracy_last10"),
+        f"val. acc. %, {over}": accuracy("val_accuracy_last10"),
         "val. acc. %, best round": accuracy("val_accuracy_best"),
         "test F1 %, last round": spread(pd.Series([100 * run.f1 for run in series.runs], dtype=float).dropna()),
         "difference to reference, points": paired(series, reference) if reference else "",
@@ -289,8 +313,9 @@ def tables_of(dataset, found, bounds, reference, at, notes):
     """Return {name: Table} of all levels; bounds: Series of runs with all data in one place."""
     elsewhere = {"n_epochs", "dataset", "split", "method"}
     told = dict.fromkeys(name for series in found + bounds for name in series.told if name not in elsewhere)
-    rows = [summary_row(dataset, series, told, at, reference.of.get(series.level)) for series in found]
-    rows += [summary_row(dataset, series, told, at) for series in bounds]
+    over, about = averaged(found + bounds)
+    rows = [summary_row(dataset, series, told, at, reference.of.get(series.level), over) for series in found]
+    rows += [summary_row(dataset, series, told, at, None, over) for series in bounds]
     words = reference.words()
     compared = (
         f"Reference: {words}. Difference to it: of the test accuracies of the last round, in points, the mean over "
@@ -299,11 +324,12 @@ def tables_of(dataset, found, bounds, reference, at, notes):
     if not words:
         compared = "No plain FedAvg among them, and no --reference: nothing is compared."
     begun = [BEGUN] if any(series.unfinished for series in found + bounds) else []
-    tables = {"summary": Table(f"{dataset}, summary", rows, [*ABOUT, *begun, LESS, compared, *notes])}
+    aside = (*told, *(name for name in rows[0] if name.startswith(ASIDE) or name.endswith(over)))
+    tables = {"summary": Table(f"{dataset}, summary", rows, [DEVIATION, about, *begun, LESS, compared, *notes], aside)}
     rows = []
     for level, of in reference.of.items():
         rows += target_rows(dataset, [series for series in found if series.level == level], of)
     if rows:
         title = f"{dataset}, until {100 * TARGET:.0f} % of the test accuracy of the reference in its last round"
-        tables["to_target"] = Table(f"{title}; reference: {words}", rows, [ABOUT[0], UNTIL_LESS, *notes])
+        tables["to_target"] = Table(f"{title}; reference: {words}", rows, [DEVIATION, UNTIL_LESS, *notes])
     return tables

@@ -12,11 +12,12 @@ with the next client.
 import contextlib
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import torch
 
-from fedmerge import files, saving, wire
+from fedmerge import files, provenance, saving, wire
 from fedmerge.client_update import ClientUpdate
 from fedmerge.config.parser import checked_settings
 from fedmerge.config.run_name import differing_settings
@@ -168,7 +169,10 @@ def _is_whole(folder, entry):
 
 
 def load(folder):
-    """Return (settings as an argparse.Namespace, entries) of clients.json. Raises InputError if it is not one."""
+    """Return (settings as an argparse.Namespace, entries) of clients.json. Raises InputError if it is not one.
+
+    Says so on standard error if other code than this left it.
+    """
     path = Path(folder) / INDEX
     index = saving.read_json(path)
     if index is None:
@@ -178,7 +182,10 @@ def load(folder):
         raise InputError(f"{path}: is not of --save_clients")
     if not all(map(_is_entry, entries)) or not any(sum(entry["histogram"]) for entry in entries):
         raise InputError(f"{path}: has no clients, or one without a label histogram or an accuracy")
-    return checked_settings(settings, path), entries
+    checked = checked_settings(settings, path)
+    if "code" in index and index["code"] != provenance.code_hash(vars(checked)):
+        print(f"warning: {path} was left by another version of the code", file=sys.stderr)
+    return checked, entries
 
 
 def _is_entry(entry):

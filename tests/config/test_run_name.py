@@ -1,11 +1,14 @@
 """Names of runs: different settings have different ones."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmerge import registry
 from fedmerge.config.options import all_options
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name
+from fedmerge.reporting import run_tables
 
 
 def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
@@ -99,3 +102,41 @@ def test_a_very_long_name_still_fits_a_file_system():
     other = resolve({**vars(args), "momentum": 1 / 29})
     assert len(run_name(args)) < 200
     assert run_name(args) != run_name(other)
+
+
+PLUGIN = '''
+from fedmerge.merging.mean import mean
+from fedmerge.registry import merging_rule, partition
+
+
+@merging_rule("mine", options={"file": ("a", "path", "a file"), "way": ("a/b", ("a/b", "../c"), "a way")})
+def mine(aggregate, layout, file, way):
+    """mine"""
+
+
+@partition("from_file", value="path", title="{value}")
+def from_file(classes, n_clients, value, rng):
+    """as a file says"""
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    monkeypatch.setattr(registry, "PLUGINS", [tmp_path / "mine.py"])
+
+
+def test_no_value_leads_a_name_out_of_its_folder_and_no_two_give_one(plugin):
+    paths = ["../../x", "..-..-x", "/etc/x", "x", "..", "a\\b", "a b", "é" * 90, "\U0001f600" * 60, "line\n", "\udcff"]
+    given = [{"merge": "mine", "file": path} for path in paths] + [{"merge": "mine", "way": "../c"}]
+    given += [{"partition": f"from_file:{path}"} for path in paths] + [{"partition": "from_file:1e+20"}]
+    given += [{"partition": f"quantity:{value}"} for value in ("1e20", "1e-20")]
+    names = [run_name(resolve(settings)) for settings in given]
+    assert len(set(names)) == len(names)
+    assert all(map(run_tables.is_name, names))
+
+
+def test_ordinary_values_are_told_as_they_are(plugin):
+    assert run_name(resolve({"merge": "mine", "file": "my file.txt"})).endswith("_file=my file.txt")
+    assert run_name(resolve({"partition": "quantity:1e-20"})) == "fedavg_DIGITS_quantity-1e-20_0"
+    assert run_name(resolve({"partition": "labels:2", "lr": 1e20})) == "fedavg_DIGITS_labels-2_0_lr=1e+20"

@@ -196,6 +196,12 @@ def test_callbacks_hear_of_each_round(run):
     assert rows[-1]["test_accs"] == found.history["test_accs"].iloc[-1]
 
 
+def test_quiet_prints_nothing(run, capsys):
+    for _ in range(2):  # trained, and finished already
+        run(quiet=True, save_clients="parts")
+        assert capsys.readouterr() == ("", "")
+
+
 def test_flags_may_be_in_a_file(run, tmp_path):
     (tmp_path / "flags.txt").write_text("--algorithm las  # and\n--sparsity 0.3 --seed 4\n")
     settings = run(config=tmp_path / "flags.txt", seed=5).settings

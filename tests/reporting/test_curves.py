@@ -189,3 +189,14 @@ def test_only_rounds_of_all_runs_are_drawn():
     line = curves.over_seeds([run(2), run(5)], "test_accs")
     assert line.index.tolist() == [1, 2]
     assert np.isfinite(line.to_numpy()).all()
+
+
+def test_rounds_that_a_panel_cannot_show_are_told(tmp_path):
+    name = write_run(tmp_path, [0.2, 0.4, 0.5])
+    assert curves._first_rounds(grouping.group_series(loaded(tmp_path)), ["round", "down"]) == []
+    path = tmp_path / f"{name}_metrics.csv"
+    path.write_text(path.read_text().replace("12000000.0", "0", 1))
+    found = grouping.group_series(loaded(tmp_path))
+    (said,) = curves._first_rounds(found, ["round", "down"])
+    assert said == "Before round 2, nothing is counted down: lines over bytes begin there."
+    assert curves._first_rounds(found, ["round", "up"]) == []

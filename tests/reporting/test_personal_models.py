@@ -14,7 +14,7 @@ import torch
 from conftest import QUICK, ROOT, train_round, train_rounds
 
 import fedalg
-from fedmerge import datasets, locks, provenance, wire
+from fedmerge import datasets, locks, provenance, registry, wire
 from fedmerge.checkpoint.policy import Interrupted
 from fedmerge.config.parser import checked_settings
 from fedmerge.config.resolve import resolve
@@ -536,7 +536,7 @@ def spoil(parts, what):
         ("histogram", "label histogram"),
         ("classes", "another dataset"),
         ("none", "has no clients"),
-        ("nan", "an accuracy"),
+        ("nan", "NaN is no number of JSON"),
         ("swapped", "client_0003.payload: is the part of client 2"),
         ("unknown", "there is no setting evil"),
         ("value", "is not a positive number"),
@@ -583,3 +583,19 @@ def test_nobody_needs_to_read_what_is_said_of_the_parts(saving, monkeypatch, cap
 
     monkeypatch.setattr("builtins.print", broken)
     assert saving("alone")[1]["times_smaller"] > 1
+
+
+def test_parts_that_other_code_left_are_judged_with_a_warning(parts, capsys):
+    path = parts / "clients.json"
+    index = json.loads(path.read_text())
+    personal_parts.load(parts)
+    assert capsys.readouterr().err == ""
+    path.write_text(json.dumps(index | {"code": "0" * 16}))
+    personal_parts.load(parts)
+    assert capsys.readouterr().err == f"warning: {path} was left by another version of the code\n"
+
+
+@pytest.mark.parametrize("shelf", registry.SHELVES)
+def test_what_another_program_has_is_asked_for_as_a_plugin(shelf):
+    with pytest.raises(InputError, match=f"x: there is no --{shelf} mine: is it of a --plugin"):
+        checked_settings({shelf: "mine:2" if shelf == "partition" else "mine"}, "x")

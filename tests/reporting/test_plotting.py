@@ -108,7 +108,7 @@ def test_names_in_a_record_are_no_paths(metrics, tmp_path, quick):
     new = {path for path in tmp_path.rglob("*") if metrics not in path.parents} - before
     assert {path.parent for path in new if path.is_file()} == {tmp_path / "out" / "in"}
     latex = (tmp_path / "out" / "in" / "DIGITS_summary.tex").read_text()
-    assert r"& ../../../\$x\$ | \textbackslash{}y &" in latex
+    assert "\n" + r"../../../\$x\$ | \textbackslash{}y &" in latex
 
 
 def test_different_names_give_different_files():
@@ -184,3 +184,13 @@ def test_a_terminal_without_all_characters_gets_the_tables(tmp_path):
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
     assert "\\xb1 is the standard deviation" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [[], ["--rebuild_results", "r.csv"], ["--pack", "t"]], ids=str)
+def test_a_plugin_that_is_not_there_is_said_as_itself(metrics, tmp_path, capsys, monkeypatch, flags):
+    monkeypatch.setenv("FEDMERGE_PLUGINS", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert plotting.program(["--csv_dir", str(metrics), *flags]) == 2
+    said = "plotting.py: error: FEDMERGE_PLUGINS: /nowhere: there is no such file or folder\n"
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "r.csv").exists()

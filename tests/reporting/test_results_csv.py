@@ -103,3 +103,9 @@ def test_results_are_rebuilt_from_the_runs(tmp_path, program):
     done = program(*rebuild, script="plotting.py")
     assert done.returncode == 2
     assert path.read_text() == "notes of mine\n"
+
+
+def test_a_number_that_is_none_of_json_leaves_its_record_out(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"run": "a", "finished": true, "final": {"f1": 1e999}}')
+    assert results_csv.rebuild_results(tmp_path, tmp_path / "results.csv") == 0
+    assert "a.json is not the record of a run (InputError('not JSON (1e999 is no" in capsys.readouterr().err

@@ -3,6 +3,9 @@
 import gzip
 import json
 import os
+import re
+import time
+import tracemalloc
 
 import pandas as pd
 import pytest
@@ -12,10 +15,11 @@ from made_runs import write_run
 from test_fuzz import FUZZ, mutations, refused_or
 
 import plotting
-from fedmerge import files, locks
+from fedmerge import files, locks, saving
 from fedmerge.errors import InputError
 from fedmerge.reporting import curves, results_csv, run_tables, runs
-from fedmerge.reporting.run_tables import COLUMNS, MANY, RECORDS, ROUNDS, pack, unpack
+from fedmerge.reporting.packing import pack, unpack
+from fedmerge.reporting.run_tables import COLUMNS, MANY, RECORDS, ROUNDS, WIDEST
 
 
 @pytest.fixture
@@ -122,10 +126,14 @@ def edited_json(folder, name):
     path.write_text(json.dumps(json.loads(path.read_text())))
 
 
-def of_csv(change):
+def f1_of_two(folder, name):
+    saving.write_json(folder / f"{name}.json", saving.read_json(folder / f"{name}.json") | {"final": {"f1": 2}})
+
+
+def of_csv(changed):
     def apply(folder, name):
         path = folder / f"{name}_metrics.csv"
-        path.write_bytes(change(path.read_bytes()))
+        path.write_bytes(changed(path.read_bytes()))
 
     return apply
 
@@ -138,6 +146,8 @@ UNPACKABLE = {
     "csv is not as a run writes it": of_csv(lambda content: content.replace(b"\r\n", b"\n")),
     "metrics.csv is not as": of_csv(lambda content: content.replace(b"epoch", b"run")),
     "_metrics.csv is not": of_csv(lambda content: content.replace(b"train_losses", b"train_accs")),
+    "1e999 is no number of JSON": lambda folder, name: (folder / f"{name}.json").write_text('{"run": 1e999}'),
+    "has no F1": f1_of_two,
     "is not as a run writes": of_csv(lambda content: content.replace(b"0.2", b'"0\n2"')),
     "is not as a": of_csv(lambda content: content + b"3,4\r\n"),
     "_metrics.csv is": of_csv(lambda content: b""),
@@ -245,6 +255,76 @@ def test_damaged_tables_are_not_unpacked(tables, tmp_path):
     with pytest.raises(InputError, match=r"there is no rounds\.csv\.gz"):
         unpack(tmp_path, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_tables_are_not_unpacked_into_their_own_folder(tables):
+    before = contents(tables)
+    with pytest.raises(InputError, match=r"rounds\.csv\.gz: is there already"):
+        unpack(tables, tables)
+    assert contents(tables) == before
+
+
+NOT_UNPACKED = {
+    "are not columns of rounds.csv.gz, each once": lambda text: re.sub(f'{COLUMNS}":\\[[^]]+', f'{COLUMNS}":[', text),
+    "columns of rounds.csv.gz, each once": lambda text: text.replace(f'{COLUMNS}":[', f'{COLUMNS}":["epoch",'),
+    "`csv_columns` are not columns": lambda text: text.replace(f'{COLUMNS}":[', f'{COLUMNS}":[[1],'),
+    "`csv_columns` are": lambda text: re.sub(f'{COLUMNS}":\\[[^]]+\\]', f'{COLUMNS}":null', text),
+    "is no plain value": lambda text: text.replace('"lr":0.01', '"lr":[0.01]'),
+    "1e999 is no number of JSON": lambda text: text.replace('"lr":0.01', '"lr":1e999'),
+}
+
+
+@pytest.mark.parametrize("said", NOT_UNPACKED)
+def test_runs_that_would_not_be_drawn_are_not_unpacked(tables, tmp_path, said):
+    rewrite(tables / RECORDS, NOT_UNPACKED[said])
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        unpack(tables, tmp_path / "again")
+    assert str(caught.value).startswith(str(tables / RECORDS))
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("table", [ROUNDS, RECORDS])
+def test_a_table_of_empty_lines_is_refused_before_they_take_memory(tables, table, monkeypatch):
+    monkeypatch.setattr(files, "TABLE", 2**23)
+    (tables / table).write_bytes(gzip.compress(b"run\n" + b"\n" * (files.TABLE - 4)))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"{table}: has more than the {run_tables.LINES} lines"):
+        runs.load_runs(tables)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * files.TABLE  # a list of them has 8 bytes a line
+
+
+def test_a_record_and_a_table_are_no_larger_than_records_and_tables_are(tables, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(run_tables, "RECORD", 100)
+        assert "more than the 100 characters" in next(iter(runs.load_runs(tables)[1].values()))
+    rewrite(tables / ROUNDS, lambda text: text.replace("run,", f"run,{','.join(map(str, range(WIDEST)))},", 1))
+    with pytest.raises(InputError, match=r"rounds\.csv\.gz: has more than the 1000 columns"):
+        runs.load_runs(tables)
+
+
+def test_what_takes_time_with_many_columns_takes_it_once_a_column(tables, monkeypatch):
+    monkeypatch.setattr(run_tables, "WIDEST", 10**6)
+    more = 20_000
+    rewrite(
+        tables / ROUNDS,
+        lambda text: "".join(
+            line + ("".join(f",c{i}" for i in range(more)) if not n else "," * more) + "\r\n"
+            for n, line in enumerate(text.splitlines())
+        ),
+    )
+    source, started = run_tables.runs_of(tables), time.monotonic()
+    assert len(source.rounds(source.names[0])) > more
+    assert time.monotonic() - started < 3  # with a search for each it takes half a minute
+
+
+def test_a_csv_as_wide_as_no_run_has_one_stops_only_its_own_run(folder):
+    path = next(folder.glob("*_0_*.csv"))
+    path.write_text(re.sub("$", "," * WIDEST, path.read_text(), flags=re.MULTILINE))
+    found, foreign = runs.load_runs(folder)
+    assert len(found) == 2
+    assert "more than the 1000 columns" in next(iter(foreign.values()))
 
 
 def test_lines_that_are_no_records_end_it_at_some_point(tables):

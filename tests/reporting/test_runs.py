@@ -49,7 +49,7 @@ def test_an_old_record_counts_the_first_contact_and_names_no_split(tmp_path):
     (tmp_path / f"{name}.json").write_text(json.dumps(record))
     (run,), _ = runs.load_runs(tmp_path)
     assert run.settings["shared_init"] is False
-    assert run.level == ("label", False, "iid", "iid")
+    assert run.level == runs.Level("label", False, "iid", "iid")
     assert run.data is None
 
 

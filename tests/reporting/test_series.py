@@ -35,7 +35,7 @@ def test_labels_say_what_is_not_usual_for_the_algorithm(tmp_path):
         "LaS-FL preset=compact sparsity=0.04",
         "top-k sparsity=0.05",
         "STC",
-        "mine strength=2",
+        "mine",
     ]
 
 
@@ -224,3 +224,30 @@ def test_options_of_components_that_are_not_at_hand_keep_runs_apart(tmp_path):
     found = grouping.group_series(loaded(tmp_path))
     assert len(found) == 6
     assert all(len(series.runs) == 1 for series in found)
+
+
+def test_what_does_not_differ_of_a_method_that_is_not_at_hand_is_not_told(tmp_path):
+    for seed, strength in ((0, 2), (1, 2)):
+        name = write_run(tmp_path, [0.5], seed=seed)
+        change(tmp_path, name, settings={"algorithm": "mine", "strength": strength, "way": "a"}, title="Mine")
+    write_run(tmp_path, [0.5], seed=2)
+    assert labels_of(tmp_path) == ["FedAvg", "Mine"]
+    change(tmp_path, name, settings={"strength": 3})
+    assert labels_of(tmp_path) == ["FedAvg", "Mine strength=2", "Mine strength=3"]
+
+
+def test_two_algorithms_of_one_title_are_told_apart_by_their_names(tmp_path):
+    for seed, algorithm in ((0, "one"), (1, "other")):
+        name = write_run(tmp_path, [0.5], seed=seed)
+        change(tmp_path, name, settings={"algorithm": algorithm}, title="Mine")
+    assert labels_of(tmp_path) == ["Mine (one)", "Mine (other)"]
+
+
+def test_a_split_of_a_partition_that_is_not_at_hand_is_called_as_it_was(tmp_path):
+    for seed, title in ((0, "2 shards a client"), (1, None)):
+        name = write_run(tmp_path, [0.5], seed=seed)
+        split = {"name": "shards-2"} | ({"title": title} if title else {})
+        change(tmp_path, name, settings={"dirichlet": None, "partition": "shards:2"}, partition=split)
+    one, other = loaded(tmp_path)
+    assert (one.level.title, other.level.title) == ("2 shards a client", "shards-2")
+    assert one.level == other.level

@@ -37,10 +37,10 @@ def test_the_summary_by_hand(metrics, tmp_path):
     ]
     two = rows[1]
     assert two["test acc. %, last round"] == "60.00 ± 28.28"  # 40 and 80
-    assert two["test acc. %, last 10 rounds"] == "45.00 ± 21.21"  # 30 and 60
+    assert two["test acc. %, all rounds"] == "45.00 ± 21.21"  # 30 and 60
     assert two["test acc. %, round of best val."] == "40.00 ± 0.00"  # the second, and the first
     assert two["val. acc. %, last round"] == "45.00 ± 7.07"
-    assert two["val. acc. %, last 10 rounds"] == "42.50 ± 3.54"
+    assert two["val. acc. %, all rounds"] == "42.50 ± 3.54"
     assert two["val. acc. %, best round"] == "50.00 ± 0.00"
     assert two["test F1 %, last round"] == "30.00 ± 14.14"
     assert (two["MB up/round"], two["MB down/round"], two["s/round"]) == ("4.00", "12.0", "3.00")
@@ -57,7 +57,8 @@ def test_the_summary_by_hand(metrics, tmp_path):
     assert r"60.00 $\pm$ 28.28" in latex
     assert r"\textbf{70.00}" in latex  # the best of iid
     assert r"\textbf{60.00" not in latex
-    assert r"$3.0\times$" in latex
+    assert "; less up: 3.0x; less in all: 1.5x" in latex  # of all rows
+    assert tables._latex("3.0x") == r"$3.0\times$"
     assert r"test acc. \%, last round" in latex
 
 
@@ -213,3 +214,31 @@ def test_a_reference_need_not_be_drawn(tmp_path):
     assert made["summary"][0]["difference to reference, points"].startswith("+5.00 [")
     made = compared(folder, tmp_path / "out", "--methods", "las")[0]
     assert "to_target" not in made
+
+
+def test_the_last_ten_rounds_are_told_of_runs_that_have_them(tmp_path):
+    write_run(tmp_path, [0.2] * 9)
+    write_run(tmp_path, [0.3] * 9, lr=0.5)
+    few = series.group_series(loaded(tmp_path))
+    assert tables.averaged(few)[0] == "all rounds"
+    assert tables.averaged(few)[1].startswith("All rounds: the mean of the evaluations in them. Round")
+    write_run(tmp_path, [0.2] * 10, algorithm="fedprox")
+    mixed = series.group_series(loaded(tmp_path))
+    assert tables.averaged(mixed)[0] == "last 10 rounds"
+    assert "in them, or of a run with fewer, in all of them." in tables.averaged(mixed)[1]
+    long = [of for of in mixed if of.algorithm == "fedprox"]
+    assert "fewer" not in tables.averaged(long)[1]
+
+
+def test_in_latex_what_is_the_same_in_all_rows_is_told_above(tmp_path):
+    for seed in (0, 1):
+        for level in ("iid", 0.1):
+            write_run(tmp_path / "m", [0.2, 0.4], seed=seed, dirichlet=level)
+            write_run(tmp_path / "m", [0.3, 0.5 + seed / 10], seed=seed, dirichlet=level, lr=0.5, local_steps=3)
+    compared(tmp_path / "m", tmp_path)
+    for name in ("summary", "to_target"):
+        comments, rows = (tmp_path / f"DIGITS_{name}.tex").read_text().split(r"\begin{tabular}")
+        assert "\n% In all rows: dataset: DIGITS; " in comments
+        assert all(4 < row.count("&") + 1 < 10 for row in rows.splitlines() if "&" in row)
+    with open(tmp_path / "DIGITS_summary.csv", newline="") as file:
+        assert len(next(csv.reader(file))) > 18
