@@ -16,8 +16,7 @@ class LocalSuperiorSoups(Pool):
     plus that of aff_coeff * |f - f_p| - div_coeff * the mean distance of f to the others in the pool (l2 norms). The
     result is the pool's average (Algorithm 1). Momentum, or Adam's moments, start anew with every model.
 
-    Differs from their code: it leaves f_p out of the average (--no-average_received) and trains every model after the
-    first for an eighth of the first one's epochs (--later_share 0.125).
+    Differs from their code, which is `lss_published`.
 
     All models are held as differences to f_p, which needs no row then: [n_verts, n_trainable]. Distances follow from
     products of these rows; the next point and the distances' gradients are each a row of coefficients times them. What

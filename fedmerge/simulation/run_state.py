@@ -70,15 +70,7 @@ def resume(run, checkpoints):
             raise InputError(
                 f"{path} is of a run with {name} = {other}, not {mine}: another --checkpoint_dir, or --fresh"
             )
-        if samples != run.splits.fingerprint:
-            raise InputError(f"{path} is of a run on other files of {run.settings.dataset}: move it away, or --fresh")
-        for here, there, what in (
-            (split, partitions.partition_hash(run.clients.parts), "on another split of the data: move it away, or"),
-            (version, wire.VERSION, "of a version that counted bytes otherwise:"),
-            (state.get("frozen", ""), run.model.frozen_crc, "whose weights that are not trained are others:"),
-        ):
-            if here != there:
-                raise InputError(f"{path} is of a run {what} --fresh")
+        _check_origin(run, path, split, version, samples, state.get("frozen", ""))
         try:
             _restore(run, state)
         except ValueError as error:
@@ -90,6 +82,18 @@ def resume(run, checkpoints):
     if checkpoints.exist():
         raise InputError(f"{checkpoints.newest}: no checkpoint of this run is whole: --fresh starts it over")
     return None
+
+
+def _check_origin(run, path, split, version, samples, frozen):
+    """Raise InputError unless what a state says of its origin is so of the run."""
+    for said, so, what in (
+        (samples, run.splits.fingerprint, f"on other files of {run.settings.dataset}: move it away, or"),
+        (split, partitions.partition_hash(run.clients.parts), "on another split of the data: move it away, or"),
+        (version, wire.VERSION, "of a version that counted bytes otherwise:"),
+        (frozen, run.model.frozen_crc, "whose weights that are not trained are others:"),
+    ):
+        if said != so:
+            raise InputError(f"{path} is of a run {what} --fresh")
 
 
 def _at(name, settings):

@@ -108,7 +108,7 @@ def twin_lss(run, client):
 )
 def test_a_client_step_of_lss_equals_its_twin(experiment, settings):
     """Four models of five steps each."""
-    run = experiment(algorithm="lss", local_steps=5, **{"lr": 0.01, **settings})
+    run = experiment(local="lss", local_steps=5, **{"lr": 0.01, **settings})
     client = run.clients.trainer.client(1, 3)
     flat = client.train(run.server.theta)
     twin = twin_lss(run, client)
@@ -122,15 +122,15 @@ def test_a_client_step_of_lss_equals_its_twin(experiment, settings):
 def test_lss_with_one_model_and_nothing_added_is_fedavg(experiment):
     plain = trained(experiment(n_client_epochs=2))
     nothing = {"aff_coeff": 0.0, "div_coeff": 0.0, "interpolate": False, "average_received": False}
-    soup = trained(experiment(algorithm="lss", n_verts=1, soup_epochs=2, **nothing))
+    soup = trained(experiment(local="lss", n_verts=1, soup_epochs=2, **nothing))
     assert torch.allclose(soup, plain, atol=1e-6)
 
 
 def test_lss_averages_batchnorm_statistics_of_the_pool_or_measures_them(experiment):
-    run = experiment(algorithm="lss", norm="batch", n_verts=2, soup_epochs=1)
+    run = experiment(local="lss", norm="batch", n_verts=2, soup_epochs=1)
     n = run.model.layout.n_trainable
     averaged = trained(run)
-    measured = trained(experiment(algorithm="lss", norm="batch", n_verts=2, soup_epochs=1, bn_recalibrate=True))
+    measured = trained(experiment(local="lss", norm="batch", n_verts=2, soup_epochs=1, bn_recalibrate=True))
     assert torch.equal(averaged[:n], measured[:n])
     assert not torch.allclose(averaged[n:], measured[n:], rtol=0.01)
     module = build_module(run.settings, run.splits)
@@ -148,7 +148,7 @@ def test_lss_averages_batchnorm_statistics_of_the_pool_or_measures_them(experime
 
 def test_affinity_holds_models_near_and_diversity_drives_them_apart(experiment):
     def moved(**options):
-        run = experiment(algorithm="lss", n_verts=2, soup_epochs=2, average_received=False, lr=0.01, **options)
+        run = experiment(local="lss", n_verts=2, soup_epochs=2, average_received=False, lr=0.01, **options)
         return (trained(run) - run.server.theta).norm()
 
     assert (

@@ -67,7 +67,7 @@ def test_captured_steps_are_the_steps(device, settings, monkeypatch):
     "settings",
     [
         *({"algorithm": "fedprox"}, {"clip_norm": 1.0}, {"local_optimizer": "adam"}, {"algorithm": "moon"}),
-        *({"algorithm": name, "n_verts": 2, "soup_epochs": 1} for name in ("lss", "soups")),
+        *({"local": name, "n_verts": 2, "soup_epochs": 1} for name in ("lss", "lss_published", "soups")),
         {"attack": "label_flip", "attackers": 0.49},
     ],
     ids=str,

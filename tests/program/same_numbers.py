@@ -25,7 +25,10 @@ ONE = "--n_client_epochs 1"
 SETTINGS = [
     *(f"--algorithm {name} {ONE}" for name in ("fedavg", "fedprox", "fedacg", "las", "topk", "stc", "signsgd")),
     *(f"--algorithm {name} {ONE} --dirichlet 0.3" for name in ("median", "trimmed_mean", "krum", "swa", "moon")),
-    *(f"--algorithm {name} --n_verts 2 --soup_epochs 1 --local_steps 4" for name in ("lss", "soups", "diwa")),
+    *(
+        f"--algorithm {name} --n_verts 2 --soup_epochs 1 --local_steps 4"
+        for name in ("fedavg --local lss", "soups", "diwa")
+    ),
     f"--algorithm swad {ONE} --swad_evaluations 4",
     f"--algorithm fedbn {ONE} --min_client_samples 2",
     f"--algorithm centralised {ONE} --n_clients 1 --participation 1",

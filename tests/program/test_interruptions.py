@@ -21,6 +21,7 @@ SETTINGS = [
     # One of each kind of state; that any component's is whole, tests/contracts tell.
     *({"algorithm": name} for name in ("fedavg", "fedacg", "fedbn", "lss", "median", "moon", "scaffold", "topk")),
     {"algorithm": "centralised", "n_clients": 1},
+    {"algorithm": "fedavg", "local": "lss", "later_share": 0.5},
     {"algorithm": "las", "preset": "compact", "server_momentum": 0.5, "residual_momentum": 0.5, "wire": "real"},
     {"algorithm": "las", "residual": "server", "downlink": "individual", "down_bits": 4, "participation": 0.3},
     {"algorithm": "fedavg", "wire": "real", "value_bits": 8, "eval_every": 4},
@@ -31,8 +32,7 @@ SETTINGS = [
 def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, spawn, settings):
     pools = {"n_verts": 2, "soup_epochs": 1}
     settings = {**FEW, **settings, "checkpoint_every": 1}
-    method = settings.get("local", settings["algorithm"])
-    if method in ("lss", "soups", "diwa"):
+    if settings.get("local") == "lss":
         settings = {**settings, **pools}
         del settings["n_client_epochs"]
     if settings["algorithm"] == "centralised":

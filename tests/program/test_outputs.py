@@ -39,7 +39,7 @@ def metrics_of(folder):
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_each_algorithm_leaves_all_its_outputs(program, tmp_path, algorithm):
     level = "iid" if algorithm == "centralised" else "0.5"
-    pool = algorithm in ("lss", "soups", "diwa")
+    pool = algorithm in ("soups", "diwa")
     flags = [flag.replace("n_client_epochs", "soup_epochs") if pool else flag for flag in QUICK]
     done = program("--algorithm", algorithm, "--dirichlet", level, "--seed", 3, *flags)
     assert done.returncode == 0, done.stderr
