@@ -18,7 +18,7 @@ WORDS = {
     "local": ("requires", "averages", "one_run"),
     "compressor": ("requires", "server_residual"),
     "merge": ("requires", "needs", "weighted"),
-    "dataset": ("augment", "bundled", "domains", "download", "label_set", "model", "never_augmented", "then"),
+    "dataset": ("augment", "bundled", "domains", "download", "label_set", "model", "never_augmented", "pixels", "then"),
     "partition": ("value",),
     "model_name": ("norms", "pretrained"),
 }

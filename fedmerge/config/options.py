@@ -36,6 +36,7 @@ class Option:
 
 
 MODEL = "resnet18"  # that is trained on a dataset which does not say which
+FOLDER_SIZE = 32  # pixels of the images of a folder, unless --image_size says otherwise
 NORMS = ("batch", "group")  # that a network has which does not say which; the first is its default
 
 
@@ -95,7 +96,13 @@ OPTIONS = {
         Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
         Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
         Option("dataset", "DIGITS", "dataset", _dataset_help),
-        Option("image_size", None, "size", "resize images to so many pixels (default: as they are)"),
+        Option(
+            "image_size",
+            None,
+            "size",
+            "pixels that the network sees: larger images are shrunk, smaller ones enlarged batch by batch (default: as "
+            "they are)",
+        ),
         Option("model_name", None, tuple, _model_help),
         Option("seed", 0, "integer", "seed of every random draw"),
         Option("shift", "label", ("label", "feature"), "clients differ in their classes, or each has its own domain"),

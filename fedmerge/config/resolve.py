@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedmerge import files
 from fedmerge.config.kinds import split_of
-from fedmerge.config.options import MODEL, NORMS, REGISTRIES, acts, all_options
+from fedmerge.config.options import FOLDER_SIZE, MODEL, NORMS, REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.registry import AXES, having, requirements, said, specs
@@ -66,6 +66,8 @@ def with_defaults(given):
     args.model_name = args.model_name or said("dataset", args.dataset, "model", MODEL)
     args.norm = args.norm or said("model_name", args.model_name, "norms", NORMS)[0]
     args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
+    own = said("dataset", args.dataset, "pixels") if args.dataset in specs("dataset") else FOLDER_SIZE
+    args.image_size = None if args.image_size == own else args.image_size
     args.augment = args.augment or ("standard" if said("dataset", args.dataset, "augment") else "none")
     return args
 

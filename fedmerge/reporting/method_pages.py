@@ -130,6 +130,7 @@ SAID = {
     "model": lambda value: f"`--model_name {value}` unless said otherwise",
     "domains": lambda value: "has several domains, for `--shift feature`",
     "augment": lambda value: "is trained on cropped and flipped images unless `--augment none`",
+    "pixels": lambda value: f"has images of {value}x{value} pixels",
     "never_augmented": lambda value: f"refuses `--augment standard`: {value}",
     "label_set": lambda value: f"has the classes of `{value}`",
     "value": lambda value: f"VALUE: {kind_in_words(value)}",

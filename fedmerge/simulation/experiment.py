@@ -153,7 +153,7 @@ def pick_device(wanted, deterministic=False):
 
 def build_module(settings, splits, device="cpu"):
     """Return the network of --model_name with its starting weights, on the CPU; the `device` is to hold it."""
-    channels, size = splits.train.images.shape[1:3]
+    channels, size = splits.train.images.shape[1], splits.image_size
     seed = key_seed(settings.seed, "init")
     name = settings.model_name
     module = networks.build_model(name, channels, size, splits.n_classes, settings.norm, seed, device)
