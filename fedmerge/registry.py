@@ -41,7 +41,8 @@ CONTRACTS = {
     "partition": ("classes", "n_clients", "value", "rng"),
     "model_name": ("channels", "image_size", "n_classes", "norm"),
 }
-AXES = ("local", "compressor", "merge", "algorithm")  # whose components have options, in the order of these
+AXES = ("local", "compressor", "merge", "algorithm")  # that a published method is a row over
+WITH_OPTIONS = (*AXES, "model_name")  # whose components have options, in the order of these
 PLUGINS = []  # Paths of files and folders besides: of --plugin, of the run that is being prepared
 _HOLDERS = []  # an entry a run that goes on in this process, by fedmerge.run
 

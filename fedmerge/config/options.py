@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from fedmerge.config.kinds import KINDS, pattern
 from fedmerge.errors import InputError
-from fedmerge.registry import AXES, SHELVES, having, plugin_versions, said, specs
+from fedmerge.registry import SHELVES, WITH_OPTIONS, having, plugin_versions, said, specs
 
 
 @dataclass(frozen=True)
@@ -314,14 +314,14 @@ FEEDBACK = (
 
 
 def component_options():
-    """Return {name: Option} over all components of the AXES. Raises InputError, with file and line, for a mistake."""
+    """Return {name: Option} over all components that have any. Raises InputError, with file and line, for a mistake."""
     return _component_options(plugin_versions())
 
 
 @functools.cache
 def _component_options(plugins):
     found, general = {}, {option.name: "every run" for group in OPTIONS.values() for option in group}
-    for axis in AXES:
+    for axis in WITH_OPTIONS:
         for owner, spec in sorted(specs(axis).items()):
             for name, declared in spec.options.items():
                 place = "{}: line {}".format(*spec.lines[name])

@@ -10,7 +10,7 @@ from fedmerge import files
 from fedmerge.config.options import acts, all_options
 from fedmerge.config.resolve import with_defaults
 from fedmerge.config.split_files import drawn_as, plain, split_name, split_path
-from fedmerge.registry import AXES, specs
+from fedmerge.registry import WITH_OPTIONS, specs
 
 
 def run_name(args):
@@ -37,7 +37,7 @@ def acting(settings):
 
     Of a component that is not at hand, as one of a plugin may not be, nobody knows what it does without: all stay.
     """
-    strange = {axis for axis in AXES if settings.get(axis) is not None and settings[axis] not in specs(axis)}
+    strange = {axis for axis in WITH_OPTIONS if settings.get(axis) is not None and settings[axis] not in specs(axis)}
 
     def act(name):
         option = all_options().get(name)

@@ -12,6 +12,9 @@ them is its last. norm is one of `norms`, of which the first is the default; wit
 "group"). What else the decorator may say:
 
     pretrained  the address of published weights, with 8 digits of their SHA-256 in the file's name, for --pretrained
+    weights     a function (name, module) that returns published weights {name: tensor} as they fit the module, but for
+                the head; given None as the module, it only fetches or finds them. `pretrained` says in words whence
+    options     {name: (default, kind, help)}: flags of its own, which the function is called with, by their names
     fit         a function (weights, module) that makes of their {name: tensor} what fits the module, but for the head
 """
 

@@ -13,13 +13,15 @@ LARGEST = 2**31  # weights: positions are int32, and so are counts of a message
 COPIES = 5  # of the vector that a run has at least: a client's, its gradient, the server's, an update, their sum
 
 
-def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu"):
+def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu", **options):
     """Return the freshly initialised module; the same `seed` gives the same weights whatever was drawn before.
+
+    options: those that the network has of its own.
 
     Raises InputError, before anything is allocated, for one that the memory of the torch.device does not hold.
     """
     with torch.device("meta"):
-        shapes = NETWORKS[name](channels, image_size, n_classes, norm)
+        shapes = NETWORKS[name](channels, image_size, n_classes, norm, **options)
     frozen = [name for name, p in getattr(shapes, "named_parameters", dict)() if not p.requires_grad]
     if frozen:
         raise mistake(NETWORKS[name], f"{frozen[0]} is frozen, requires_grad=False, but all weights are trained here")
@@ -27,7 +29,7 @@ def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu")
         raise mistake(NETWORKS[name], f"returns {described(shapes)}, not a torch.nn.Module with parameters")
     check_size(name, sum(p.numel() for p in shapes.parameters()), device)
     with keyed_draws(seed):
-        module = NETWORKS[name](channels, image_size, n_classes, norm)
+        module = NETWORKS[name](channels, image_size, n_classes, norm, **options)
         check_logits(module, name, channels, image_size, n_classes)
     return module
 
