@@ -78,7 +78,7 @@ def _check_needs(args, explicit):
         if acts(option, vars(args)):
             continue
         if name in explicit and getattr(args, name) != option.default:
-            if option.axis and getattr(args, option.axis) not in option.owners:
+            if option.axis and not option.is_of(getattr(args, option.axis)):
                 raise InputError(f"--{name} has no effect without {option.owners_in_words}")
             raise InputError(f"--{name} has no effect without {option.needs_in_words}")
         setattr(args, name, option.default)

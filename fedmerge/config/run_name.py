@@ -10,7 +10,7 @@ from fedmerge import files
 from fedmerge.config.options import acts, all_options
 from fedmerge.config.resolve import with_defaults
 from fedmerge.config.split_files import drawn_as, plain, split_name, split_path
-from fedmerge.registry import WITH_OPTIONS, specs
+from fedmerge.registry import WITH_OPTIONS, find
 
 
 def run_name(args):
@@ -37,7 +37,7 @@ def acting(settings):
 
     Of a component that is not at hand, as one of a plugin may not be, nobody knows what it does without: all stay.
     """
-    strange = {axis for axis in WITH_OPTIONS if settings.get(axis) is not None and settings[axis] not in specs(axis)}
+    strange = {axis for axis in WITH_OPTIONS if settings.get(axis) is not None and find(axis, settings[axis]) is None}
 
     def act(name):
         option = all_options().get(name)
@@ -61,7 +61,7 @@ def default_settings(args):
 def _label(name, value):
     if name in ("init_weights", "partition_file"):
         return _with_hash(value)
-    return str(value)
+    return str(value).replace("/", ".") if name == "model_name" else str(value)  # a slash would be a folder
 
 
 def _with_hash(path):
@@ -74,7 +74,7 @@ def settings_of(args):
     """Return {name: value} of the settings that the run depends on: every option but those of components that were
     not chosen; local methods' are all there."""
     options = all_options().items()
-    foreign = {n for n, o in options if o.axis not in ("", "local") and getattr(args, o.axis) not in o.owners}
+    foreign = {n for n, o in options if o.axis not in ("", "local") and not o.is_of(getattr(args, o.axis))}
     return {name: getattr(args, name) for name, _ in options if name not in foreign}
 
 

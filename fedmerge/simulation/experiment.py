@@ -158,6 +158,8 @@ def build_module(settings, splits, device="cpu"):
     name = settings.model_name
     options = chosen_options(settings, NETWORKS[name].registered.get("options", ()))
     module = networks.build_model(name, channels, size, splits.n_classes, settings.norm, seed, device, **options)
+    if settings.batch_size == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+        raise InputError(f"--batch_size 1 is too small for the BatchNorm of {name}: at least 2")
     if settings.pretrained:
         networks.load_pretrained(module, name)
     if settings.init_weights:

@@ -32,6 +32,7 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "partition": "labels:2",
         "lr": 0.5,
         "image_size": 16,
+        "patch_size": 4,
         "drop_rate": 0.5,
         "drop_path_rate": 0.5,
     }
