@@ -7,18 +7,23 @@ import argparse
 
 from fedmerge.errors import InputError
 from fedmerge.networks import *  # noqa: F403
-from fedmerge.networks.weights import fetch_pretrained, pretrained_folder
-from fedmerge.registry import having
+from fedmerge.networks.weights import pretrained_folder, published_weights
+from fedmerge.registry import Names, having, said
 
 
 def main():
     parser = argparse.ArgumentParser(description="Fetch the published ImageNet weights for --pretrained.")
-    parser.add_argument("--download", required=True, choices=having("model_name", "pretrained"))
+    able = having("model_name", "pretrained")
+    parser.add_argument("--download", required=True, metavar="NAME", help=", ".join(able))
+    name = parser.parse_args().download
+    if not said("model_name", name, "pretrained") or name not in Names("model_name"):
+        parser.error(f"--download {name}: is none of {', '.join(able)}")
     try:
-        fetch_pretrained(parser.parse_args().download)
+        published_weights(name)
     except InputError as error:
         parser.error(str(error))
-    print(f"in {pretrained_folder()}")
+    source = said("model_name", name, "pretrained")
+    print(f"in {pretrained_folder()}" if source.startswith("https:") else f"in {source}")
 
 
 if __name__ == "__main__":

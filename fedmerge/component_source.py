@@ -38,6 +38,16 @@ class Spec:
         return self.more.get("title", self.name)
 
     @property
+    def is_family(self):
+        """Whether it stands for all names that begin with its own, which ends in a slash."""
+        return self.name.endswith("/")
+
+    @property
+    def shown(self):
+        """Its name, in lists of them."""
+        return self.name + "NAME" * self.is_family
+
+    @property
     def place(self):
         return f"{self.file}: line {self.line}"
 

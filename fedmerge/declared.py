@@ -9,6 +9,7 @@ from fedmerge.errors import InputError
 
 def mistake(component, text: str) -> InputError:
     """Return the InputError which says what is wrong with a class, a function or an object, and where that is."""
+    component = inspect.unwrap(component)  # of a member, its family
     component = component if inspect.isclass(component) or inspect.isroutine(component) else type(component)
     name = getattr(component, "__qualname__", repr(component))
     try:

@@ -28,7 +28,7 @@ def code_hash(settings):
     version of Python.
     """
     settings = {**settings, "partition": (drawn_as(settings) or "").partition(":")[0]}
-    files = [spec.file for shelf in registry.SHELVES if (spec := registry.specs(shelf).get(settings.get(shelf)))]
+    files = [spec.file for shelf in registry.SHELVES if (spec := registry.find(shelf, settings.get(shelf)))]
     return _hash_of((HERE / "fedalg.py",), *sorted(registry.version_of(file) for file in set(files)))
 
 
@@ -76,8 +76,10 @@ def _code_of(text, tree):
 
 
 @functools.cache
-def environment(device):
+def environment(device, model_name=None):
     """Return {name: text} of what a run on a torch.device is made with: versions, device, commit.
+
+    model_name: its network, which may be another library's.
 
     The commit is None outside a git checkout. What is returned is of the first call: the files may change meanwhile.
     """
@@ -88,7 +90,7 @@ def environment(device):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "python": platform.python_version(),
-        **_versions(*MATTER, "pandas"),
+        **_versions(*_matter(model_name), "pandas"),
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),
@@ -102,13 +104,18 @@ def differences(environment, settings):
 
     What it does not tell is no difference.
     """
-    here = _versions(*MATTER)
+    here = _versions(*_matter(settings.get("model_name")))
     words = [f"{p} {environment[p]}, not {v}" for p, v in here.items() if environment.get(p, v) != v]
     here = code_hash(settings)
     code, commit = environment.get("code", here), environment.get("commit")
     if code != here:
         words.insert(0, "other code" + (f" (commit {str(commit)[:8]})" if commit else ""))
     return words
+
+
+def _matter(model_name):
+    library = registry.said("model_name", model_name, "library")
+    return (*MATTER, library) if library else MATTER
 
 
 def _versions(*packages):

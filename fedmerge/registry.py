@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -42,7 +43,8 @@ CONTRACTS = {
     "partition": ("classes", "n_clients", "value", "rng"),
     "model_name": ("channels", "image_size", "n_classes", "norm"),
 }
-AXES = ("local", "compressor", "merge", "algorithm")  # whose components have options, in the order of these
+AXES = ("local", "compressor", "merge", "algorithm")  # that a published method is a row over
+WITH_OPTIONS = (*AXES, "model_name")  # whose components have options, in the order of these
 _PLUGINS = ContextVar("plugins", default=())  # Paths of files and folders besides, of --plugin: of a thread's run
 
 
@@ -121,14 +123,36 @@ def specs(shelf: str) -> dict[str, Spec]:
     return _specs(shelf, plugin_versions())
 
 
+def find(shelf: str, name) -> Spec | None:
+    """Return the Spec of the component that `name` chooses; None if there is none.
+
+    That of a family, whose name ends in a slash, for each `family/member`: it alone knows its members.
+    """
+    known, (family, slash, member) = specs(shelf), str(name).partition("/")
+    return known.get(family + slash if slash and re.fullmatch(r"[A-Za-z0-9][\w.-]*", member) else name)
+
+
+class Names(list):
+    """The names of a shelf's components, as they are shown; those of the members of its families are in it, too."""
+
+    def __init__(self, shelf):
+        super().__init__(spec.shown for _, spec in sorted(specs(shelf).items()))
+        self.shelf = shelf
+
+    def __contains__(self, name):
+        return not str(name).endswith("/") and find(self.shelf, name) is not None
+
+
 def having(shelf, keyword):
-    """Return the names of a shelf's components of which the decorator says something else than False of `keyword`."""
-    return [name for name, spec in sorted(specs(shelf).items()) if spec.more.get(keyword)]
+    """Return the names of a shelf's components, as they are shown, of which the decorator says something else than
+    False of `keyword`.
+    """
+    return [spec.shown for _, spec in sorted(specs(shelf).items()) if spec.more.get(keyword)]
 
 
 def said(shelf, name, keyword, default=None):
     """Return what the decorator of a component says of `keyword`: `default` if nothing, or there is no such one."""
-    spec = specs(shelf).get(name)
+    spec = find(shelf, name)
     return default if spec is None else spec.more.get(keyword, default)
 
 
@@ -162,28 +186,35 @@ _CHECKED = set()  # (shelf, name, version of the file) of components that are wh
 
 
 class Shelf(Mapping):
-    """The components of a shelf by their names; one is imported when it is asked for."""
+    """The components of a shelf by their names; one is imported when it is asked for.
+
+    Families are not among them, but their members, which they are not asked to list, can be had by their names.
+    """
 
     def __init__(self, shelf):
         self.shelf = shelf
 
     def __iter__(self):
-        return iter(sorted(specs(self.shelf)))
+        return iter(sorted(name for name in specs(self.shelf) if not name.endswith("/")))
 
     def __len__(self):
-        return len(specs(self.shelf))
+        return len(list(iter(self)))
 
     def __getitem__(self, name):
-        spec = specs(self.shelf)[name]
+        spec = find(self.shelf, name)
+        if spec is None:
+            raise KeyError(name)
         component, contract = getattr(_module(spec.file), spec.object), CONTRACTS[self.shelf]
-        key = (self.shelf, name, version_of(spec.file))
+        key = (self.shelf, spec.name, version_of(spec.file))
         if key not in _CHECKED:
             if isinstance(contract, tuple):
-                check_arguments(component, contract, spec.options)
+                check_arguments(component, (*contract, *["member"] * spec.is_family), spec.options)
             elif name != contract:
                 check_class(component, self[contract])
             _CHECKED.add(key)
-        return component
+        if not spec.is_family:
+            return component
+        return functools.wraps(component)(functools.partial(component, member=name.removeprefix(spec.name)))
 
 
 ALGORITHMS, LOCAL_METHODS, COMPRESSORS, MERGING_RULES, DATASETS, PARTITIONS, NETWORKS = map(Shelf, SHELVES)

@@ -10,7 +10,7 @@ import re
 from fedmerge.config.kinds import KINDS
 from fedmerge.config.options import REGISTRIES, all_options, component_options
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, SHELVES, plugin_versions, plugins, specs
+from fedmerge.registry import AXES, SHELVES, find, plugin_versions, plugins, specs
 
 # What the decorators may say, besides title and paper.
 WORDS = {
@@ -18,9 +18,9 @@ WORDS = {
     "local": ("requires", "averages", "one_run"),
     "compressor": ("requires", "server_residual"),
     "merge": ("requires", "needs", "weighted"),
-    "dataset": ("augment", "bundled", "domains", "download", "label_set", "model", "never_augmented", "then"),
+    "dataset": ("augment", "bundled", "domains", "download", "label_set", "model", "never_augmented", "pixels", "then"),
     "partition": ("value",),
-    "model_name": ("norms", "pretrained"),
+    "model_name": ("example", "library", "norms", "pretrained"),
 }
 
 
@@ -47,14 +47,15 @@ def _check(versions):
 
 def _check_words(spec):
     """Refuse what the decorator says that nobody would read."""
-    if not isinstance(spec.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", spec.name, re.ASCII):
+    family = "/?" if spec.shelf == "model_name" else ""
+    if not isinstance(spec.name, str) or not re.fullmatch(rf"[A-Za-z0-9][\w-]*{family}", spec.name, re.ASCII):
         raise _slip(spec, f"the name {spec.name!r} is none: letters, digits, _ and -, since files are called so")
     known = ("title", "paper", *WORDS[spec.shelf])
     for word in spec.more:
         if word not in known:
             raise _slip(spec, f"registered with {word}=..., which means nothing here{did_you_mean(word, known)}")
     for shelf, word in (("model_name", "model"), ("dataset", "label_set")):
-        if word in spec.more and spec.more[word] not in specs(shelf):
+        if word in spec.more and find(shelf, spec.more[word]) is None:
             raise _slip(spec, f"{word}={spec.more[word]!r} is none of --{shelf}")
     norms = all_options()["norm"].kind
     if not set(spec.more.get("norms", norms)) <= set(norms) or not isinstance(spec.more.get("norms", ()), tuple):

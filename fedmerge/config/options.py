@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from fedmerge.config.kinds import KINDS, pattern
 from fedmerge.errors import InputError
-from fedmerge.registry import AXES, SHELVES, having, plugin_versions, said, specs
+from fedmerge.registry import SHELVES, WITH_OPTIONS, Names, find, having, plugin_versions, said, specs
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,16 @@ class Option:
 
     @property
     def owners_in_words(self):
-        return f"--{self.axis} {' or '.join(self.owners)}"
+        return f"--{self.axis} {' or '.join(specs(self.axis)[name].shown for name in self.owners)}"
+
+    def is_of(self, name):
+        """Tell whether the component that `name` chooses has it."""
+        spec = find(self.axis, name)
+        return spec is not None and spec.name in self.owners
 
 
 MODEL = "resnet18"  # that is trained on a dataset which does not say which
+FOLDER_SIZE = 32  # pixels of the images of a folder, unless --image_size says otherwise
 NORMS = ("batch", "group")  # that a network has which does not say which; the first is its default
 
 
@@ -86,7 +92,7 @@ def _by_value(shelf, names, keyword, default=None):
     groups = {}
     for name in names:
         value = said(shelf, name, keyword, default)
-        groups.setdefault(value if isinstance(value, str) else value[0], []).append(name)
+        groups.setdefault(value if isinstance(value, str) else value[0], []).append(specs(shelf)[name].shown)
     return "; ".join(f"{value} for {', '.join(group)}" for value, group in groups.items())
 
 
@@ -95,7 +101,13 @@ OPTIONS = {
         Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
         Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
         Option("dataset", "DIGITS", "dataset", _dataset_help),
-        Option("image_size", None, "size", "resize images to so many pixels (default: as they are)"),
+        Option(
+            "image_size",
+            None,
+            "size",
+            "pixels that the network sees: larger images are shrunk, smaller ones enlarged batch by batch (default: as "
+            "they are)",
+        ),
         Option("model_name", None, tuple, _model_help),
         Option("seed", 0, "integer", "seed of every random draw"),
         Option("shift", "label", ("label", "feature"), "clients differ in their classes, or each has its own domain"),
@@ -137,7 +149,7 @@ OPTIONS = {
         Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
     ],
     "model": [
-        Option("norm", None, ("batch", "group", "none"), _norm_help),
+        Option("norm", None, ("batch", "group", "none", "own"), _norm_help),
         Option("pretrained", False, "flag", _pretrained_help),
         Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
         Option(
@@ -310,7 +322,7 @@ OPTIONS = {
 }
 ALIASES = {"rounds": "n_epochs", "keep": "sparsity", "prox_mu": "prox_momentum"}  # what the field calls them
 REGISTRIES = {
-    **{shelf: functools.partial(lambda shelf: sorted(specs(shelf)), shelf) for shelf in SHELVES},
+    **{shelf: functools.partial(Names, shelf) for shelf in SHELVES},
     "preset": lambda: sorted({preset for spec in specs("algorithm").values() for preset in spec.presets}),
 }
 # What belongs to no component, but stands behind the compressors' own in the names of runs.
@@ -333,14 +345,14 @@ FEEDBACK = (
 
 
 def component_options():
-    """Return {name: Option} over all components of the AXES. Raises InputError, with file and line, for a mistake."""
+    """Return {name: Option} over all components that have any. Raises InputError, with file and line, for a mistake."""
     return _component_options(plugin_versions())
 
 
 @functools.cache
 def _component_options(plugins):
     found, general = {}, {option.name: "every run" for group in OPTIONS.values() for option in group}
-    for axis in AXES:
+    for axis in WITH_OPTIONS:
         for owner, spec in sorted(specs(axis).items()):
             for name, declared in spec.options.items():
                 place = "{}: line {}".format(*spec.lines[name])
@@ -377,7 +389,7 @@ def all_options():
 
 def acts(option, settings):
     """Tell whether an Option has an effect beside the others in {name: value}."""
-    if option.axis and settings.get(option.axis, all_options()[option.axis].default) not in option.owners:
+    if option.axis and not option.is_of(settings.get(option.axis, all_options()[option.axis].default)):
         return False
     other, _, wanted = option.needs.partition("=")
     if not other:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedmerge import files
 from fedmerge.config.kinds import split_of
-from fedmerge.config.options import MODEL, NORMS, REGISTRIES, acts, all_options
+from fedmerge.config.options import FOLDER_SIZE, MODEL, NORMS, REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.registry import AXES, having, requirements, said, specs
@@ -67,6 +67,8 @@ def with_defaults(given):
     args.norm = args.norm or said("model_name", args.model_name, "norms", NORMS)[0]
     args.bn = args.bn or ("train" if args.trainable in ("all", "norms") else "frozen")
     args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
+    own = said("dataset", args.dataset, "pixels") if args.dataset in specs("dataset") else FOLDER_SIZE
+    args.image_size = None if args.image_size == own else args.image_size
     args.augment = args.augment or ("standard" if said("dataset", args.dataset, "augment") else "none")
     return args
 
@@ -77,7 +79,7 @@ def _check_needs(args, explicit):
         if acts(option, vars(args)):
             continue
         if name in explicit and getattr(args, name) != option.default:
-            if option.axis and getattr(args, option.axis) not in option.owners:
+            if option.axis and not option.is_of(getattr(args, option.axis)):
                 raise InputError(f"--{name} has no effect without {option.owners_in_words}")
             raise InputError(f"--{name} has no effect without {option.needs_in_words}")
         setattr(args, name, option.default)

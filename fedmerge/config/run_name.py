@@ -10,7 +10,7 @@ from fedmerge import files
 from fedmerge.config.options import acts, all_options
 from fedmerge.config.resolve import with_defaults
 from fedmerge.config.split_files import drawn_as, hash_unless, plain, split_name, split_path
-from fedmerge.registry import AXES, specs
+from fedmerge.registry import WITH_OPTIONS, find
 
 LONGEST = 240  # bytes of a name: file systems allow 255, and "_metrics.csv" comes on top
 
@@ -40,7 +40,7 @@ def acting(settings):
 
     Of a component that is not at hand, as one of a plugin may not be, nobody knows what it does without: all stay.
     """
-    strange = {axis for axis in AXES if settings.get(axis) is not None and settings[axis] not in specs(axis)}
+    strange = {axis for axis in WITH_OPTIONS if settings.get(axis) is not None and find(axis, settings[axis]) is None}
 
     def act(name):
         option = all_options().get(name)
@@ -71,7 +71,7 @@ def default_settings(args):
 def _label(name, value):
     if name in ("init_weights", "partition_file"):
         return _with_hash(value)
-    text = str(value)
+    text = str(value).replace("/", ".") if name == "model_name" else str(value)  # a slash would be a folder
     whole = text.isprintable() and not set(text) & set("/\\")  # it stays in its folder
     return text if whole else plain(text) + hash_unless(whole, text)
 
@@ -86,7 +86,7 @@ def settings_of(args):
     """Return {name: value} of the settings that the run depends on: every option but those of components that were
     not chosen; local methods' are all there."""
     options = all_options().items()
-    foreign = {n for n, o in options if o.axis not in ("", "local") and getattr(args, o.axis) not in o.owners}
+    foreign = {n for n, o in options if o.axis not in ("", "local") and not o.is_of(getattr(args, o.axis))}
     return {name: getattr(args, name) for name, _ in options if name not in foreign}
 
 

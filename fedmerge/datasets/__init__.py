@@ -12,6 +12,7 @@ of several domains, the names of these, or, if images can be put in several, {na
 images}. What else the decorator may say:
 
     augment          True: train on augmented images unless --augment none
+    pixels           how high and wide its images are: --image_size of so many is none
     never_augmented  why --augment standard is refused
     bundled          True: there is nothing to download
     domains          True: there are several, for --shift feature

@@ -75,9 +75,12 @@ PIXELS = 2**21  # of a batch on a GPU: 2,048 images of 32x32, at which a ResNet-
 CPU_PIXELS = 2**17  # of one on a CPU, however many threads it has: their number is to change no bit of a result
 
 
-def batch_size(images):
-    """Return how many of data.Images are evaluated at a time."""
-    size = math.prod(images.images.shape[-2:])
+def batch_size(images, image_size=None):
+    """Return how many of data.Images are evaluated at a time.
+
+    image_size: pixels that the network sees, if not theirs.
+    """
+    size = math.prod(images.images.shape[-2:]) if image_size is None else image_size**2
     if images.labels.device.type == "cpu":
         return min(512, max(1, CPU_PIXELS // size))
     return max(1, PIXELS // size)

@@ -10,19 +10,19 @@ from fedmerge.randomness import generator
 from fedmerge.registry import dataset
 
 
-@dataset("CIFAR10", augment=True, download="CIFAR10")
+@dataset("CIFAR10", pixels=32, augment=True, download="CIFAR10")
 def load_cifar10(root, seed):
     """the published python version of CIFAR-10, from its folder or from its tar.gz (Krizhevsky 2009)"""
     return *published.as_images(_read(root, "CIFAR10")), 10
 
 
-@dataset("CIFAR100", augment=True, download="CIFAR100")
+@dataset("CIFAR100", pixels=32, augment=True, download="CIFAR100")
 def load_cifar100(root, seed):
     """the published python version of CIFAR-100, with its 100 fine classes (Krizhevsky 2009)"""
     return *published.as_images(_read(root, "CIFAR100")), 100
 
 
-@dataset("CIFAR10T", augment=True, label_set="CIFAR10")
+@dataset("CIFAR10T", pixels=32, augment=True, label_set="CIFAR10")
 def load_cifar10_thousand(root, seed):
     """1,000 training samples of CIFAR-10, by seed, with its whole test set: for trying things out"""
     train, test, n_classes = load_cifar10(root, seed)

@@ -12,6 +12,7 @@ from fedmerge.registry import dataset
 
 @dataset(
     "DIGITS",
+    pixels=8,
     bundled=True,
     domains=True,
     model="cnn",
@@ -24,6 +25,7 @@ def load_digits(root, seed):
 
 @dataset(
     "DIGITSA",
+    pixels=8,
     bundled=True,
     domains=True,
     model="cnn",
@@ -37,6 +39,7 @@ def load_digits_a(root, seed):
 
 @dataset(
     "DIGITSB",
+    pixels=8,
     bundled=True,
     domains=True,
     model="cnn",

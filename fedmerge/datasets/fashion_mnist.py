@@ -14,7 +14,7 @@ from fedmerge.errors import InputError, reason
 from fedmerge.registry import dataset
 
 
-@dataset("FashionMNIST", download="FashionMNIST")
+@dataset("FashionMNIST", pixels=28, download="FashionMNIST")
 def load_fashion_mnist(root, seed):
     """the published IDX files of FashionMNIST, 28x28 in grey (Xiao, Rasul and Vollgraf 2017)"""
     return *published.as_images(_read(root, "FashionMNIST")), 10

@@ -8,7 +8,6 @@ from fedmerge.datasets.images import Images
 from fedmerge.errors import InputError, reason
 from fedmerge.randomness import generator
 
-FOLDER_SIZE = 32  # pixels, unless --image_size says otherwise
 FOLDER_TEST = 0.2  # share of every class of every domain that is tested on
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 2**26  # of one file

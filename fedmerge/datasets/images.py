@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Splits:
     std: torch.Tensor
     domains: tuple = ()  # names of the domains that the images' `domains` number
     fingerprint: str = ""  # tells whether two runs read the same images and labels
+    enlarged: int | None = None  # pixels to which `normalise` enlarges them, where they are smaller
+
+    @property
+    def image_size(self):
+        """How many pixels high and wide images are as the network sees them."""
+        return self.enlarged or self.train.images.shape[-1]
 
     def to(self, device):
         moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test", "mean", "std")}
@@ -55,6 +62,11 @@ class Splits:
         return (1 / (255 * self.std))[:, None, None], (-self.mean / self.std)[:, None, None]
 
     def normalise(self, images):
-        """Return uint8 images [B, C, H, W] as float32 of mean 0 and deviation 1, in channels_last memory."""
+        """Return uint8 images [B, C, H, W] as float32 of mean 0 and deviation 1, in channels_last memory.
+
+        These are [B, C, image_size, image_size], bilinearly enlarged where they are kept smaller: all of them enlarged
+        would take several times the memory.
+        """
         scale, shift = self._affine
-        return images.to(torch.float32, memory_format=torch.channels_last).mul_(scale).add_(shift)
+        x = images.to(torch.float32, memory_format=torch.channels_last).mul_(scale).add_(shift)
+        return x if self.enlarged is None else F.interpolate(x, (self.enlarged, self.enlarged), mode="bilinear")

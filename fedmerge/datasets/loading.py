@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from fedmerge.config.options import FOLDER_SIZE
 from fedmerge.config.resolve import one_domain
-from fedmerge.datasets.folder import FOLDER_SIZE, load_folder
+from fedmerge.datasets.folder import load_folder
 from fedmerge.datasets.images import Images, Splits
 from fedmerge.declared import described, mistake
 from fedmerge.errors import InputError
@@ -31,8 +32,9 @@ def resize(images, size):
 def load_dataset(name, root, seed, image_size=None, shift="label"):
     """Return the Splits of `name`, its files under `root`; validation is 10 % of the training set, by seed.
 
-    image_size: pixels to which the images are resized, if they have another size. shift: "feature" for a dataset of
-    several domains. Raises InputError if the files are not there or not what they should be.
+    image_size: pixels that the network is to see; larger images are shrunk here, smaller ones stay as they are and are
+    enlarged a batch at a time, by Splits.normalise. shift: "feature" for a dataset of several domains.
+    Raises InputError if the files are not there or not what they should be.
     """
     train, test, n_classes, domains = _read(name, root, seed, image_size)
     for part, images in (("training", train), ("test", test)):
@@ -43,7 +45,8 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
     if len(train) < 2:
         raise InputError(f"{name} under {root} has one training image: there is none for validation")
     crc = _crc32(train, test)
-    if image_size and image_size != train.images.shape[-1]:
+    own = train.images.shape[-1]
+    if image_size and image_size < own:
         train, test = (replace(part, images=resize(part.images, image_size)) for part in (train, test))
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
     n_val = max(1, len(train) // 10)
@@ -53,7 +56,9 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
     domains = tuple(domains) if parts[0].domains is not None else ()
     if shift == "feature":
         _check_domains(name, root, domains, parts)
-    return Splits(*parts, n_classes, *_mean_std(parts[0].images), domains, crc)
+    return Splits(
+        *parts, n_classes, *_mean_std(parts[0].images), domains, crc, image_size if (image_size or 0) > own else None
+    )
 
 
 def _in_all_domains(part, number, domains):

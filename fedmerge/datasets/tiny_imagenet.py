@@ -11,6 +11,7 @@ from fedmerge.registry import dataset
 
 @dataset(
     "TinyImageNet",
+    pixels=64,
     augment=True,
     download={
         "tiny-imagenet-200.zip": (

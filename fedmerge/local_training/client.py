@@ -194,7 +194,7 @@ class Client:
         module, losses = self.model.module, []
         module.eval()
         train = self.splits.train
-        for chosen in indices.to(train.labels.device).split(datasets.batch_size(train)):
+        for chosen in indices.to(train.labels.device).split(datasets.batch_size(train, self.splits.image_size)):
             logits, y = self.forward(self.splits.normalise(train.images[chosen])), train.labels[chosen]
             y = y if self.attack is None else self.attack.labels(y, self.splits.n_classes)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))

@@ -12,6 +12,12 @@ them is its last. norm is one of `norms`, of which the first is the default; wit
 "group"). What else the decorator may say:
 
     pretrained  the address of published weights, with 8 digits of their SHA-256 in the file's name, for --pretrained
+    weights     a function (name, module) that returns published weights {name: tensor} as they fit the module, but for
+                the head; given None as the module, it only fetches or finds them. `pretrained` says in words whence
+    options     {name: (default, kind, help)}: flags of its own, which the function is called with, by their names
+    example     of a family, whose name ends in a slash and stands for all that begin with it: the name of a member. The
+                function has a fifth argument, `member`: what is behind the slash
+    library     the package of which another version may mean other figures
     fit         a function (weights, module) that makes of their {name: tensor} what fits the module, but for the head
 """
 

@@ -7,24 +7,28 @@ from fedmerge.declared import described, mistake
 from fedmerge.errors import InputError, reason
 from fedmerge.networks.draws import keyed_draws
 from fedmerge.networks.flat_model import head_of
-from fedmerge.registry import NETWORKS
+from fedmerge.registry import NETWORKS, find
 
 LARGEST = 2**31  # weights: positions are int32, and so are counts of a message
 COPIES = 5  # of the vector that a run has at least: a client's, its gradient, the server's, an update, their sum
 
 
-def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu"):
+def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu", **options):
     """Return the freshly initialised module; the same `seed` gives the same weights whatever was drawn before.
+
+    options: those that the network has of its own, as far as they are not at their defaults.
 
     Raises InputError, before anything is allocated, for one that the memory of the torch.device does not hold.
     """
+    own = NETWORKS[name].registered.get("options", {})
+    options = {option: default for option, (default, *_) in own.items()} | options
     with torch.device("meta"):
-        shapes = NETWORKS[name](channels, image_size, n_classes, norm)
+        shapes = NETWORKS[name](channels, image_size, n_classes, norm, **options)
     if not isinstance(shapes, torch.nn.Module) or not list(shapes.parameters()):
         raise mistake(NETWORKS[name], f"returns {described(shapes)}, not a torch.nn.Module with parameters")
     check_size(name, sum(p.numel() for p in shapes.parameters()), device)
     with keyed_draws(seed):
-        module = NETWORKS[name](channels, image_size, n_classes, norm)
+        module = NETWORKS[name](channels, image_size, n_classes, norm, **options)
         check_logits(module, name, channels, image_size, n_classes)
     return module
 
@@ -34,14 +38,17 @@ def check_logits(module, name, channels, image_size, n_classes):
     """Raise InputError unless a module makes float32 logits [B, n_classes] of images; it is left in training mode."""
     images = torch.zeros(1, channels, image_size, image_size)
     module.eval()
-    called, hooks = [], []  # names of the layers with parameters, as they are used
+    called, hooks = [], []  # names of the layers with parameters, as they are used; none that holds others with some
     for layer_name, layer in module.named_modules():
-        if layer._parameters:
+        if layer._parameters and not any(True for child in layer.children() for _ in child.parameters()):
             hooks.append(layer.register_forward_hook(lambda *_, used=layer_name: called.append(used)))
     try:
         logits = module(images)
     except Exception as error:  # it is its author's code
-        raise mistake(NETWORKS[name], f"fails on float32 {list(images.shape)}: {reason(error)}") from error
+        said = f"fails on float32 {list(images.shape)}: {reason(error)}"
+        if find("model_name", name).is_family:  # a library's, which may need larger images
+            raise InputError(f"--model_name {name} {said}; another --image_size?") from error
+        raise mistake(NETWORKS[name], said) from error
     for hook in hooks:
         hook.remove()
     if called and called[-1] != head_of(module):

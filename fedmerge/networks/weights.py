@@ -16,8 +16,7 @@ def load_pretrained(module, name):
 
     Raises InputError where the weights are not on this machine and cannot be fetched.
     """
-    fit = NETWORKS[name].registered.get("fit", lambda weights, module: weights)
-    _load_all_but_head(module, fit(fetch_pretrained(name), module), f"the ImageNet weights of {name}")
+    _load_all_but_head(module, published_weights(name, module), f"the ImageNet weights of {name}")
 
 
 def for_channels(kernels, channels):
@@ -25,8 +24,19 @@ def for_channels(kernels, channels):
     return kernels if channels == 3 else kernels.sum(1, keepdim=True)
 
 
-def fetch_pretrained(name):
-    """Return the published weights {name: tensor} of a network. Raises InputError as `load_pretrained` does."""
+def published_weights(name, module=None):
+    """Return the published weights {name: tensor} of a network as they fit `module`, but for the head.
+
+    Without a module they are only fetched, or found. Raises InputError as `load_pretrained` does.
+    """
+    registered = NETWORKS[name].registered
+    if "weights" in registered:
+        return registered["weights"](name, module)
+    weights = _fetch(name)
+    return registered["fit"](weights, module) if module is not None and "fit" in registered else weights
+
+
+def _fetch(name):
     url = said("model_name", name, "pretrained")
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)

@@ -62,7 +62,7 @@ def _first_name(shelf, spec):
 def _contents():
     rows = ["| flag | components |", "|---|---|"]
     for shelf, (title, _) in ABOUT.items():
-        links = [f"[`{s.name}`](#{_anchor(_heading(group))})" for group in _by_object(shelf) for s in group]
+        links = [f"[`{s.shown}`](#{_anchor(_heading(group))})" for group in _by_object(shelf) for s in group]
         rows.append(f"| [`--{shelf}`](#{_anchor(f'{title} (`--{shelf}`)')}) | {', '.join(links)} |")
     return "\n".join(rows)
 
@@ -71,7 +71,7 @@ def _heading(members):
     """Return the heading of the section of some Specs; no other section has it."""
     first, *others = members
     value = ":VALUE" if "value" in first.more else ""
-    names = ", ".join([f"`--{first.shelf} {first.name}{value}`", *(f"`{spec.name}`" for spec in others)])
+    names = ", ".join([f"`--{first.shelf} {first.shown}{value}`", *(f"`{spec.name}`" for spec in others)])
     titles = ", ".join(spec.title for spec in members if spec.title != spec.name and "title" in spec.more)
     return names + (f": {titles}" if titles and "{" not in titles else "")
 
@@ -130,6 +130,7 @@ SAID = {
     "model": lambda value: f"`--model_name {value}` unless said otherwise",
     "domains": lambda value: "has several domains, for `--shift feature`",
     "augment": lambda value: "is trained on cropped and flipped images unless `--augment none`",
+    "pixels": lambda value: f"has images of {value}x{value} pixels",
     "never_augmented": lambda value: f"refuses `--augment standard`: {value}",
     "label_set": lambda value: f"has the classes of `{value}`",
     "value": lambda value: f"VALUE: {kind_in_words(value)}",
@@ -193,7 +194,7 @@ def _commands(members):
     lines = []
     for spec in members:
         value = EXAMPLES[spec.more["value"]] if "value" in spec.more else None
-        word = spec.name if value is None else f"{spec.name}:{value}"
+        word = spec.name + spec.more.get("example", "") if value is None else f"{spec.name}:{value}"
         size = " --image_size 32" if spec.shelf == "model_name" else ""  # some are too deep for the digits
         lines.append(f"python fedalg.py --{spec.shelf} {word}{size}")
         lines += [f"{lines[-1]} --preset {preset}" for preset in sorted(spec.presets)]

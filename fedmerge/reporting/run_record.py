@@ -72,7 +72,10 @@ def record(run, finished, final=None):
         "failed": None,  # or why it ended before that
         "final": final,
         "settings": settings_of(run.settings),
-        "environment": {**provenance.environment(run.device), "code": provenance.code_hash(vars(run.settings))},
+        "environment": {
+            **provenance.environment(run.device, run.settings.model_name),
+            "code": provenance.code_hash(vars(run.settings)),
+        },
         "payload_version": wire.VERSION,
         "model": {"weights": layout.n_trainable, "buffers": layout.dim - layout.n_trainable},
         "data": {

@@ -23,7 +23,7 @@ class Evaluator:
         places, int64 [N]: of those among the images that are wanted; all if not given. model: another FlatModel to do
         it with.
         """
-        model, size = model or self.model, datasets.batch_size(images)
+        model, size = model or self.model, datasets.batch_size(images, self.splits.image_size)
         model.load(vector)
         model.module.eval()
         pixels, logits = images.images, []

@@ -15,7 +15,7 @@ from fedmerge.errors import InputError
 from fedmerge.local_training.settings import LocalSettings
 from fedmerge.local_training.trainer import Trainer
 from fedmerge.randomness import key_seed
-from fedmerge.registry import LOCAL_METHODS
+from fedmerge.registry import LOCAL_METHODS, NETWORKS
 from fedmerge.simulation import capacity, personal_parts
 from fedmerge.simulation.attacks import Attack
 from fedmerge.simulation.backend import ThreadBackend
@@ -154,10 +154,13 @@ def pick_device(wanted, deterministic=False):
 
 def starting_module(settings, splits, device="cpu"):
     """Return the network of --model_name with its starting weights, on the CPU; the `device` is to hold it."""
-    channels, size = splits.train.images.shape[1:3]
+    channels, size = splits.train.images.shape[1], splits.image_size
     seed = key_seed(settings.seed, "init")
     name = settings.model_name
-    module = networks.build_model(name, channels, size, splits.n_classes, settings.norm, seed, device)
+    options = chosen_options(settings, NETWORKS[name].registered.get("options", ()))
+    module = networks.build_model(name, channels, size, splits.n_classes, settings.norm, seed, device, **options)
+    if settings.batch_size == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+        raise InputError(f"--batch_size 1 is too small for the BatchNorm of {name}: at least 2")
     if settings.pretrained:
         networks.load_pretrained(module, name)
     if settings.init_weights:

@@ -36,6 +36,9 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
         "lr": 0.5,
         "image_size": 16,
         "lora_layers": "a",
+        "patch_size": 4,
+        "drop_rate": 0.5,
+        "drop_path_rate": 0.5,
     }
     seen = {}
     for option in named:

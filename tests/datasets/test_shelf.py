@@ -17,7 +17,9 @@ from fedmerge.errors import InputError
 from fedmerge.registry import DATASETS, NETWORKS, having, specs, use_plugins
 from fedmerge.simulation.experiment import prepare
 
-KNOWN = {"augment", "never_augmented", "bundled", "domains", "model", "label_set", "download", "then", "title"}
+KNOWN = {"augment", "never_augmented", "bundled", "domains", "model", "label_set", "download", "then", "title"} | {
+    "pixels"
+}
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))

@@ -29,7 +29,10 @@ def test_every_shelf_has_a_heading_and_every_component_a_section():
     page = method_pages.page()
     for shelf in SHELVES:
         for name in method_pages.specs(shelf):
-            assert re.search(rf"^### .*`(--{shelf} )?{re.escape(name)}(:VALUE)?`", page, re.MULTILINE), (shelf, name)
+            assert re.search(rf"^### .*`(--{shelf} )?{re.escape(name)}(:VALUE|NAME)?`", page, re.MULTILINE), (
+                shelf,
+                name,
+            )
 
 
 def anchors(page):

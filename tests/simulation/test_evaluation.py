@@ -78,7 +78,7 @@ def test_eval_every_and_eval_train(experiment):
 def test_what_is_predicted_does_not_hang_on_how_many_images_are_taken_at_a_time(experiment, monkeypatch):
     run = experiment()
     at_once = run.evaluator.predict(run.server.theta, run.splits.test)
-    monkeypatch.setattr(batches, "batch_size", lambda images: 7)
+    monkeypatch.setattr(batches, "batch_size", lambda *_: 7)
     assert torch.allclose(run.evaluator.predict(run.server.theta, run.splits.test), at_once, atol=1e-5)
     assert len(at_once) == len(run.splits.test)
 
@@ -87,6 +87,8 @@ def test_what_is_predicted_does_not_hang_on_how_many_images_are_taken_at_a_time(
 def test_a_gpu_evaluates_as_many_pixels_at_a_time_whatever_their_images(side, n):
     images = datasets.Images(torch.empty(9, 3, side, side, device="meta"), torch.empty(9, device="meta"))
     assert datasets.batch_size(images) == n
+    small = datasets.Images(images.images[..., :8, :8], images.labels)
+    assert datasets.batch_size(small, image_size=side) == n
 
 
 @pytest.mark.parametrize(("side", "n"), [(8, 512), (32, 128), (64, 32), (512, 1)])
