@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedmerge.component_source import HERE, Spec, read, version_of
-from fedmerge.declared import check_arguments, check_class
+from fedmerge.component_source import Spec, read
+from fedmerge.declared import check_arguments, check_class, mistake
 from fedmerge.errors import InputError, reason
+from fedmerge.python_source import HERE, version_of
 
 # The flag that chooses a component -> (the decorator that registers one, the folder where they are).
 SHELVES = {
@@ -101,8 +102,12 @@ def plugin_files() -> list[Path]:
         if not path.exists():
             raise InputError(f"FEDMERGE_PLUGINS: {path}: there is no such file or folder")
     places = [*PLUGINS, *named]
-    found = [sorted(place.glob("[!.]*.py")) if place.is_dir() else [place] for place in places]
+    found = [_files_in(place) if place.is_dir() else [place] for place in places]
     return list(dict.fromkeys(path for paths in found for path in paths))
+
+
+def _files_in(folder):
+    return sorted(path for path in folder.glob("[!.]*.py") if not path.is_dir())
 
 
 def plugin_versions() -> tuple:
@@ -176,8 +181,21 @@ class Shelf(Mapping):
                 check_arguments(component, contract, spec.options)
             elif name != contract:
                 check_class(component, self[contract])
+                _check_options(component, spec)
             _CHECKED.add(key)
         return component
+
+
+def _check_options(cls, spec):
+    """Raise InputError if a class has other options than its source, as it is read, tells of."""
+    unread = [name for name, option in cls.options.items() if spec.options.get(name) != option]
+    unread += [name for name in spec.options if name not in cls.options]
+    if unread:
+        raise mistake(
+            cls,
+            f"the option {unread[0]} is another than its source says, which is read, not run: derive from classes by "
+            "their names, and write options = {...} out",
+        )
 
 
 ALGORITHMS, LOCAL_METHODS, COMPRESSORS, MERGING_RULES, DATASETS, PARTITIONS, NETWORKS = map(Shelf, SHELVES)
@@ -188,8 +206,8 @@ def _module(file):
     if file.is_relative_to(HERE):
         try:
             return importlib.import_module(".".join(("fedmerge", *file.relative_to(HERE).with_suffix("").parts)))
-        except Exception as error:
-            raise InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {reason(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise _not_imported(file, error) from error
     name = f"fedmerge_plugin_{file.stem}_{hashlib.sha256(repr(version_of(file)).encode()).hexdigest()[:8]}"
     if str(file.parent) not in sys.path:  # last, so that what lies beside it hides nothing of others
         sys.path.append(str(file.parent))
@@ -198,10 +216,16 @@ def _module(file):
         module = sys.modules[name] = importlib.util.module_from_spec(found)
         try:
             found.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
-            raise InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {reason(error)}") from error
+            raise _not_imported(file, error) from error
     return sys.modules[name]
+
+
+def _not_imported(file, error):
+    """Return the InputError that says what came up as the file was imported."""
+    said = "ends the program as it is imported" if isinstance(error, SystemExit) else reason(error)
+    return InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {said}")
 
 
 def _line_of(error, file):
