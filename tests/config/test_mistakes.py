@@ -13,6 +13,8 @@ from fedmerge.errors import InputError
 from fedmerge.simulation.experiment import prepare
 
 IMPORTS = """
+import random
+
 import numpy as np
 import torch
 from fedmerge.algorithms.fedavg import FedAvg
@@ -202,6 +204,41 @@ IMPORTED = [  # what is seen before a client trains
         NETWORK + "    return HeadFirst(channels, image_size, n_classes)\n" + HEAD_FIRST,
         r"its last layer, head, must",
     ),
+    (
+        ALGORITHM + "    def merge(self, step, theta, aggregate):\n        return theta + step\n",
+        r"Mine.merge: is called with \(self, theta, step, aggregate\), by position: step stands where theta is",
+    ),
+    (
+        RULE.replace("aggregate, layout", "layout, aggregate"),
+        r"mine: is called with \(aggregate, layout\), by position",
+    ),
+    (
+        '@statistic("own")\ndef a(update, begin, end):\n    pass\n\n\n@statistic("own")\n'
+        "def b(update, begin, end):\n    pass\n\n\n" + RULE.replace("update", "own"),
+        r"b: the statistic own is there already: a",
+    ),
+    *(
+        (PARTITION + f"    return np.arange(99), {draw} % n_clients\n", r"mine: draws another split from the same rng")
+        for draw in (
+            "np.random.permutation(99)",
+            "torch.randperm(99).numpy()",
+            "np.array(random.sample(range(99), 99))",
+        )
+    ),
+    (NETWORK + "    return torch.nn.Linear\n", r"mine: returns the class Linear, not a torch.nn.Module with"),
+    (
+        NETWORK + "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(n_classes))\n",
+        r"mine: 1.weight is of a lazy layer",
+    ),
+    (
+        NETWORK + "    one = torch.nn.Linear(64, 64)\n    one.b = one.weight\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), one, torch.nn.Linear(64, n_classes))\n",
+        r"mine: 1.b is 1.weight once more",
+    ),
+    (
+        DATASET + "    return 2 * (Images(torch.ones(9, 1, 8, 8).byte(), torch.arange(9)),) + (8,)\n",
+        r"mine: the labels of train go from 0 to 8, not from 0 to 7",
+    ),
     (NETWORK + "    return None\n", r"mine: returns a NoneType, not a torch.nn.Module"),
     (NETWORK + "    return torch.nn.ReLU()\n", r"mine: returns a ReLU, not a torch.nn.Module with parameters"),
     (NETWORK + "    return torch.nn.Linear(3, n_classes)\n", r"mine: fails on float32 \[1, 1, 8, 8\]: mat1 and mat2"),
@@ -227,6 +264,17 @@ TRAINED = [  # what is seen as the first round goes by
         "in place",
     ),
     (ALGORITHM + CORRECTION + "return 0.1\n", r"Mine.gradient_correction: gives a float, not a vector \["),
+    (ALGORITHM + CORRECTION + "return w.detach().numpy()\n", r"gives NumPy's float32 \[\d+\], not a vector \["),
+    (
+        ALGORITHM + "    def client_start(self, received, client):\n        pass\n",
+        r"from client_start is a NoneType, not",
+    ),
+    (
+        '@statistic("short")\ndef short(update, begin, end):\n    return update.delta[begin:end][:5]\n\n\n'
+        + RULE.replace('("update",)', '("short",)')
+        + "    pass\n",
+        r"short: the statistic is float32 \[5\], not a vector \[",
+    ),
     (ALGORITHM + CORRECTION + "pass\n", r"Mine.gradient_correction: gives a NoneType, not a vector \["),
     (ALGORITHM + CORRECTION + "return w[:9]\n", r"Mine.gradient_correction: gives float32 \[9\], not a vector \["),
     (
@@ -270,7 +318,7 @@ def mine(tmp_path, monkeypatch):
 
     def put(source):
         (tmp_path / "mine.py").write_text(IMPORTS + source)
-        decorator = re.search(r"^@(\w+)", source, re.MULTILINE)[1]
+        decorator = re.search(r"^@(?!statistic)(\w+)", source, re.MULTILINE)[1]
         return {"plugin": str(tmp_path / "mine.py"), FLAG.get(decorator, decorator): "mine"}
 
     return put
@@ -351,6 +399,14 @@ def test_two_statistics_of_one_name_are_refused(mine):
     prepare(typed_settings({**QUICK, "merge": "sign"}))
     with pytest.raises(InputError, match=r"sign: the statistic sign is there already, in fedmerge.merging.sign"):
         prepare(typed_settings({**QUICK, **flags}))
+
+
+def test_the_model_that_is_judged_is_looked_at(mine):
+    run = prepare(
+        typed_settings({**QUICK, **mine(ALGORITHM + "    def global_model(self, theta):\n        return theta[:5]\n")})
+    )
+    with refused(r"Mine: the model from global_model is float32 \[5\], not float32 \["):
+        run.server.served()
 
 
 KEEPING = """
