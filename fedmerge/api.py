@@ -10,7 +10,7 @@ It is the one module of the package that imports a door of the program, fedalg.p
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,15 +75,17 @@ class Run:
         return module.eval()
 
 
-def run(callbacks: Sequence[Callable] = (), **settings) -> Run:
+def run(callbacks: Sequence[Callable] | Callable | None = (), **settings) -> Run:
     """Run an experiment, or find that it is finished already; return its Run.
 
-    settings: the flags of fedalg.py by their names, with or without aliases: `run(algorithm="las", keep=0.1)`. Unless
-    told otherwise by quiet=False, a bar shows the rounds, also in a notebook; quiet=True prints nothing, but for
-    warnings, and that a run goes on, on standard error. callbacks: each is called after a round that is trained with
-    its row of the history, a dict. Raises InputError for what the command line refuses, FloatingPointError for a run
-    that diverges, and checkpoint.policy.Interrupted when it was interrupted: the same call goes on.
+    settings: the flags of fedalg.py by their names, with or without aliases: `run(algorithm="las", keep=0.1)`; of
+    plugin, one or a list. Unless told otherwise by quiet=False, a bar shows the rounds, also in a notebook; quiet=True
+    prints nothing, but for warnings, and that a run goes on, on standard error. callbacks: a function or several; each
+    is called after a round that is trained with its row of the history, a dict. Raises InputError for what the command
+    line refuses, FloatingPointError for a run that diverges, and checkpoint.policy.Interrupted when it was interrupted:
+    the same call goes on.
     """
+    callbacks = _functions(callbacks)
     with plugins_held():
         args = typed_settings({"quiet": True, **settings})
         if args.evaluate_clients:
@@ -101,6 +103,19 @@ def run(callbacks: Sequence[Callable] = (), **settings) -> Run:
                 return Run(args)
             experiment.model.load(experiment.server.served())
             return Run(args, experiment.model.plain_copy())
+
+
+def _functions(callbacks):
+    """Return the callbacks as a list. Raises InputError for what cannot be called."""
+    if callbacks is None or callable(callbacks):
+        return [] if callbacks is None else [callbacks]
+    if not isinstance(callbacks, Iterable):
+        raise InputError(f"callbacks: {callbacks!r} is no function, nor a list of them")
+    found = list(callbacks)
+    for one in found:
+        if not callable(one):
+            raise InputError(f"callbacks: {one!r} is no function")
+    return found
 
 
 @contextmanager

@@ -4,16 +4,13 @@ Reading the source keeps `--help`, refused command lines and figures free of tor
 """
 
 import ast
-import functools
+import keyword
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmerge.errors import InputError, reason
-from fedmerge.files import read_text
-
-HERE = Path(__file__).resolve().parent
-LARGEST = 2**20  # bytes of a file of a plugin
+from fedmerge.errors import InputError
+from fedmerge.python_source import lineage, names_in, targets, text_of, tree_of
 
 
 @dataclass(frozen=True)
@@ -52,19 +49,6 @@ class Spec:
         return f"{self.file}: line {self.line}"
 
 
-def version_of(path: Path) -> tuple:
-    """Return (Path, when it was changed, its size): the same as long as it says the same; of a file of the program,
-    which is read once, only the Path.
-    """
-    if path.is_relative_to(HERE):
-        return (path,)
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({reason(error)})") from None
-    return path, found.st_mtime_ns, found.st_size
-
-
 def read(file: Path, shelf: str, decorator: str, files: list) -> list[Spec]:
     """Return the Specs of what a file registers by the decorator of that name. files: where base classes may be.
 
@@ -85,7 +69,7 @@ def helpers_of(file: Path) -> dict[str, Path]:
     """
     found, waiting = {}, [file]
     while waiting:
-        for node in ast.walk(_tree(waiting.pop())):
+        for node in ast.walk(tree_of(waiting.pop())):
             for name in _top_level_names(node):
                 places = file.parent / f"{name}.py", file.parent / name / "__init__.py"
                 path = next((place for place in places if place.is_file()), None)
@@ -109,92 +93,127 @@ def _called(node):
 
 
 def _spec(shelf, node, call, file, files):
+    name, more = _said(node, call, file, shelf)
+    owners = lineage(node, file, files) if isinstance(node, ast.ClassDef) else [(node, file)]
+    options, lines, taken = {}, {}, set()
+    for owner, place in owners:
+        for option, value in _options_of(owner, place):
+            if option in taken:
+                raise InputError(
+                    f"{place}: line {value.lineno}: {owner.name} has an option {option}, which its base class has for "
+                    "something else: another name"
+                )
+            options[option] = _literal(value, place, f"option {option} of {node.name}")
+            lines[option] = place, value.lineno
+        taken |= names_in(owner) - options.keys() if isinstance(owner, ast.ClassDef) else set()
+    settings = {"defaults": {}, "presets": {}}
+    if isinstance(node, ast.ClassDef):
+        settings = {word: _assigned(node, file, word) for word in settings}
+    more, of_name = {word: said for word, said in more.items() if word != "defaults"}, more.get("defaults", {})
+    settings["defaults"] = settings["defaults"] | _flags(of_name, node, file, "defaults")  # of one of several names
+    summary = (ast.get_docstring(node) or "").split("\n")[0]
+    return Spec(shelf, name, node.name, file, node.lineno, summary, options, lines, **settings, more=more)
+
+
+def _said(node, call, file, shelf):
+    """Return the name that a decorator gives, and {word: what it says} but for options and functions."""
     if not call.args:
         raise InputError(f"{file}: line {call.lineno}: {node.name} is registered without a name")
+    if len(call.args) > 1 or any(word.arg is None for word in call.keywords):
+        raise InputError(
+            f'{file}: line {call.lineno}: {node.name}: what registers it is read, not run: a name, then word="..." '
+            "each, without * or **"
+        )
     name = _literal(call.args[0], file, f"the name of {node.name}")
+    of_family = shelf == "model_name" and isinstance(name, str)  # such as "timm/"
+    if not is_plain(name.removesuffix("/") if of_family else name):
+        raise InputError(
+            f"{file}: line {node.lineno}: {node.name}: the name {name!r} is none: letters, digits, _ and -, since "
+            "files are called so"
+        )
     words = [word for word in call.keywords if word.arg != "options" and not _is_function(word.value, file)]
-    more = {word.arg: _literal(word.value, file, f"{word.arg} of {name}") for word in words}
-    options, lines = {}, {}
-    for owner, dictionary in _options_of(node, file, files):
-        for key, value in zip(dictionary.keys, dictionary.values, strict=True):
-            option = _literal(key, owner, "the name of an option")
-            options[option] = _literal(value, owner, f"option {option} of {node.name}")
-            lines[option] = owner, value.lineno
-    defaults, presets = ({}, {})
+    return name, {word.arg: _literal(word.value, file, f"{word.arg} of {name}") for word in words}
+
+
+def is_plain(name) -> bool:
+    """Tell whether it is a text that names of files may hold."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII) is not None
+
+
+def _options_of(node, file):
+    """Return [(name, node of the option)] of what a class, without its bases, or a function declares."""
     if isinstance(node, ast.ClassDef):
-        defaults, presets = (_assigned(node, file, attribute) for attribute in ("defaults", "presets"))
-        defaults |= more.pop("defaults", {})  # of one of several names
-    summary = (ast.get_docstring(node) or "").split("\n")[0]
-    return Spec(shelf, name, node.name, file, node.lineno, summary, options, lines, defaults, presets, more)
-
-
-def _options_of(node, file, files):
-    """Return [(file, dictionary node)] of the options that a class has, inherited ones first, or a function."""
-    if isinstance(node, ast.FunctionDef):
+        value = _value(node, file, "options")
+    else:
         words = [word for call in node.decorator_list for word in getattr(call, "keywords", ())]
-        return [(file, _dictionary(word.value, file, node)) for word in words if word.arg == "options"]
-    found = []
-    for base in reversed(node.bases):
-        name = getattr(base, "attr", getattr(base, "id", None))
-        inherited = _class(name, file, files)
-        if inherited:
-            found += _options_of(*inherited, files)
-    return found + [(file, _dictionary(value, file, node)) for value in _values(node, "options")]
+        value = next((word.value for word in words if word.arg == "options"), None)
+    if value is None:
+        return []
+    if not isinstance(value, ast.Dict) or None in value.keys:
+        raise InputError(f"{file}: line {value.lineno}: the options of {node.name} are not written out as a dict")
+    names = [_literal(key, file, "the name of an option") for key in value.keys]
+    for key, name in zip(value.keys, names, strict=True):
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+            raise InputError(f"{file}: line {key.lineno}: an option is called {name!r}, which is no name")
+        if names.count(name) > 1:
+            raise InputError(f"{file}: line {key.lineno}: {node.name} has the option {name} twice")
+    return list(zip(names, value.values, strict=True))
 
 
-def _values(node, attribute):
-    """Return the nodes of what a class body assigns to `attribute`, with or without an annotation."""
-    targets = [(getattr(s, "targets", [getattr(s, "target", None)])[0], s) for s in node.body]
-    return [s.value for target, s in targets if getattr(target, "id", None) == attribute and s.value is not None]
+def _value(node, file, attribute):
+    """Return the node of what a class body assigns to `attribute`, None if nothing.
 
-
-def _class(name, file, files):
-    """Return (node, file) of the class that is called `name` in a file, None without: it is one of its own, one that it
-    imports, or one of the `files`.
+    Raises InputError where that is not once, and by itself: what is done to it besides would not be seen.
     """
-    sources = [file]
-    for node in _tree(file).body:
-        for alias in node.names if isinstance(node, ast.ImportFrom) and not node.level else ():
-            if (alias.asname or alias.name) == name:
-                name, parts = alias.name, node.module.split(".")
-                places = [root.joinpath(*parts) for root in (HERE.parent, file.parent)]
-                modules = [p for place in places for p in (place.with_suffix(".py"), place / "__init__.py")]
-                sources = [path for path in modules if path.is_file()]
-                break
-    for other in dict.fromkeys([*sources, *files]):
-        if re.search(rf"^class {name}\b", _text(other), re.MULTILINE):
-            for node in _tree(other).body:
-                if isinstance(node, ast.ClassDef) and node.name == name:
-                    return node, other
-    return None
+    found = [s for s in node.body if [target.id for target in targets(s)] == [attribute] and _assigns(s)]
+    for statement in node.body:
+        plain = statement in found[:1] or isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        if not plain and any(getattr(inner, "id", None) == attribute for inner in ast.walk(statement)):
+            raise InputError(
+                f"{file}: line {statement.lineno}: {attribute} of {node.name}: is read, not run, and must be written "
+                f"out once: {attribute} = {{...}}"
+            )
+    return found[0].value if found else None
 
 
-def _dictionary(node, file, owner):
-    if not isinstance(node, ast.Dict) or None in node.keys:
-        raise InputError(f"{file}: line {node.lineno}: the options of {owner.name} are not written out as a dict")
-    return node
+def _assigns(statement):
+    """Tell whether it is `a = value`, with or without an annotation."""
+    return isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None
 
 
 def _assigned(node, file, attribute):
-    """Return the dict that the class body assigns to `attribute`, {} if it does not."""
-    for value in _values(node, attribute):
-        return _literal(value, file, f"{attribute} of {node.name}")
-    return {}
+    """Return the dict of flags, or of presets, that the class body assigns to `attribute`, {} if it does not."""
+    value = _value(node, file, attribute)
+    said = {} if value is None else _literal(value, file, f"{attribute} of {node.name}")
+    if attribute == "presets" and isinstance(said, dict):
+        for name, preset in said.items():
+            if not is_plain(name):
+                raise InputError(f"{file}: line {value.lineno}: {node.name}: a preset is called {name!r}: no name")
+            _flags(preset, node, file, f"preset {name}")
+    return _flags(said, node, file, attribute)
+
+
+def _flags(said, node, file, what):
+    """Return what `defaults` or so say; raise InputError unless it is a dict by names of flags."""
+    if not isinstance(said, dict) or not all(isinstance(name, str) for name in said):
+        raise InputError(f"{file}: line {node.lineno}: {node.name}: {what}: {said!r} is no dict {{flag: value}}")
+    return said
 
 
 def _is_function(node, file):
     """Tell whether it is the name of a function of the file: only who imports the component has a use for it."""
-    return isinstance(node, ast.Name) and re.search(rf"^def {node.id}\(", _text(file), re.MULTILINE) is not None
+    return isinstance(node, ast.Name) and re.search(rf"^def {node.id}\(", text_of(file), re.MULTILINE) is not None
 
 
 def _literal(node, file, what):
+    place = f"{file}: line {node.lineno}: {what}: "
     try:
         return ast.literal_eval(node)
-    except ValueError:
-        said = ast.unparse(node)[:60]
-        raise InputError(
-            f"{file}: line {node.lineno}: {what}: is read, not run, and must be written out: {said}"
-        ) from None
+    except (ValueError, RecursionError, MemoryError):
+        said = " ".join((ast.get_source_segment(text_of(file), node) or "").split())[:60]
+        raise InputError(f"{place}is read, not run, and must be written out: {said}") from None
+    except TypeError as error:
+        raise InputError(f"{place}{error}") from None
 
 
 def _decorated(file, decorator):
@@ -202,39 +221,14 @@ def _decorated(file, decorator):
 
     Of functions, no more of the file is parsed than them: a dataset may have a long reader, and --help is in a hurry.
     """
-    text, nodes = _text(file), []
+    text, nodes = text_of(file), []
     for found in re.finditer(rf"^@(?:\w+\.)*{decorator}\(.*?^(class|def) ", text, re.MULTILINE | re.DOTALL):
         if found[1] == "class":
-            return _tree(file).body
+            return tree_of(file).body
         end = re.compile(r"^[^\s#)]", re.MULTILINE).search(text, found.end())
         try:
             (node,) = ast.parse(text[found.start() : end and end.start()]).body
-        except (SyntaxError, ValueError):  # written otherwise than expected, or it is none
-            return _tree(file).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # written otherwise than expected, or it is none
+            return tree_of(file).body
         nodes.append(ast.increment_lineno(node, text.count("\n", 0, found.start())))
     return nodes
-
-
-def _text(file):
-    return _text_of(version_of(file))
-
-
-def _tree(file):
-    return _tree_of(version_of(file))
-
-
-@functools.cache
-def _text_of(version):
-    try:
-        return read_text(version[0], LARGEST)
-    except OSError as error:
-        raise InputError(f"{version[0]}: cannot be read ({reason(error)})") from None
-
-
-@functools.cache
-def _tree_of(version):
-    file = version[0]
-    try:
-        return ast.parse(_text_of(version))
-    except SyntaxError as error:
-        raise InputError(f"{file}: line {error.lineno}: is not Python ({error.msg})") from None

@@ -71,6 +71,17 @@ def check_arguments(function: Callable, arguments, options=()) -> None:
     except TypeError as error:
         taken = ", ".join([*needed, *options])
         raise mistake(function, f"is called with ({taken}): {error}") from None
+    _check_order(function, signature, needed)
+
+
+def _check_order(function, signature, needed):
+    """Raise InputError if the function has the name of one argument at the place of another: they are swapped."""
+    there = [name for name, one in signature.parameters.items() if one.kind is not one.KEYWORD_ONLY]
+    for wanted, name in zip(needed, there, strict=False):
+        if name != wanted and name in needed:
+            raise mistake(
+                function, f"is called with ({', '.join(needed)}), by position: {name} stands where {wanted} is"
+            )
 
 
 def _is_optional(arguments, name):
@@ -88,7 +99,7 @@ def check_vector(vector, like, length: int, component, what: str):
 
     what: in words, what it is.
     """
-    if getattr(vector, "dtype", None) != like.dtype or tuple(vector.shape) != (length,):
+    if getattr(vector, "dtype", None) != like.dtype or tuple(getattr(vector, "shape", ())) != (length,):
         wanted = f"{str(like.dtype).removeprefix('torch.')} [{length}]"
         raise mistake(component, f"{what} is {described(vector)}, not {wanted}")
     return vector
@@ -98,4 +109,6 @@ def described(value):
     """Return in words what a value is."""
     if not hasattr(value, "dtype"):
         return f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    shape = list(getattr(value, "shape", ()))
+    kind = "NumPy's " if type(value).__module__.partition(".")[0] == "numpy" else ""
+    return f"{kind}{str(value.dtype).removeprefix('torch.')} {shape}"

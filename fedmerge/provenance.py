@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fedmerge import registry
 from fedmerge.config.split_files import drawn_as
+from fedmerge.python_source import modules, text_of, tree_of
 
 HERE = Path(__file__).resolve().parent.parent
 MATTER = ("torch", "torchvision", "numpy", "scikit-learn")  # libraries of which another version may mean other figures
@@ -39,31 +40,31 @@ def _hash_of(*versions):
     while waiting:
         file = waiting.pop()
         if file not in found:
-            text = file.read_text(encoding="utf-8")
-            tree = ast.parse(text)
-            found[file] = _code_of(text, tree)
-            waiting += _imported(tree, {HERE, file.parent} if not file.is_relative_to(HERE) else {HERE})
+            tree = tree_of(file)
+            found[file] = _code_of(text_of(file), tree)
+            waiting += _imported(tree.body, {HERE})
+            if not file.is_relative_to(HERE):  # beside a plugin lies what it computes with, also in its functions
+                waiting += _imported(ast.walk(tree), {file.parent})
     named = [(str(file.relative_to(HERE) if file.is_relative_to(HERE) else file.name), found[file]) for file in found]
     for name, code in sorted(named):  # of plugins, two may have one name
         digest.update(f"{name}\0{code}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def _imported(tree, folders):
-    """Return the files in these folders that are imported at the top level of the tree."""
+def _imported(nodes, folders):
+    """Return the files in these folders that are imported by the nodes."""
     names = []
-    for node in tree.body:
+    for node in nodes:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    places = [folder.joinpath(*name.split(".")) for folder in folders for name in filter(None, names)]
-    return [f for place in places for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()]
+    return [file for name in filter(None, names) for file in modules(name, folders)]
 
 
 def _code_of(text, tree):
     """Return the lines of a module's text, parsed as `tree`, without its comments and docstrings."""
-    lines = text.splitlines()
+    lines = text.split("\n")  # as tokenize and ast count them: to str.splitlines, a form feed ends a line
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start

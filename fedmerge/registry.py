@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from fedmerge.component_source import HERE, Spec, helpers_of, read, version_of
-from fedmerge.declared import check_arguments, check_class
+from fedmerge.component_source import Spec, helpers_of, read
+from fedmerge.declared import check_arguments, check_class, mistake
 from fedmerge.errors import InputError, reason
+from fedmerge.python_source import HERE, version_of
 
 # The flag that chooses a component -> (the decorator that registers one, the folder where they are).
 SHELVES = {
@@ -109,8 +110,12 @@ def plugin_files() -> list[Path]:
         if not path.exists():
             raise InputError(f"FEDMERGE_PLUGINS: {path}: there is no such file or folder")
     places = [*plugins(), *named]
-    found = [sorted(place.glob("[!.]*.py")) if place.is_dir() else [place] for place in places]
+    found = [_files_in(place) if place.is_dir() else [place] for place in places]
     return list(dict.fromkeys(path for paths in found for path in paths))
+
+
+def _files_in(folder):
+    return sorted(path for path in folder.glob("[!.]*.py") if not path.is_dir())
 
 
 def plugin_versions() -> tuple:
@@ -211,10 +216,23 @@ class Shelf(Mapping):
                 check_arguments(component, (*contract, *["member"] * spec.is_family), spec.options)
             elif name != contract:
                 check_class(component, self[contract])
+                _check_options(component, spec)
             _CHECKED.add(key)
         if not spec.is_family:
             return component
         return functools.wraps(component)(functools.partial(component, member=name.removeprefix(spec.name)))
+
+
+def _check_options(cls, spec):
+    """Raise InputError if a class has other options than its source, as it is read, tells of."""
+    unread = [name for name, option in cls.options.items() if spec.options.get(name) != option]
+    unread += [name for name in spec.options if name not in cls.options]
+    if unread:
+        raise mistake(
+            cls,
+            f"the option {unread[0]} is another than its source says, which is read, not run: derive from classes by "
+            "their names, and write options = {...} out",
+        )
 
 
 ALGORITHMS, LOCAL_METHODS, COMPRESSORS, MERGING_RULES, DATASETS, PARTITIONS, NETWORKS = map(Shelf, SHELVES)
@@ -225,8 +243,8 @@ def _module(file):
     if file.is_relative_to(HERE):
         try:
             return importlib.import_module(".".join(("fedmerge", *file.relative_to(HERE).with_suffix("").parts)))
-        except Exception as error:
-            raise InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {reason(error)}") from error
+        except (Exception, SystemExit) as error:
+            raise _not_imported(file, error) from error
     helpers = helpers_of(file)
     versions = repr([version_of(file), *map(_version_of_module, helpers.values())])
     name = f"fedmerge_plugin_{file.stem}_{hashlib.sha256(versions.encode()).hexdigest()[:8]}"
@@ -236,9 +254,9 @@ def _module(file):
         module = sys.modules[name] = importlib.util.module_from_spec(found)
         try:
             found.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
-            raise InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {reason(error)}") from error
+            raise _not_imported(file, error) from error
     return sys.modules[name]
 
 
@@ -270,6 +288,12 @@ def _version_of_module(path):
     """Return the versions of a module's files: of a package, of all that are in its folder."""
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
     return [version_of(file) for file in files]
+
+
+def _not_imported(file, error):
+    """Return the InputError that says what came up as the file was imported."""
+    said = "ends the program as it is imported" if isinstance(error, SystemExit) else reason(error)
+    return InputError(f"{file}: {_line_of(error, file)}{type(error).__name__}: {said}")
 
 
 def _line_of(error, file):

@@ -99,6 +99,7 @@ class FedAvg(Stateful):
     def train(self, received: Tensor, client: "Client") -> ClientUpdate:
         """Let `client` train from the model `received [dim]`; return its ClientUpdate, before anything is left out."""
         start = self.client_start(received, client)
+        check_vector(start, received, self.layout.dim, self, "the model from client_start")
         trained = client.train(start, self.gradient_correction)
         delta = torch.sub(trained, start, out=client.row[: self.layout.dim])
         return self._checked(self.client_update(delta, start, client), delta)

@@ -321,6 +321,7 @@ OPTIONS = {
     ],
 }
 ALIASES = {"rounds": "n_epochs", "keep": "sparsity", "prox_mu": "prox_momentum"}  # what the field calls them
+RESERVED = ("config", "help", "self", "callbacks", *ALIASES)  # flags that are no settings, and arguments of calls
 REGISTRIES = {
     **{shelf: functools.partial(Names, shelf) for shelf in SHELVES},
     "preset": lambda: sorted({preset for spec in specs("algorithm").values() for preset in spec.presets}),
@@ -351,7 +352,9 @@ def component_options():
 
 @functools.cache
 def _component_options(plugins):
-    found, general = {}, {option.name: "every run" for group in OPTIONS.values() for option in group}
+    found, general = {}, dict.fromkeys(RESERVED, "every run")
+    general |= {option.name: "every run" for group in OPTIONS.values() for option in group}
+    general |= {option.name: "every compressor" for option in FEEDBACK}
     for axis in WITH_OPTIONS:
         for owner, spec in sorted(specs(axis).items()):
             for name, declared in spec.options.items():
@@ -364,20 +367,19 @@ def _component_options(plugins):
                 found[name] = replace(option, owners=(*known.owners, owner))
         if axis == "compressor":
             found |= {option.name: option for option in FEEDBACK}
-            general |= {option.name: "every compressor" for option in FEEDBACK}
     return found
 
 
 def _option(name, declared, axis, place):
     """Return the Option that a component declares. Raises InputError if that is none."""
-    if not isinstance(name, str) or not name.isidentifier():
-        raise InputError(f"{place}: an option is called {name!r}, which is no name")
     if not isinstance(declared, tuple) or len(declared) not in (3, 4) or not isinstance(declared[2], str):
         raise InputError(f"{place}: --{name} is not (default, kind, help) or (default, kind, help, needs)")
     default, kind, text, *needs = declared
-    of_choices = isinstance(kind, tuple) and kind and all(isinstance(choice, str) for choice in kind)
-    if not of_choices and kind != "flag" and kind not in KINDS:
+    of_choices = isinstance(kind, tuple) and kind and all(isinstance(choice, str) and choice for choice in kind)
+    if not of_choices and not (isinstance(kind, str) and kind in ("flag", *KINDS)):
         raise InputError(f"{place}: --{name} is of the kind {kind!r}: {', '.join(KINDS)}, flag, or a tuple of choices")
+    if not all(isinstance(need, str) for need in needs):
+        raise InputError(f"{place}: --{name} needs {needs[0]!r}, which is no text such as 'stitch=prior'")
     return Option(name, default, kind, text, needs=needs[0] if needs else "", axis=axis)
 
 

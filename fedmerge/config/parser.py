@@ -16,6 +16,7 @@ from fedmerge.config.declarations import check_declarations
 from fedmerge.config.kinds import KINDS, VALUE_BITS
 from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
+from fedmerge.declared import described
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.registry import AXES, SHELVES, specs, use_plugins
 
@@ -149,9 +150,11 @@ def typed_settings(given):
     twice = [name for alias, name in ALIASES.items() if {alias, name} <= given.keys()]
     if twice:
         raise InputError(f"{twice[0]} is there by two names: give one")
-    given = {ALIASES.get(name, name): value for name, value in given.items()}
-    _take_plugins([f"--{name}={given[name]}" for name in ("plugin", "config") if name in given])
-    path = given.pop("config", None)
+    given = {ALIASES.get(name, name): _plain(value, name) for name, value in given.items()}
+    plugins, path = _paths(given.pop("plugin", ()), "plugin"), given.pop("config", None)
+    of_config = [] if path is None else [f"--config={_path(path, 'config')}"]
+    _take_plugins([*(f"--plugin={plugin}" for plugin in plugins), *of_config])
+    given |= {"plugin": plugins[-1]} if plugins else {}  # of several --plugin, the last is the setting
     unknown = [name for name in given if name not in all_options()]
     if unknown:
         raise InputError(f"there is no setting {unknown[0]}{did_you_mean(unknown[0], [*all_options(), *ALIASES])}")
@@ -165,11 +168,37 @@ def _typed(given):
     """Return the words with which somebody types the settings {name: value}. Raises InputError for no truth value."""
     words = []
     for name, value in given.items():
-        flag, value = all_options()[name].kind == "flag", value.item() if hasattr(value, "item") else value
+        flag = all_options()[name].kind == "flag"
         if flag and not isinstance(value, bool):
             raise InputError(f"{name}: {value!r} is neither True nor False")
+        if all_options()[name].kind == "path":
+            value = _path(value, name)
         words.append((f"--{name}" if value else f"--no-{name}") if flag else f"--{name}={value}")
     return words
+
+
+def _plain(value, name):
+    """Return the number, truth value or text that a value of NumPy's or torch's is, any other value as it is.
+
+    Raises InputError for one of several numbers, or of none.
+    """
+    if not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (RuntimeError, TypeError, ValueError):
+        raise InputError(f"{name}: takes one value, not {described(value)}") from None
+
+
+def _paths(value, name):
+    """Return the paths, texts, in a value that is one or a list of them. Raises InputError for any other."""
+    return [_path(one, name) for one in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _path(value, name):
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise InputError(f"{name}: {value!r} is no path")
+    return os.fspath(value)
 
 
 def _refuse(message):

@@ -13,6 +13,7 @@ from fedmerge.config.kinds import split_of
 from fedmerge.config.options import FOLDER_SIZE, MODEL, NORMS, REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
+from fedmerge.randomness import round_half_up
 from fedmerge.registry import AXES, having, requirements, said, specs
 
 
@@ -33,6 +34,7 @@ def resolve(given, explicit=()):
     _take_partition(args, given, explicit)
     _check_requirements(args)
     _check_combinations(args)
+    _check_effects(args, explicit)
     _check_paths(args)
     _check_split(args, explicit)
     return args
@@ -118,6 +120,42 @@ def _check_combinations(args):
     why = said("dataset", args.dataset, "never_augmented")
     if args.augment == "standard" and why:
         raise InputError(f"--augment standard is not for {args.dataset}: {why}")
+
+
+OF_SEVERAL = ("weighting", "shared_init", "compressor", "dropout", "merge", "attack")  # of what clients send and get
+
+
+def _check_effects(args, explicit):
+    """Refuse flags in `explicit` that change nothing beside the others, but for those that are at their defaults."""
+    options = all_options()
+    typed = [name for name in options if name in explicit and getattr(args, name) != options[name].default]
+    for name, why in _without_effect(args).items():
+        if name in typed:
+            flag = f"--no-{name}" if getattr(args, name) is False else f"--{name}"
+            raise InputError(f"{flag} has no effect {why}: leave it out")
+    chosen = {"attack", "attackers", "n_clients"} & set(explicit)
+    if args.attack and chosen and round_half_up(args.attackers * args.n_clients) == 0:
+        raise InputError(
+            f"--attackers {args.attackers:g} of {args.n_clients} clients is no client: nobody would lie, raise it or "
+            "leave --attack out"
+        )
+
+
+def _without_effect(args):
+    """Return {flag: why} of flags that have no effect beside the others."""
+    found = {}
+    if said("merge", args.merge, "weighted") is False:
+        found["weighting"] = f"with --merge {args.merge}, in which all clients count alike"
+    if args.norm != "batch":
+        found["bn_recalibrate"] = f"with --norm {args.norm}, which has no statistics to measure"
+    if args.local == "soups" and args.soup_selection == "uniform":
+        found["holdout"] = "with --soup_selection uniform, which averages all models and judges none"
+    if args.compressor == "none":
+        found["stitch"] = "without a --compressor: all clients send all weights"
+    if requirements(specs("algorithm")[args.algorithm]).get("n_clients") == (1,):
+        why = f"with --algorithm {args.algorithm}, where all data are in one place and nothing is sent"
+        found |= dict.fromkeys(OF_SEVERAL, why)
+    return found
 
 
 def _check_network(args):

@@ -116,6 +116,10 @@ def checked(load, loaded):
             raise mistake(load, f"the images of {name} are {described(part.images)}: not as high as wide")
     if loaded[0].images.shape[1:] != loaded[1].images.shape[1:]:
         raise mistake(load, "the images of train and test have different shapes")
+    for name, part in zip(("train", "test"), loaded[:2], strict=True):
+        if len(part) and not 0 <= part.labels.min() <= part.labels.max() < loaded[2]:
+            low, high = part.labels.min(), part.labels.max()
+            raise mistake(load, f"the labels of {name} go from {low} to {high}, not from 0 to {loaded[2] - 1}")
     return loaded
 
 

@@ -119,7 +119,7 @@ class Client:
 
         def added(w):
             value = correction(w, anchor, self)
-            if getattr(value, "shape", None) != w.shape:
+            if not torch.is_tensor(value) or value.shape != w.shape:
                 raise mistake(correction, f"gives {described(value)}, not a vector [{len(w)}]")
             return value
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from fedmerge.compressors.largest import CHUNK
-from fedmerge.declared import mistake
+from fedmerge.declared import described, mistake
 from fedmerge.registry import MERGING_RULES
 
 STATISTICS = {}  # name -> Statistic
@@ -25,13 +25,23 @@ class Statistic(NamedTuple):
     weighted: bool  # by the clients' weights; else each client counts alike
     whole: bool  # whether the vector has all of the model, [dim], or its weights only, [n_trainable]
 
+    def stretch(self, update, begin: int, end: int) -> torch.Tensor:
+        """Return that stretch [end - begin] of a ClientUpdate's vector. Raises InputError if it is another."""
+        value = self.of(update, begin, end)
+        if not torch.is_tensor(value) or value.shape != (end - begin,):
+            raise mistake(self.of, f"the statistic is {described(value)}, not a vector [{end - begin}]")
+        return value
+
 
 def statistic(name: str, weighted: bool = True, whole: bool = False):
     """Decorator of a function (ClientUpdate, begin, end) -> a stretch of a vector: merges may ask for its mean."""
 
     def add(of):
-        if name in STATISTICS and STATISTICS[name].of.__code__.co_filename != of.__code__.co_filename:
-            raise mistake(of, f"the statistic {name} is there already, in {STATISTICS[name].of.__module__}")
+        known = STATISTICS[name].of if name in STATISTICS else of
+        if known.__code__.co_filename != of.__code__.co_filename:
+            raise mistake(of, f"the statistic {name} is there already, in {known.__module__}")
+        if known is not of and known.__globals__ is of.__globals__:  # and not the file as it was before, or elsewhere
+            raise mistake(of, f"the statistic {name} is there already: {known.__qualname__}")
         STATISTICS[name] = Statistic(of, weighted, whole)
         return of
 
@@ -111,7 +121,7 @@ class WeightedSums:
     def add(self, update, weight, counts=None):
         """Add a ClientUpdate with a weight, a number. counts: a bool scalar tensor; if it is false, add nothing."""
         for name, statistic in self.statistics.items():
-            value = statistic.of(update, 0, self.size(name))
+            value = statistic.stretch(update, 0, self.size(name))
             if counts is not None:
                 value = torch.where(counts, value, torch.zeros_like(value))
             add_to(self.total(name, update.delta), value, weight if statistic.weighted else 1)

@@ -3,7 +3,7 @@
 from fedmerge.registry import merging_rule
 
 
-@merging_rule("median", title="median", paper="Yin et al. 2018", needs="all updates")
+@merging_rule("median", title="median", paper="Yin et al. 2018", needs="all updates", weighted=False)
 def median(aggregate, layout):
     """the median of each coordinate: half of the clients may lie (Yin et al. 2018, Definition 1)
 

@@ -9,6 +9,7 @@ from fedmerge.registry import merging_rule
     title="trimmed mean",
     paper="Yin et al. 2018",
     needs="all updates",
+    weighted=False,
     options={"trim": (0.2, "half", "share of the clients left out at either end, rounded up")},
 )
 def trimmed_mean(aggregate, layout, trim):

@@ -24,13 +24,25 @@ def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu",
     options = {option: default for option, (default, *_) in own.items()} | options
     with torch.device("meta"):
         shapes = NETWORKS[name](channels, image_size, n_classes, norm, **options)
-    if not isinstance(shapes, torch.nn.Module) or not list(shapes.parameters()):
-        raise mistake(NETWORKS[name], f"returns {described(shapes)}, not a torch.nn.Module with parameters")
+    _check_parameters(shapes, NETWORKS[name])
     check_size(name, sum(p.numel() for p in shapes.parameters()), device)
     with keyed_draws(seed):
         module = NETWORKS[name](channels, image_size, n_classes, norm, **options)
         check_logits(module, name, channels, image_size, n_classes)
     return module
+
+
+def _check_parameters(module, network):
+    """Raise InputError unless a `network` made a module whose parameters can lie one after the other in a vector."""
+    if not isinstance(module, torch.nn.Module) or not list(module.parameters()):
+        said = f"the class {module.__name__}" if isinstance(module, type) else described(module)
+        raise mistake(network, f"returns {said}, not a torch.nn.Module with parameters")
+    places = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        if isinstance(p, torch.nn.parameter.UninitializedParameter):
+            raise mistake(network, f"{name} is of a lazy layer, without a shape before the first image: say its inputs")
+        if places.setdefault(p, name) != name:
+            raise mistake(network, f"{name} is {places[p]} once more: its vector would hold a weight twice")
 
 
 @torch.no_grad()

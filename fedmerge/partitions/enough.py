@@ -2,6 +2,7 @@
 
 import functools
 import math
+import random
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from fedmerge.config.kinds import split_of
 from fedmerge.config.split_files import split_title
 from fedmerge.declared import mistake
 from fedmerge.errors import InputError
+from fedmerge.python_source import HERE
 from fedmerge.randomness import key_seed
 from fedmerge.registry import PARTITIONS
 
@@ -30,6 +32,8 @@ def draw_enough(how, labels, n_clients, seed, min_samples=1, domains=1):
     for number in range(1, most + 1):
         drawn = draw(classes, n_clients, value, generator(seed, number))
         positions, owners = checked(draw, drawn, len(labels), n_clients)
+        if number == 1 and not spec.file.is_relative_to(HERE):
+            check_keyed(draw, (positions, owners), lambda: draw(classes, n_clients, value, generator(seed, 1)))
         totals = sizes(owners, n_clients)
         if totals.min() >= min_samples:
             ordered = torch.from_numpy(positions[np.argsort(owners, kind="stable")])
@@ -60,6 +64,25 @@ def checked(draw, drawn, n, n_clients):
     if len(positions) and np.bincount(positions).max() > 1:
         raise mistake(draw, f"the sample at {np.bincount(positions).argmax()} has several owners, or one twice")
     return positions, owners
+
+
+def check_keyed(draw, drawn, again):
+    """Raise InputError unless `again()` draws what was `drawn`: with the rng that is handed over, nothing else matters.
+
+    The generators of torch, NumPy and Python that all share are moved meanwhile, and put back afterwards.
+    """
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        torch.manual_seed(len(drawn[0]) + 1)
+        np.random.seed(len(drawn[0]) + 1)
+        random.seed(len(drawn[0]) + 1)
+        other = again()
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+    if not all(np.array_equal(one, two) for one, two in zip(drawn, other, strict=True)):
+        raise mistake(draw, "draws another split from the same rng: take all that is drawn from it, and nothing else")
 
 
 def by_class(labels):

@@ -78,7 +78,7 @@ class _Sharing:
             def add(piece, begin, statistic=statistic):
                 for update, weight in updates:
                     if weight is not None:
-                        stretch = statistic.of(update, begin, begin + len(piece))
+                        stretch = statistic.stretch(update, begin, begin + len(piece))
                         merging.add_to(piece, stretch, weight if statistic.weighted else 1)
 
             if group.rank == 0:

@@ -5,7 +5,7 @@ from functools import partial
 from fedmerge import merging
 from fedmerge.algorithms.fedavg import RunContext
 from fedmerge.compressors import ErrorFeedback
-from fedmerge.declared import mistake
+from fedmerge.declared import check_vector, mistake
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
 from fedmerge.simulation.cohort import Cohort
 from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
@@ -149,7 +149,8 @@ class Server:
 
     def served(self):
         """Return the model [dim] that the run is judged by; see `common`."""
-        return self.algorithm.global_model(self.common())
+        model, dim = self.algorithm.global_model(self.common()), self.layout.dim
+        return check_vector(model, self.theta, dim, self.algorithm, "the model from global_model")
 
 
 def chosen_options(settings, names):

@@ -1,5 +1,6 @@
 """The command line: what it takes, what it refuses in a line, and what goes without saying."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from fedmerge.config.options import ALIASES, all_options
-from fedmerge.config.parser import parse_args
+from fedmerge.config.parser import parse_args, split_words
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError
@@ -60,6 +61,19 @@ BAD = {
     "--config nowhere.txt": "/nowhere.txt: there is no such file",
     "--out=": "--out: the path is empty",
     "--algorithm fedavg --sparsity 0.1": "--sparsity has no effect without --compressor topk",
+    "--merge median --weighting uniform": "--weighting has no effect with --merge median, in which all clients count",
+    "--merge trimmed_mean --weighting uniform": "--weighting has no effect with --merge trimmed_mean",
+    "--algorithm swa --norm group --bn_recalibrate": "--bn_recalibrate has no effect with --norm group, which has no",
+    "--algorithm swa --norm none --bn_recalibrate": "--bn_recalibrate has no effect with --norm none",
+    "--algorithm diwa --holdout 0.2": "--holdout has no effect with --soup_selection uniform",
+    "--merge stitch --stitch prior": "--stitch has no effect without a --compressor: all clients send all weights",
+    "--attack noise --attackers 0.02": "--attackers 0.02 of 20 clients is no client: nobody would lie",
+    "--algorithm centralised --weighting uniform": "--weighting has no effect with --algorithm centralised, where",
+    "--algorithm centralised --no-shared_init": "--no-shared_init has no effect with --algorithm centralised, where",
+    "--algorithm centralised --compressor topk": "--compressor has no effect with --algorithm centralised, where",
+    "--algorithm centralised --dropout 0.5": "--dropout has no effect with --algorithm centralised, where",
+    "--algorithm centralised --merge median": "--merge has no effect with --algorithm centralised, where",
+    "--algorithm centralised --attack noise": "--attack has no effect with --algorithm centralised, where",
     "--algorithm las --prox_momentum 0.5": "--prox_momentum has no effect without --algorithm fedprox",
     "--algorithm las --graft_epochs 3": "no effect without --localiser learned",
     "--algorithm las --warmup_sparsity 0.5": "no effect without --warmup_rounds",
@@ -177,3 +191,35 @@ def test_a_dataset_may_be_a_folder(tmp_path):
     for name in ("cats", "../pets", "pets/../pets", "..", ""):
         with pytest.raises(InputError, match=r"is none of CIFAR10, .* nor a folder"):
             resolve({"dataset": name, "data_root": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--merge median --weighting samples",
+        "--merge krum --weighting uniform",
+        "--algorithm las --stitch prior",
+        "--algorithm soups --holdout 0.2",
+        "--algorithm swad --holdout 0.2",
+        "--algorithm swa --norm batch --bn_recalibrate",
+        "--attack noise --attackers 0.025",  # half a client is one
+        "--algorithm centralised --shared_init --dropout 0",
+    ],
+)
+def test_a_flag_that_has_an_effect_or_is_at_its_default_is_taken(flags):
+    parse_args(["--device", "cpu", *flags.split()])
+
+
+def test_a_file_of_flags_may_be_shared_with_an_algorithm_in_which_some_have_no_effect(tmp_path):
+    (tmp_path / "flags.txt").write_text("--weighting uniform --dropout 0.3\n")
+    parse_args(["--config", str(tmp_path / "flags.txt"), "--algorithm", "centralised"])
+
+
+def test_what_was_published_is_taken():
+    """Lines of results/ and of the dissertation, but for files that are not here."""
+    lists = [ROOT / "experiments.txt", *sorted(ROOT.glob("results/*/experiments.txt"))]
+    lines = {line for path in lists for line in path.read_text().splitlines() if line.partition("#")[0].strip()}
+    of_here = {re.sub(r"--(dataset|init_weights|save_weights) \S+", "", line) for line in lines}
+    without_seed = {re.sub(r"--seed \d+|--pretrained|--model_name \S+", "", line).strip() for line in of_here}
+    for line in sorted(without_seed):
+        parse_args(split_words(f"{line} --model_name cnn --dataset DIGITS", "line"))

@@ -1,5 +1,6 @@
 """What authors of components get wrong is said in one line, with file and line, before it costs them a run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from fedmerge.errors import InputError
 from fedmerge.simulation.experiment import prepare
 
 IMPORTS = """
+import random
+
 import numpy as np
 import torch
 from fedmerge.algorithms.fedavg import FedAvg
@@ -38,13 +41,6 @@ class HeadFirst(torch.nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x.flatten(1)).relu())
-"""
-FROZEN = """
-class Frozen(torch.nn.Module):
-    def __init__(self, channels, image_size, n_classes):
-        super().__init__()
-        self.body = torch.nn.Linear(channels * image_size**2, 20).requires_grad_(False)
-        self.head = torch.nn.Linear(20, n_classes)
 """
 CORRECTION = "    def gradient_correction(self, w, start, client):\n        "
 LOCAL = '@local_method("mine")\nclass Mine(LocalMethod):\n    def __call__(self, client, start, correction):\n'
@@ -88,6 +84,76 @@ DECLARED = [  # what is known of the source
     (NETWORK.replace('("none",)', '"none"'), r"norms='none' is no tuple of some of batch, group, none"),
     (PARTITION.replace('"mine"', '"mine", value="int"'), r"value='int' is none of count, integer"),
     (DATASET.replace('"cnn"', '"cnm"'), r"model='cnm' is none of --model_name"),
+    (ALGORITHM.replace('"mine"', '"mine", title=5'), r"title=5 is not a text"),
+    (
+        ALGORITHM.replace('"mine"', '"mine", **{"title": "M"}'),
+        r"Mine: what registers it is read, not run: a name, then",
+    ),
+    (ALGORITHM.replace('"mine"', '["mine"]'), r"Mine: the name \['mine'\] is none: letters"),
+    (ALGORITHM.replace('"mine"', "{[]: 1}"), r"the name of Mine: unhashable type: 'list'"),
+    (ALGORITHM.replace('"mine"', '"mine", requires=["local"]'), r"requires=\['local'\] is not a dict"),
+    (ALGORITHM.replace('"mine"', '"mine", requires={5: ("sgd",)}'), r"requires: 5 is no flag"),
+    (ALGORITHM.replace('"mine"', '"mine", server_residual="no"'), r"server_residual='no' is not True or False"),
+    (ALGORITHM.replace('"mine"', '"mine", defaults=5'), r"Mine: defaults: 5 is no dict {flag: value}"),
+    (ALGORITHM + "    defaults = 5\n", r"Mine: defaults: 5 is no dict {flag: value}"),
+    (ALGORITHM + '    defaults = {5: "lr"}\n', r"Mine: defaults: {5: 'lr'} is no dict {flag: value}"),
+    (ALGORITHM + '    defaults |= {"lr": 1.0}\n', r"defaults of Mine: is read, not run, and must be written out once"),
+    (ALGORITHM + '    defaults = {"n_epochs": "3"}\n', r"defaults: --n_epochs: '3' is a text: write 3"),
+    (ALGORITHM + '    defaults = {"algorithm": "las"}\n', r"defaults: --algorithm is known before them"),
+    (ALGORITHM + "    presets = [1]\n", r"Mine: presets: \[1\] is no dict"),
+    (ALGORITHM + '    presets = {"p": 5}\n', r"Mine: preset p: 5 is no dict {flag: value}"),
+    (ALGORITHM + '    presets = {"p q": {}}\n', r"Mine: a preset is called 'p q': no name"),
+    (ALGORITHM + '    options = {"my": ("3", "count", "n")}\n', r"--my: its default: '3' is a text: write 3"),
+    (ALGORITHM + '    options = {"my": (3, "path", "n")}\n', r"--my: its default: 3 is no text: write '3'"),
+    (ALGORITHM + '    options = {"my": (None, "flag", "n")}\n', r"--my: its default: None is neither True nor False"),
+    (ALGORITHM + '    options = {"my": (1, ["a"], "n")}\n', r"--my is of the kind \['a'\]: count"),
+    (ALGORITHM + '    options = {"my": (1, "count", "n", 5)}\n', r"--my needs 5, which is no text"),
+    (ALGORITHM + '    options = {"my": (1, "count", "n", "my")}\n', r"--my needs itself"),
+    (
+        ALGORITHM + '    options = {"my": (1, "count", "n", "local=sgdd")}\n',
+        r"needs --local sgdd: 'sgdd' is none of lss",
+    ),
+    (ALGORITHM + '    options = {"my": (1, "count", "n", "lr=0.10")}\n', r"needs --lr 0.10: is written 0.1"),
+    (
+        ALGORITHM + '    options = {"my": (1, "count", "n", "quiet=1")}\n',
+        r"needs --quiet 1: '1' is neither True nor False",
+    ),
+    (ALGORITHM + '    options = {5: (1, "count", "n")}\n', r"an option is called 5, which is no name"),
+    (ALGORITHM + '    options = {"if": (1, "count", "n")}\n', r"an option is called 'if', which is no name"),
+    (ALGORITHM + '    options = {"a": (1, "count", "n"), "a": (2, "count", "n")}\n', r"Mine has the option a twice"),
+    (
+        ALGORITHM + '    options |= {"my": (1, "count", "n")}\n',
+        r"options of Mine: is read, .* out once: options = {...}",
+    ),
+    (
+        ALGORITHM + '    options = {}\n    options["my"] = 1\n',
+        r"options of Mine: is read, not run, and must be written",
+    ),
+    *(
+        (
+            ALGORITHM + f'    options = {{"{name}": (1, "count", "n")}}\n',
+            rf"mine declares --{name} otherwise than every",
+        )
+        for name in ("config", "help", "rounds", "keep", "callbacks", "residual")
+    ),
+    *(
+        (ALGORITHM + f'    options = {{"{name}": (1, "count", "n")}}\n', rf"Mine has an option {name}, which its base")
+        for name in ("self", "layout", "run", "train", "uploads", "options", "acknowledge")
+    ),
+    (
+        RULE.replace("needs", 'options={"layout": (1, "count", "n")}, needs'),
+        r"mine: --layout is called as aggregate, layout are: another name",
+    ),
+    (RULE.replace(', needs=("update",)', ""), r"mine: needs=None is neither a tuple of names"),
+    (RULE.replace('("update",)', '"update"'), r"mine: needs='update' is neither a tuple of names"),
+    (RULE.replace('("update",)', '["update"]'), r"mine: needs=\['update'\] is neither a tuple of names"),
+    (NETWORK.replace('("none",)', "()"), r"norms=\(\) is no tuple of some of batch, group, none"),
+    (NETWORK.replace('("none",)', "(5, [])"), r"norms=\(5, \[\]\) is no tuple of some of"),
+    (PARTITION.replace('"mine"', '"mine", value=["count"]'), r"value=\['count'\] is not a text"),
+    (PARTITION.replace('"mine"', '"mine", title="{k} shards"'), r"title='{k} shards' may hold {value}, and no other"),
+    (DATASET.replace('"cnn"', "5"), r"model=5 is not a text"),
+    (ALGORITHM.replace("(FedAvg)", "(Mine)"), r"Mine derives from itself"),
+    (f"x = 1\n\0\n{ALGORITHM}", r"is not Python \(holds a NUL character\)"),
 ]
 IMPORTED = [  # what is seen before a client trains
     (
@@ -106,8 +172,12 @@ IMPORTED = [  # what is seen before a client trains
         r"Mine.merge: is called with",
     ),
     (ALGORITHM + "    def gradient_correction(self, w):\n        return w\n", r"is called with \(self, w, start, clie"),
-    (RULE.replace(', needs=("update",)', ""), r"mine: needs=None is neither a tuple of names"),
-    (RULE.replace('("update",)', '"update"'), r"mine: needs='update' is neither a tuple of names"),
+    (
+        'make = lambda: type("Made", (FedAvg,), {"options": {"my": (1, "count", "n")}})\n\n'
+        + ALGORITHM.replace("(FedAvg)", "(make())"),
+        r"Mine: the option my is another than its source says, which is read",
+    ),
+    ("import sys\n\nsys.exit()\n" + ALGORITHM, r"SystemExit: ends the program as it is imported"),
     (RULE.replace("aggregate, layout", "aggregate"), r"mine: is called with \(aggregate, layout\): too many"),
     (RULE.replace("needs", 'options={"my": (1, "count", "n")}, needs'), r"is called with \(aggregate, layout, my\): "),
     (COMPRESSOR.replace(", start, client", "") + "        return change > 0\n", r"Mine.choose: is called with"),
@@ -121,10 +191,44 @@ IMPORTED = [  # what is seen before a client trains
         PARTITION + "    return np.arange(99) // 2, np.arange(99) % n_clients\n",
         r"mine: the sample at 0 has several",
     ),
-    (NETWORK + "    return Frozen(channels, image_size, n_classes)\n" + FROZEN, r"mine: body.weight is frozen"),
     (
         NETWORK + "    return HeadFirst(channels, image_size, n_classes)\n" + HEAD_FIRST,
         r"its last layer, head, must",
+    ),
+    (
+        ALGORITHM + "    def merge(self, step, theta, aggregate):\n        return theta + step\n",
+        r"Mine.merge: is called with \(self, theta, step, aggregate\), by position: step stands where theta is",
+    ),
+    (
+        RULE.replace("aggregate, layout", "layout, aggregate"),
+        r"mine: is called with \(aggregate, layout\), by position",
+    ),
+    (
+        '@statistic("own")\ndef a(update, begin, end):\n    pass\n\n\n@statistic("own")\n'
+        "def b(update, begin, end):\n    pass\n\n\n" + RULE.replace("update", "own"),
+        r"b: the statistic own is there already: a",
+    ),
+    *(
+        (PARTITION + f"    return np.arange(99), {draw} % n_clients\n", r"mine: draws another split from the same rng")
+        for draw in (
+            "np.random.permutation(99)",
+            "torch.randperm(99).numpy()",
+            "np.array(random.sample(range(99), 99))",
+        )
+    ),
+    (NETWORK + "    return torch.nn.Linear\n", r"mine: returns the class Linear, not a torch.nn.Module with"),
+    (
+        NETWORK + "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(n_classes))\n",
+        r"mine: 1.weight is of a lazy layer",
+    ),
+    (
+        NETWORK + "    one = torch.nn.Linear(64, 64)\n    one.b = one.weight\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), one, torch.nn.Linear(64, n_classes))\n",
+        r"mine: 1.b is 1.weight once more",
+    ),
+    (
+        DATASET + "    return 2 * (Images(torch.ones(9, 1, 8, 8).byte(), torch.arange(9)),) + (8,)\n",
+        r"mine: the labels of train go from 0 to 8, not from 0 to 7",
     ),
     (NETWORK + "    return None\n", r"mine: returns a NoneType, not a torch.nn.Module"),
     (NETWORK + "    return torch.nn.ReLU()\n", r"mine: returns a ReLU, not a torch.nn.Module with parameters"),
@@ -151,6 +255,17 @@ TRAINED = [  # what is seen as the first round goes by
         "in place",
     ),
     (ALGORITHM + CORRECTION + "return 0.1\n", r"Mine.gradient_correction: gives a float, not a vector \["),
+    (ALGORITHM + CORRECTION + "return w.detach().numpy()\n", r"gives NumPy's float32 \[\d+\], not a vector \["),
+    (
+        ALGORITHM + "    def client_start(self, received, client):\n        pass\n",
+        r"from client_start is a NoneType, not",
+    ),
+    (
+        '@statistic("short")\ndef short(update, begin, end):\n    return update.delta[begin:end][:5]\n\n\n'
+        + RULE.replace('("update",)', '("short",)')
+        + "    pass\n",
+        r"short: the statistic is float32 \[5\], not a vector \[",
+    ),
     (ALGORITHM + CORRECTION + "pass\n", r"Mine.gradient_correction: gives a NoneType, not a vector \["),
     (ALGORITHM + CORRECTION + "return w[:9]\n", r"Mine.gradient_correction: gives float32 \[9\], not a vector \["),
     (
@@ -193,7 +308,7 @@ def mine(tmp_path):
 
     def put(source):
         (tmp_path / "mine.py").write_text(IMPORTS + source)
-        decorator = source[1:].split("(")[0]
+        decorator = re.search(r"^@(?!statistic)(\w+)", source, re.MULTILINE)[1]
         return {"plugin": str(tmp_path / "mine.py"), FLAG.get(decorator, decorator): "mine"}
 
     return put
@@ -224,6 +339,33 @@ def test_what_a_hook_returns_is_looked_at(mine, source, said):
         train_round(run, 1)
 
 
+def test_what_python_reads_is_read(mine, tmp_path):
+    """With the mark of some editors before it, in the encoding that it declares, beside a folder called like a file,
+    and derived from a class of its own name, or by another name for it."""
+    base = "import fedmerge.algorithms.las as las\n\n\nclass LaSFL(las.LaSFL):\n    pass\n\n\nBase = LaSFL\n"
+    source = IMPORTS + base + ALGORITHM.replace("(FedAvg)", "(Base)") + '    options = {"my": (1, "count", "n")}\n'
+    (tmp_path / "folder.py").mkdir()
+    plugin = {**mine(ALGORITHM), "plugin": str(tmp_path)}
+    (tmp_path / "mine.py").write_bytes(b"\xef\xbb\xbf" + source.encode())
+    assert typed_settings({**plugin, "my": 3}).my == 3
+    source = source.replace('it"""', '\xe9t\xe9"""')
+    (tmp_path / "mine.py").write_bytes(b"# coding: latin-1\n" + source.encode("latin-1"))
+    assert prepare(typed_settings({**QUICK, **plugin, "my": 4})).server.algorithm.my == 4
+
+
+def test_what_python_does_not_read_is_a_line(mine, tmp_path):
+    plugin, path = mine(ALGORITHM), tmp_path / "mine.py"
+    path.write_bytes(b"x = 1\n# \xe9\n" + path.read_bytes())
+    with pytest.raises(InputError, match=r"mine\.py: line 2: is not utf-8"):
+        typed_settings(plugin)
+    path.write_text("# coding: none\n" + ALGORITHM)
+    with pytest.raises(InputError, match=r"mine\.py: line 1: unknown encoding"):
+        typed_settings(plugin)
+    path.write_text(IMPORTS + f"x = {'-' * 100_000}1\n{ALGORITHM}")
+    with pytest.raises(InputError, match=r"mine\.py: has an expression too deep for Python to read"):
+        typed_settings(plugin)
+
+
 def test_vectors_arrive_by_their_names_in_whatever_order_they_are_sent(mine):
     source = of_update("ClientUpdate(delta, b=torch.full_like(delta, 2), a=torch.ones_like(delta))")
     source += '    uploads = statistics = ("a", "b")\n'
@@ -247,6 +389,14 @@ def test_two_statistics_of_one_name_are_refused(mine):
     prepare(typed_settings({**QUICK, "merge": "sign"}))
     with pytest.raises(InputError, match=r"sign: the statistic sign is there already, in fedmerge.merging.sign"):
         prepare(typed_settings({**QUICK, **flags}))
+
+
+def test_the_model_that_is_judged_is_looked_at(mine):
+    run = prepare(
+        typed_settings({**QUICK, **mine(ALGORITHM + "    def global_model(self, theta):\n        return theta[:5]\n")})
+    )
+    with refused(r"Mine: the model from global_model is float32 \[5\], not float32 \["):
+        run.server.served()
 
 
 KEEPING = """

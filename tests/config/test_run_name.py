@@ -126,7 +126,7 @@ def from_file(classes, n_clients, value, rng):
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(PLUGIN)
-    monkeypatch.setattr(registry, "PLUGINS", [tmp_path / "mine.py"])
+    registry.use_plugins([tmp_path / "mine.py"])
 
 
 def test_no_value_leads_a_name_out_of_its_folder_and_no_two_give_one(plugin):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMPONENTS = {"registry", "component", "component_source", "declared"}
+COMPONENTS = {"registry", "component", "component_source", "python_source", "declared"}
 GROUND = COMPONENTS | {"errors", "files", "memory", "tensor_files", "startup", "randomness"}
 FLOORS = [  # a room may import from its own floor's ground, and from floors above it in this list
     GROUND | {"client_update", "saving", "locks"},

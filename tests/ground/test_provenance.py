@@ -1,13 +1,14 @@
 """What a run was made with, and whether one that is finished is still the same work."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from conftest import QUICK, ROOT
 
-from fedmerge import component_source, datasets, provenance, registry, wire
+from fedmerge import datasets, provenance, python_source, registry, wire
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
@@ -20,7 +21,7 @@ def copy(tmp_path, monkeypatch):
     shutil.copy(ROOT / "fedalg.py", tmp_path)
     shutil.copytree(ROOT / "fedmerge", tmp_path / "fedmerge", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "HERE", tmp_path)
-    for module in (registry, component_source):
+    for module in (registry, python_source):
         monkeypatch.setattr(module, "HERE", tmp_path / "fedmerge")
     forget()
     yield tmp_path
@@ -28,7 +29,7 @@ def copy(tmp_path, monkeypatch):
 
 
 def forget():
-    for cache in (provenance._hash_of, registry._specs, component_source._text_of, component_source._tree_of):
+    for cache in (provenance._hash_of, registry._specs, python_source._text_of, python_source._tree_of):
         cache.cache_clear()
 
 
@@ -146,3 +147,45 @@ def test_a_finished_run_whose_data_is_gone_says_that_it_cannot_be_told(tmp_path,
 def test_what_an_old_record_does_not_tell_is_no_difference():
     assert provenance.differences({}, QUICK) == []
     assert provenance.differences({"commit": "abc", "python": "2.7"}, QUICK) == []
+
+
+PLUGIN = """
+from fedmerge.algorithms.fedavg import FedAvg
+from fedmerge.registry import algorithm
+\f
+@algorithm("mine")
+class Mine(FedAvg):
+    def global_model(self, theta):
+        import helper_of_mine
+        return theta * 1  # 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "same"),
+    [
+        ("mine.py", "theta * 1", "theta * 2", False),  # below a form feed, at which no line ends
+        ("mine.py", "# 1", "# 2", True),
+        ("helper_of_mine.py", "one = 1", "one = 2", False),
+        ("helper_of_mine.py", "# 1", "# 2", True),
+    ],
+)
+def test_what_a_plugin_computes_with_has_a_part_in_it(tmp_path, name, before, after, same):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    registry.use_plugins([tmp_path / "mine.py"])
+    (tmp_path / "helper_of_mine.py").write_text("one = 1  # 1\n")
+    hashes = [provenance.code_hash({"algorithm": "mine"})]
+    changed = (tmp_path / name).read_text().replace(before, after)
+    (tmp_path / name).write_text(changed)
+    provenance._hash_of.cache_clear()
+    os.utime(tmp_path / name, ns=(1, 1))  # another version, however coarse the clock of the file system is
+    hashes.append(provenance.code_hash({"algorithm": "mine"}))
+    assert (hashes[0] == hashes[1]) == same
+
+
+def test_a_file_beside_a_plugin_that_is_no_text_is_a_line(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    registry.use_plugins([tmp_path / "mine.py"])
+    (tmp_path / "helper_of_mine.py").write_bytes(b"one = 1\n# \xe9\n")
+    with pytest.raises(InputError, match=r"helper_of_mine\.py: line 2: is not utf-8"):
+        provenance.code_hash({"algorithm": "mine"})

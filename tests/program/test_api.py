@@ -81,6 +81,16 @@ def test_a_model_of_a_plugins_network_outlives_its_run(run, tmp_path):
         ({"overwrite": 1}, "neither True nor False"),
         ({"algorithm": "fednova", "local_optimizer": "adam"}, "--algorithm fednova needs --local_optimizer sgd"),
         ({"evaluate_clients": "parts"}, "trains nothing"),
+        ({"lr": torch.tensor([0.1, 0.2])}, r"lr: takes one value, not float32 \[2\]"),
+        ({"lr": np.array([])}, r"lr: takes one value, not float64 \[0\]"),
+        ({"config": 5}, "config: 5 is no path"),
+        ({"config": ["flags.txt"]}, "config: .*is no path"),
+        ({"plugin": 5}, "plugin: 5 is no path"),
+        ({"plugin": ["nowhere.py", 5]}, "plugin: 5 is no path"),
+        ({"plugin": ["nowhere.py", "neither.py"]}, "--plugin .*/nowhere.py: there is no such file"),
+        ({"metrics_dir": 5}, "metrics_dir: 5 is no path"),
+        ({"callbacks": 5}, "callbacks: 5 is no function, nor a list of them"),
+        ({"callbacks": [print, None]}, "callbacks: None is no function"),
         ({"dataset": "DIGITS", "image_size": 7}, "a multiple of 4"),
     ],
 )
@@ -200,6 +210,20 @@ def test_quiet_prints_nothing(run, capsys):
     for _ in range(2):  # trained, and finished already
         run(quiet=True, save_clients="parts")
         assert capsys.readouterr() == ("", "")
+
+
+def test_a_callback_may_be_one_or_none(run, capsys):
+    run(callbacks=print)
+    assert capsys.readouterr().out.count("'epoch': ") == 2
+    assert run(callbacks=None, overwrite=True).record["finished"]
+
+
+def test_several_plugins_may_be_named(run, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(PLUGIN.replace("{factor}", "1.0").replace('"scaled"', f'"{name}"'))
+    plugins = [tmp_path / "one.py", str(tmp_path / "two.py")]
+    for name in ("one", "two"):
+        assert run(plugin=plugins, algorithm=name, n_clients=np.int32(4)).settings.n_clients == 4
 
 
 def test_flags_may_be_in_a_file(run, tmp_path):
