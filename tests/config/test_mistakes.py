@@ -228,7 +228,7 @@ IMPORTED = [  # what is seen before a client trains
     ),
     (
         DATASET + "    return 2 * (Images(torch.ones(9, 1, 8, 8).byte(), torch.arange(9)),) + (8,)\n",
-        r"mine: the labels of train go from 0 to 8, not from 0 to 7",
+        r"mine: has training labels outside 0..7",
     ),
     (NETWORK + "    return None\n", r"mine: returns a NoneType, not a torch.nn.Module"),
     (NETWORK + "    return torch.nn.ReLU()\n", r"mine: returns a ReLU, not a torch.nn.Module with parameters"),
