@@ -29,14 +29,15 @@ def code_hash(settings):
     version of Python.
     """
     settings = {**settings, "partition": (drawn_as(settings) or "").partition(":")[0]}
-    files = [spec.file for shelf in registry.SHELVES if (spec := registry.find(shelf, settings.get(shelf)))]
-    return _hash_of((HERE / "fedalg.py",), *sorted(registry.version_of(file) for file in set(files)))
+    files = {spec.file for shelf in registry.SHELVES if (spec := registry.find(shelf, settings.get(shelf)))}
+    files = sorted(files)
+    return _hash_of((HERE / "fedalg.py", *files), tuple(v for file in files for v in registry.source_versions(file)))
 
 
 @functools.cache
-def _hash_of(*versions):
-    """versions: of the files, as registry.version_of has them."""
-    digest, found, waiting = hashlib.sha256(), {}, [file for file, *_ in versions]
+def _hash_of(files, versions):
+    """versions: of the files, and of what plugins import; what is known of them is for these."""
+    digest, found, waiting = hashlib.sha256(), {}, list(files)
     while waiting:
         file = waiting.pop()
         if file not in found:

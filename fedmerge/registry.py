@@ -245,11 +245,10 @@ def _module(file):
             return importlib.import_module(".".join(("fedmerge", *file.relative_to(HERE).with_suffix("").parts)))
         except (Exception, SystemExit) as error:
             raise _not_imported(file, error) from error
-    helpers = helpers_of(file)
-    versions = repr([version_of(file), *map(_version_of_module, helpers.values())])
+    versions = repr(source_versions(file))
     name = f"fedmerge_plugin_{file.stem}_{hashlib.sha256(versions.encode()).hexdigest()[:8]}"
     if name not in sys.modules:
-        _make_importable(file, helpers)
+        _make_importable(file, helpers_of(file))
         found = importlib.util.spec_from_file_location(name, file)
         module = sys.modules[name] = importlib.util.module_from_spec(found)
         try:
@@ -288,6 +287,12 @@ def _version_of_module(path):
     """Return the versions of a module's files: of a package, of all that are in its folder."""
     files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
     return [version_of(file) for file in files]
+
+
+def source_versions(file: Path) -> list[tuple]:
+    """Return the versions of a component's file and, of a plugin's, of what lies beside it and is imported by it."""
+    helpers = [] if file.is_relative_to(HERE) else helpers_of(file).values()
+    return [version_of(file), *(version for path in helpers for version in _version_of_module(path))]
 
 
 def _not_imported(file, error):

@@ -57,7 +57,7 @@ def by_hand(run, n_rounds):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_three_rounds_are_algorithm_1(momentum):
-    settings = {"participation": 0.5, "dirichlet": 0.5, "momentum": momentum, "norm": "group"}
+    settings = {"participation": 0.5, "dirichlet": 0.5, "momentum": momentum, "norm": "group", "lr": 0.01}
     run = run_of(**settings)
     x, c = by_hand(run_of(**settings), 3)
     fedalg.run_rounds(run)

@@ -167,8 +167,10 @@ def test_what_lies_beside_a_plugin_is_read_again_when_it_changed(tmp_path):
     path = with_helper(tmp_path, "changed", 3, "changed_steps")
     registry.use_plugins([path])
     assert merged("changed") == 3
+    before = provenance.code_hash({"merge": "changed"})
     with_helper(tmp_path, "changed", 44, "changed_steps")
     assert merged("changed") == 44
+    assert provenance.code_hash({"merge": "changed"}) != before
 
 
 @pytest.mark.parametrize("helper", ["one_steps", "one_package.deep"])
