@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmerge.errors import InputError
-from fedmerge.python_source import lineage, names_in, targets, text_of, tree_of
+from fedmerge.python_source import HERE, lineage, names_in, targets, text_of, tree_of
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def _spec(shelf, node, call, file, files):
                 )
             options[option] = _literal(value, place, f"option {option} of {node.name}")
             lines[option] = place, value.lineno
-        taken |= names_in(owner) - options.keys() if isinstance(owner, ast.ClassDef) else set()
+        if isinstance(owner, ast.ClassDef) and not file.is_relative_to(HERE):  # --help is in a hurry
+            taken |= names_in(owner) - options.keys()
     settings = {"defaults": {}, "presets": {}}
     if isinstance(node, ast.ClassDef):
         settings = {word: _assigned(node, file, word) for word in settings}

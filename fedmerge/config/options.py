@@ -384,7 +384,12 @@ def _option(name, declared, axis, place):
 
 
 def all_options():
-    """Return {name: Option} of every flag, those of components included."""
+    """Return {name: Option} of every flag, those of components included. It is one dict for all: leave it as it is."""
+    return _all_options(plugin_versions())
+
+
+@functools.cache
+def _all_options(versions):
     general = [option for group in OPTIONS.values() for option in group]
     return {o.name: replace(o, needs=o.needs()) if callable(o.needs) else o for o in general} | component_options()
 
