@@ -56,6 +56,7 @@ def origin_of(run):
         "data": run.splits.fingerprint,
         "split": partitions.partition_hash(run.clients.parts),
         "code": provenance.code_hash(vars(run.settings)),
+        **({"frozen": run.model.frozen_crc} if run.model.frozen_crc else {}),
     }
 
 
@@ -135,6 +136,7 @@ class Judge:
 def judge_clients(run, folder):
     """Evaluate what --save_clients left in `folder`: its accuracy.csv and figure; return what the summary says."""
     _, entries = personal_parts.load(folder)
+    personal_parts.check_frozen(folder, run.model.frozen_crc)
     histograms, layout = [entry["histogram"] for entry in entries], run.server.layout
     if any(len(histogram) != run.splits.n_classes for histogram in histograms):
         raise InputError(f"{Path(folder) / personal_parts.INDEX}: was made for another dataset")

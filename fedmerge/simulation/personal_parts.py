@@ -188,6 +188,15 @@ def load(folder):
     return checked, entries
 
 
+def check_frozen(folder, crc):
+    """Raise InputError unless the models in `folder` stand on these weights that are not trained, FlatModel.frozen_crc.
+
+    They are not in the folder: the seed, --pretrained or --init_weights gives them.
+    """
+    if _index(folder).get("frozen", "") != crc:
+        raise InputError(f"{Path(folder) / INDEX}: is of a run whose weights that are not trained are others")
+
+
 def _is_entry(entry):
     """Tell whether it is what `finish` writes of a client."""
     histogram = entry.get("histogram") if isinstance(entry, dict) else None

@@ -1,5 +1,7 @@
 """What is trained of a network: it alone is in the vector, is sent and kept; what is frozen is held once."""
 
+import json
+
 import pytest
 import torch
 from conftest import QUICK, assert_alike, put_algorithm, train_round, train_rounds
@@ -285,3 +287,17 @@ def test_an_algorithm_with_vectors_of_its_own_sends_those_of_what_is_trained():
     head = networks.head_of(run.model.module)
     n = sum(p.numel() for name, p in run.model.module.named_parameters() if name.rpartition(".")[0] == head)
     assert row["bytes_up"] == wire.dense_bytes(2 * n)
+
+
+def test_personal_parts_stand_on_what_is_frozen(tmp_path):
+    flags = {**SMALL, **SELECTIONS["lora"], "n_clients": 4, "participation": 0.5, "algorithm": "las"}
+    folder = tmp_path / "parts"
+    fedalg.main(typed_settings({"quiet": True, **flags, "out": str(tmp_path / "out"), "save_clients": str(folder)}))
+    before = (folder / "accuracy.csv").read_bytes()
+    (folder / "accuracy.csv").unlink()
+    fedalg.main(typed_settings({"evaluate_clients": str(folder), "quiet": True, "device": "cpu"}))
+    assert (folder / "accuracy.csv").read_bytes() == before
+    index = json.loads((folder / "clients.json").read_text())
+    (folder / "clients.json").write_text(json.dumps({**index, "frozen": "0" * 8}))
+    with pytest.raises(InputError, match=r"clients.json: is of a run whose weights that are not trained are others"):
+        fedalg.main(typed_settings({"evaluate_clients": str(folder), "quiet": True, "device": "cpu"}))
