@@ -9,6 +9,7 @@ from fedmerge.algorithms.fedavg import FedAvg
 from fedmerge.client_update import ClientUpdate
 from fedmerge.component import own_memory
 from fedmerge.declared import check_vector, mistake
+from fedmerge.merging.products import merge_products
 from fedmerge.registry import ALGORITHMS, MERGING_RULES
 
 __all__ = ["ALGORITHMS", "MERGING_RULES", "ClientUpdate", "FedAvg", "merge"]
@@ -33,6 +34,8 @@ def merge(server, clients, cohort):
     aggregate = server.aggregate(cohort, whole)
     dim = server.layout.dim
     step = check_vector(server.rule(aggregate), server.theta, dim, server.rule.func, "the step")
+    if server.settings.lora_merge == "products":
+        step = merge_products(step, aggregate, server.theta, server.layout)
     version = server.theta._version
     theta = server.algorithm.merge(server.theta, step, aggregate)
     if server.theta._version != version:  # clients have it, or will be told how it differs

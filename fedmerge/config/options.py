@@ -169,6 +169,13 @@ OPTIONS = {
             "all but the head)",
             needs="trainable=lora",
         ),
+        Option(
+            "lora_merge",
+            "factors",
+            ("factors", "products"),
+            "average the factors B and A each, or the products B A, cut back to their rank (FlexLoRA)",
+            needs="trainable=lora",
+        ),
         Option("lora_freeze_a", False, "flag", "train the factors B of B A only (FFA-LoRA)", needs="trainable=lora"),
     ],
     "server": [

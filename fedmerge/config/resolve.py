@@ -114,6 +114,10 @@ def _check_combinations(args):
         raise InputError("--pretrained and --init_weights both set the starting weights: give one")
     if args.norm == "batch" and args.batch_size == 1:
         raise InputError("--batch_size 1 is too small for BatchNorm: at least 2, or --norm group")
+    if args.lora_merge == "products" and args.lora_freeze_a:
+        raise InputError("--lora_merge products is the mean of the factors B with --lora_freeze_a: leave one out")
+    if args.lora_merge == "products" and args.merge != "mean":
+        raise InputError(f"--lora_merge products is a mean: it needs --merge mean, not {args.merge}")
     if args.bn_recalibrate and args.bn == "frozen":
         raise InputError("--bn_recalibrate has no effect with --bn frozen: leave one out")
     _check_network(args)

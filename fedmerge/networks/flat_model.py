@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedmerge.errors import InputError
-from fedmerge.networks.adapters import merge_adapters
+from fedmerge.networks.adapters import LowRank, merge_adapters
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -26,6 +26,7 @@ class Layout:
     dim: int  # with the buffers
     norms: tuple = ()  # (begin, end) of what belongs to normalisation layers, buffers included
     head: tuple = ()  # begin and end of the weights of the last layer, see `head_of`
+    adapters: tuple = ()  # (begin of A, begin of B, end of B, rank) of low-rank adapters of which both are trained
 
 
 def head_of(module):
@@ -67,12 +68,20 @@ class FlatModel:
             dim=ends[-1],
             norms=tuple((a, b) for name, a, b in places if isinstance(self._owner(name), NORMS)),
             head=(head[0][0], head[-1][1]) if head else (),
+            adapters=tuple(self._adapters({name: (a, b) for name, a, b in places})),
         )
         self.vector = torch.cat([t.detach().flatten().float() for _, t in parameters + buffers])
         self.gradient = torch.zeros_like(self.trainable)
         self._bind(parameters, buffers)
         self._views = parameters + buffers  # (name, tensor of its shape) in the vector's order
         self.features = None
+
+    def _adapters(self, places):
+        """Yield what Layout.adapters has, given {name: (begin, end)} of what is in the vector."""
+        for name, layer in self.module.named_modules():
+            if isinstance(layer, LowRank) and f"{name}.a" in places:
+                begin, middle = places[f"{name}.a"]
+                yield begin, middle, places[f"{name}.b"][1], len(layer.a)
 
     @property
     def frozen(self):

@@ -28,9 +28,10 @@ class Server:
         rule = MERGING_RULES[settings.merge]
         self.rule = partial(rule, layout=layout, **chosen_options(settings, rule.registered.get("options", ())))
         needs = merging.needs_of(rule)
-        self.keeps_all = needs == merging.ALL  # whether the rule needs all updates of a round at once
+        # Whether all updates of a round are needed at once.
+        self.keeps_all = needs == merging.ALL or settings.lora_merge == "products"
         uploads = self.algorithm.uploads
-        self.statistics = merging.find_statistics(() if self.keeps_all else needs, (), rule)
+        self.statistics = merging.find_statistics(() if needs == merging.ALL else needs, (), rule)
         self.statistics |= merging.find_statistics(self.algorithm.statistics, uploads, self.algorithm)
         self.empty = [client_id for client_id, size in enumerate(sizes) if not size]  # these never take part
         how = DownlinkSettings(
