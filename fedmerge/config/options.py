@@ -6,9 +6,20 @@ Nothing here imports torch.
 import functools
 from dataclasses import dataclass, replace
 
-from fedmerge.config.kinds import KINDS, pattern
+from fedmerge.config.kinds import KINDS
+from fedmerge.config.option_help import (
+    augment_help,
+    averaging,
+    cohort_help,
+    dataset_help,
+    model_help,
+    no_pool,
+    norm_help,
+    partition_help,
+    pretrained_help,
+)
 from fedmerge.errors import InputError
-from fedmerge.registry import SHELVES, WITH_OPTIONS, Names, find, having, plugin_versions, said, specs
+from fedmerge.registry import SHELVES, WITH_OPTIONS, Names, find, plugin_versions, specs
 
 
 @dataclass(frozen=True)
@@ -40,67 +51,11 @@ class Option:
         return spec is not None and spec.name in self.owners
 
 
-MODEL = "resnet18"  # that is trained on a dataset which does not say which
-FOLDER_SIZE = 32  # pixels of the images of a folder, unless --image_size says otherwise
-NORMS = ("batch", "group")  # that a network has which does not say which; the first is its default
-
-
-def _dataset_help():
-    bundled = ", ".join(having("dataset", "bundled"))
-    return f"{', '.join(specs('dataset'))}, or a folder of images in --data_root; without download: {bundled}"
-
-
-def _model_help():
-    return f"default: {_by_value('dataset', having('dataset', 'model'), 'model')}; else {MODEL}"
-
-
-def _partition_help():
-    kinds = [f"{pattern(spec)} = {spec.summary}" for _, spec in sorted(specs("partition").items())]
-    return f"how the data are split, instead of --dirichlet: {'; '.join(kinds)}"
-
-
-def _augment_help():
-    those = ", ".join(having("dataset", "augment"))
-    return f"standard = crop with padding 4 and flip; default: that for {those}; none for others"
-
-
-def _norm_help():
-    return f"default: {_by_value('model_name', sorted(specs('model_name')), 'norms', NORMS)}"
-
-
-def _pretrained_help():
-    return f"start from published ImageNet weights: of {', '.join(having('model_name', 'pretrained'))}"
-
-
-def _averaging():
-    return f"local={'|'.join(having('local', 'averages'))}"
-
-
-def _cohort_help():
-    rules = [name for name, spec in sorted(specs("merge").items()) if isinstance(spec.more.get("needs"), str)]
-    needing = f"--merge {' or '.join(rules)} needs all of a round"
-    return f"GiB that updates may take which wait to be merged: {needing}, and each of several processes its own"
-
-
-def _no_pool():
-    names = [name for name, spec in sorted(specs("local").items()) if "soup_epochs" not in spec.options]
-    return f"local={'|'.join(names)}"
-
-
-def _by_value(shelf, names, keyword, default=None):
-    """Return in words what the components of these names say of `keyword`, or the first of what they say."""
-    groups = {}
-    for name in names:
-        value = said(shelf, name, keyword, default)
-        groups.setdefault(value if isinstance(value, str) else value[0], []).append(specs(shelf)[name].shown)
-    return "; ".join(f"{value} for {', '.join(group)}" for value, group in groups.items())
-
-
 OPTIONS = {
     "experiment": [
         Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
         Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
-        Option("dataset", "DIGITS", "dataset", _dataset_help),
+        Option("dataset", "DIGITS", "dataset", dataset_help),
         Option(
             "image_size",
             None,
@@ -108,11 +63,11 @@ OPTIONS = {
             "pixels that the network sees: larger images are shrunk, smaller ones enlarged batch by batch (default: as "
             "they are)",
         ),
-        Option("model_name", None, tuple, _model_help),
+        Option("model_name", None, tuple, model_help),
         Option("seed", 0, "integer", "seed of every random draw"),
         Option("shift", "label", ("label", "feature"), "clients differ in their classes, or each has its own domain"),
         Option("dirichlet", "iid", "dirichlet", "concentration of the split of each class; nan or iid = IID"),
-        Option("partition", None, "partition", _partition_help),
+        Option("partition", None, "partition", partition_help),
         Option("n_clients", 20, "count", "clients that hold the training data"),
         Option("participation", 0.2, "share", "share of the clients sampled each round"),
         Option("n_epochs", 100, "count", "communication rounds"),
@@ -121,7 +76,7 @@ OPTIONS = {
     ],
     "local training": [
         Option("local", "sgd", tuple, "how a client makes its model of the one that it received"),
-        Option("n_client_epochs", 5, "count", "epochs over a client's data per round", needs=_no_pool),
+        Option("n_client_epochs", 5, "count", "epochs over a client's data per round", needs=no_pool),
         Option("local_steps", None, "count", "end a client's round, or each model of a pool, after so many steps"),
         Option("batch_size", 64, "count", "samples per step"),
         Option("local_optimizer", "sgd", ("sgd", "adam"), "the clients' optimiser"),
@@ -130,13 +85,13 @@ OPTIONS = {
         Option("weight_decay", 0.0, "nonnegative", "L2 decay of all trainable weights"),
         Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
         Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
-        Option("augment", None, ("none", "standard"), _augment_help),
+        Option("augment", None, ("none", "standard"), augment_help),
         Option(
             "bn_recalibrate",
             False,
             "flag",
             "measure BatchNorm's statistics anew where a client averages models",
-            needs=_averaging,
+            needs=averaging,
         ),
         Option(
             "bn",
@@ -149,8 +104,8 @@ OPTIONS = {
         Option("precision", "float32", ("float32", "bf16"), "of the forward and backward pass"),
     ],
     "model": [
-        Option("norm", None, ("batch", "group", "none", "own"), _norm_help),
-        Option("pretrained", False, "flag", _pretrained_help),
+        Option("norm", None, ("batch", "group", "none", "own"), norm_help),
+        Option("pretrained", False, "flag", pretrained_help),
         Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
         Option(
             "trainable",
@@ -250,7 +205,7 @@ OPTIONS = {
             "max_cohort_memory",
             4.0,
             "positive",
-            _cohort_help,
+            cohort_help,
             named=False,
         ),
         Option(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from fedmerge import files
 from fedmerge.config.kinds import split_of
-from fedmerge.config.options import FOLDER_SIZE, MODEL, NORMS, REGISTRIES, acts, all_options
+from fedmerge.config.option_help import FOLDER_SIZE, MODEL, NORMS
+from fedmerge.config.options import REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.randomness import round_half_up

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fedmerge.config.options import FOLDER_SIZE
+from fedmerge.config.option_help import FOLDER_SIZE
 from fedmerge.config.resolve import one_domain
 from fedmerge.datasets.folder import load_folder
 from fedmerge.datasets.images import Images, Splits

@@ -9,7 +9,7 @@ from conftest import QUICK, flat_state
 from torch import nn
 
 from fedmerge import networks
-from fedmerge.config.options import NORMS
+from fedmerge.config.option_help import NORMS
 from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
 from fedmerge.registry import NETWORKS, said, use_plugins
