@@ -422,5 +422,3 @@ def test_a_partition_is_one_file(go, tmp_path):
     (found,), _ = runs.load_runs("metrics")
     assert found.level.title == "blocks of 100"
     assert provenance.code_hash(with_it) != provenance.code_hash({**with_it, "partition": "labels:2"})
-    use_plugins([])
-    assert found.level.title == "blocks-100"  # where the plugin is not given
