@@ -32,7 +32,7 @@ def capture(run):
 CASES = [
     {},
     {"augment": "none", "weight_decay": 0.1, "norm": "batch"},
-    {"lr_decay": 0.5, "precision": "bf16"},
+    {"lr_decay": 0.5, "precision": "bf16", "local_steps": 2},
     {"momentum": 0.0, "local_steps": 3},
     {"algorithm": "las", "sparsity": 0.1},
     {"algorithm": "swa"},
