@@ -17,6 +17,7 @@ from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config.resolve import resolve
 from fedmerge.networks.flat_model import Layout
 from fedmerge.registry import plugins_held
+from fedmerge.reporting import run_figures
 from fedmerge.simulation.experiment import prepare
 from fedmerge.simulation.run_state import RunState
 
@@ -41,6 +42,13 @@ def plugins_of_its_own():
     """No test knows of the plugins of another."""
     with plugins_held():
         yield
+
+
+@pytest.fixture(autouse=True)
+def runs_without_figures(request, monkeypatch):
+    """Runs draw figures only in tests that are marked `figures`: they take longer than two rounds on the digits."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr(run_figures, "plot_run", processes.no_figures)
 
 
 @pytest.fixture
@@ -78,14 +86,19 @@ def one_thread():
 
 
 @pytest.fixture
-def program(tmp_path):
-    """A function of flags -> finished process of fedalg.py, its outputs under tmp_path."""
+def program(tmp_path, spawn):
+    """A function of flags -> finished process of fedalg.py, its outputs under tmp_path.
 
-    def run(*flags, script="fedalg.py"):
+    It is forked from one that has imported all, and draws no figures; with `fresh`, it is one as a user starts it.
+    """
+
+    def run(*flags, script="fedalg.py", fresh=False):
         folders = {"metrics_dir": "metrics", "plots_dir": "plots", "results_file": "results.csv"}
         where = [part for flag, path in folders.items() for part in (f"--{flag}", str(tmp_path / path))]
-        command = [sys.executable, str(ROOT / script), *(where if script == "fedalg.py" else ()), *map(str, flags)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        words = [str(ROOT / script), *(where if script == "fedalg.py" else ()), *map(str, flags)]
+        if fresh:
+            return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path)
+        return processes.finished(spawn, words, tmp_path)
 
     return run
 
@@ -97,7 +110,7 @@ def spawn():
     It is quick to start, since all is imported already.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedalg", "plotting"])
+    context.set_forkserver_preload(["tests.warm"])
     first = context.Process(target=int)  # the server imports all that before it forks this one
     first.start()
     first.join()

@@ -6,13 +6,18 @@ import hashlib
 import json
 import os
 import resource
+import runpy
 import socket
+import subprocess
 import sys
+import tempfile
+from multiprocessing.reduction import DupFd
 
 import torch
 
 import fedalg
 from fedmerge.config.parser import parse_args
+from fedmerge.reporting import run_figures
 
 TIMES = {"train_seconds", "eval_seconds", "train_time"}
 
@@ -27,9 +32,15 @@ def flags(settings, folder):
     return [w for name, v in words.items() for w in ([f"--{name}"] if v is True else [f"--{name}", str(v)])]
 
 
+def no_figures(*_):
+    """What draws the figures of a run where nobody looks at them."""
+    return "no figures"
+
+
 def call(function, what, environment):
     """What a child process does: this function, with these variables."""
     os.environ.update(environment)
+    run_figures.plot_run = no_figures
     function(*what)
 
 
@@ -40,6 +51,30 @@ def go(words, said=os.devnull, largest=None):
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     with contextlib.redirect_stdout(open(os.devnull, "w")), contextlib.redirect_stderr(open(said, "w", buffering=1)):
         sys.exit(fedalg.program(parse_args(words)))
+
+
+def finished(spawn, words, folder, environment=()):
+    """Run a script, words[0], in a folder, in a process that `spawn` starts; return it as subprocess.run does."""
+    environment = {**os.environ, **dict(environment)}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error:
+        process = spawn(words, folder, (DupFd(out.fileno()), DupFd(error.fileno())), environment, function=script)
+        process.join()
+        texts = []
+        for file in (out, error):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess(words, process.exitcode, *texts)
+
+
+def script(words, folder, streams, environment):
+    """What a child process does: `python` with these words, in a folder; what it says goes to the two streams."""
+    for stream, number in zip(streams, (1, 2), strict=True):
+        os.dup2(stream.detach(), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def outcome(folder):

@@ -1,13 +1,11 @@
 """A method in a file of its own: it is found, recorded and named, and its author's mistakes are said in one line."""
 
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 
 from fedmerge import provenance, registry
@@ -50,10 +48,14 @@ class First(Compressor):
 FLAGS = ["--dataset", "DIGITS", "--n_epochs", "2", "--n_client_epochs", "1", "--quiet", "--out", "out"]
 
 
-def program(folder, *flags, **environment):
-    command = [sys.executable, str(ROOT / "fedalg.py"), *FLAGS, *flags]
-    environment = {**os.environ, **environment}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+@pytest.fixture
+def program(spawn):
+    """A function of a folder, flags and variables -> finished process of fedalg.py."""
+
+    def run(folder, *flags, **environment):
+        return processes.finished(spawn, [str(ROOT / "fedalg.py"), *FLAGS, *flags], folder, environment)
+
+    return run
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_plugin_is_a_method_like_others(folder):
+def test_a_plugin_is_a_method_like_others(program, folder):
     done = program(folder, "--plugin", "mine.py", "--algorithm", "half", "--compressor", "first", "--n_first", "7")
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "out" / "metrics").glob("*.json")
@@ -78,7 +80,7 @@ def test_a_plugin_is_a_method_like_others(folder):
 
 
 @pytest.mark.slow
-def test_its_code_is_part_of_what_computes(folder):
+def test_its_code_is_part_of_what_computes(program, folder):
     flags = ("--plugin", "mine.py", "--algorithm", "half")
     program(folder, *flags)
     assert "other code" not in program(folder, *flags).stderr
@@ -87,7 +89,7 @@ def test_its_code_is_part_of_what_computes(folder):
 
 
 @pytest.mark.slow
-def test_half_of_twice_the_mean_is_fedavg(folder):
+def test_half_of_twice_the_mean_is_fedavg(program, folder):
     program(folder, "--plugin", "mine.py", "--algorithm", "half")
     program(folder)
     ours, theirs = (
@@ -113,7 +115,7 @@ def test_half_of_twice_the_mean_is_fedavg(folder):
         ("import Compressor", "import Compressors", 3, "ImportError: cannot import name 'Compressors'"),
     ],
 )
-def test_a_mistake_is_one_line_with_file_and_line(folder, old, new, line, said):
+def test_a_mistake_is_one_line_with_file_and_line(program, folder, old, new, line, said):
     assert old in GOOD
     (folder / "mine.py").write_text(GOOD.replace(old, new, 1))
     done = program(folder, "--plugin", "mine.py", "--algorithm", "half")
@@ -123,7 +125,7 @@ def test_a_mistake_is_one_line_with_file_and_line(folder, old, new, line, said):
     assert said in done.stderr
 
 
-def test_a_plugin_that_is_not_there_is_refused(folder):
+def test_a_plugin_that_is_not_there_is_refused(program, folder):
     done = program(folder, "--plugin", "nowhere.py")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -1,8 +1,11 @@
 """What a run was made with, and whether one that is finished is still the same work."""
 
+import ast
+import io
 import json
 import os
 import shutil
+import tokenize
 
 import pytest
 import torch
@@ -44,6 +47,37 @@ def hash_after(path, before, after):
     path.write_text(text.replace(before, after))
     forget()
     return current_hash()
+
+
+ODD = (
+    "a = '#'  # b",
+    r"a = r'\\'  # '",
+    r"a = '\'#'  # b",
+    """a = "'"  # \"""",
+    "a = '''#'\n''#'''#'''",
+    'a = """\\"""#"""  # b',
+    "a = ''  # '\nb = ''  # '",
+    "a = f'{1}#{{'  # {b}",
+    "a = rb'''#'''\f# b",
+    "a = 'b\\\n# c'  # d",
+    "# 'a\nb = 'c'",
+)
+
+
+def without_comments(text):
+    """The text without its comments, as Python's own tokenize finds them."""
+    lines = text.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return "\n".join(lines)
+
+
+def test_comments_are_what_tokenize_takes_for_comments():
+    for text in [*ODD, *(file.read_text() for file in (ROOT / "fedmerge").rglob("*.py"))]:
+        lines = [line.rstrip() for line in without_comments(text).split("\n") if line.strip()]
+        assert provenance._code_of(text, ast.Module([], [])) == "\n".join(lines), text
 
 
 @pytest.mark.slow

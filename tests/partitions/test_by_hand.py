@@ -275,6 +275,7 @@ def test_batchnorm_needs_two_samples_of_those_who_have_any(patho, experiment):
         experiment(**settings)
 
 
+@pytest.mark.figures
 def test_a_run_with_clients_without_samples_leaves_all_it_should(run, patho):
     change("patho_0.json", unused=True, clients=[list(range(60)), [], list(range(60, 200)), []])
     flags = [*QUICK, "--n_clients=4", "--participation=1", "--min_client_samples=0", "--partition_file=patho_0.json"]

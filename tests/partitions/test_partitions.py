@@ -24,7 +24,7 @@ from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
 from fedmerge.partitions import enough
 from fedmerge.registry import PARTITIONS, specs, use_plugins
-from fedmerge.reporting import run_figures, run_record, runs
+from fedmerge.reporting import run_record, runs
 from fedmerge.simulation.experiment import prepare
 
 VALUES = {"count": ("1", "2", "4"), "positive": ("0.05", "0.5", "100.0"), None: ("",)}
@@ -296,8 +296,7 @@ def go(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_run_is_named_after_its_split_everywhere(go, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_figures, "plot_run", lambda *_: "no figures")
+def test_a_run_is_named_after_its_split_everywhere(go, tmp_path):
     for seed in (0, 1):
         said = go("--partition=labels:2", f"--seed={seed}")
         assert re.match(r"split labels-2: 20 clients, samples .*, classes 2/2/2 \(min/median/max\); ", said.err)

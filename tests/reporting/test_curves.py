@@ -173,6 +173,7 @@ def test_a_legend_of_long_labels_and_notes_stays_in_the_figure(monkeypatch):
         assert panel.height > 2 * figure.dpi
 
 
+@pytest.mark.figures
 def test_a_runs_own_figures(metrics, tmp_path):
     name = write_run(metrics, [0.1, 0.5, 0.7])
     run_figures.plot_run(metrics, name, tmp_path / "plots")
