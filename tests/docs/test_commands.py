@@ -23,17 +23,20 @@ SBATCH = {"signal", "gres", "time", "nodes", "cpus-per-task", "dependency"}  # f
 PLACEHOLDER = re.compile(r"(\w+:)?[A-Z]+|<.*>|\.\.\.|\".*=.*\"")
 
 
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
     """A folder with the examples as plugins, a folder of images, and weights under the names that commands have."""
-    monkeypatch.chdir(tmp_path)
-    plugins = [tmp_path / Path(path).name for path in examples() if not path.startswith("tests/")]
-    for path, code in examples().items():
-        Path(Path(path).name).write_text(code)
-    monkeypatch.setenv("FEDMERGE_PLUGINS", os.pathsep.join(map(str, plugins)))
-    for page in PAGES:
-        for weights in re.findall(r"--save_weights (\S+\.pt)", page.read_text()):
-            Path(weights).touch()  # as if the command that writes it had run
+    folder = tmp_path_factory.mktemp("workplace")
+    plugins = [folder / Path(path).name for path in examples() if not path.startswith("tests/")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("FEDMERGE_PLUGINS", os.pathsep.join(map(str, plugins)))
+        for path, code in examples().items():
+            Path(Path(path).name).write_text(code)
+        for page in PAGES:
+            for weights in re.findall(r"--save_weights (\S+\.pt)", page.read_text()):
+                Path(weights).touch()  # as if the command that writes it had run
+        yield
 
 
 def calls(line):
