@@ -30,8 +30,8 @@ def test_the_compact_preset_learns_the_digits_with_a_hundredth_of_the_bytes_up(e
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_every_algorithm_learns_the_digits(experiment, algorithm):
-    """The quick version of `make run`: IID, the same settings, 20 of its 30 rounds."""
-    settings = {"n_epochs": 20, "n_client_epochs": 5, "batch_size": 16, "lr": 0.05, "quiet": True}
+    """The quick version of `make run`: IID, the same settings, 10 of its 30 rounds."""
+    settings = {"n_epochs": 10, "n_client_epochs": 5, "batch_size": 16, "lr": 0.05, "quiet": True, "eval_every": 10}
     if algorithm == "centralised":
         settings |= {"lr": 0.02, "n_epochs": 4}  # so many steps on end diverge with 0.05
     if algorithm in ("soups", "diwa"):
@@ -42,4 +42,4 @@ def test_every_algorithm_learns_the_digits(experiment, algorithm):
         settings |= {"momentum": 0.0}  # the server's is enough
     run = experiment(algorithm=algorithm, **settings)
     fedalg.run_rounds(run)
-    assert run.history.rows[-1]["test_accs"] >= 0.95
+    assert run.history.rows[-1]["test_accs"] >= 0.9
