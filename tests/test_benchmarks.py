@@ -52,6 +52,7 @@ def test_data_loaders_give_every_image_once(work):
     assert any(not torch.equal(before[name], tensor) for name, tensor in loop.state.items())
 
 
+@pytest.mark.slow
 def test_limits_are_of_the_samples_of_a_round(work, capsys, monkeypatch):
     monkeypatch.setattr(limits, "LARGEST", 64)
     monkeypatch.setitem(limits.PRODUCTS, "cpu", (64,))

@@ -55,6 +55,7 @@ def by_hand(run, n_rounds):
     return x, c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_three_rounds_are_algorithm_1(momentum):
     settings = {"participation": 0.5, "dirichlet": 0.5, "momentum": momentum, "norm": "group", "lr": 0.01}

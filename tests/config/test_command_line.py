@@ -215,6 +215,7 @@ def test_a_file_of_flags_may_be_shared_with_an_algorithm_in_which_some_have_no_e
     parse_args(["--config", str(tmp_path / "flags.txt"), "--algorithm", "centralised"])
 
 
+@pytest.mark.slow
 def test_what_was_published_is_taken():
     """Lines of results/ and of the dissertation, but for files that are not here."""
     lists = [ROOT / "experiments.txt", *sorted(ROOT.glob("results/*/experiments.txt"))]

@@ -73,6 +73,7 @@ def test_sparse_messages_have_deterministic_kernels(experiment, settings):
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 def test_variances_that_vanish_stay_finite_in_few_bits(experiment):
     """Weight decay shuts channels down; their variances fall towards 0 from one round to the next."""
     settings = {"norm": "batch", "min_client_samples": 2, "weight_decay": 2.0, "lr": 0.02, "n_epochs": 4, "quiet": True}

@@ -84,6 +84,7 @@ def test_nobody_elses_draws_change():
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dropping", "mobilenet_v3_small"])
 def test_the_network_really_draws_and_each_client_in_each_round_its_own(monkeypatch, name):
     seeds = []
@@ -119,6 +120,7 @@ def test_one_without_draws_is_told_apart_and_left_as_it_was():
     assert all("draws" in vars(trainer) for trainer in run.clients.threads.idle)  # no thread has to find it out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [CASES[0], CASES[4], CASES[5]], ids=str)
 def test_a_run_resumed_within_a_round_goes_on_as_if_it_had_not_ended(tmp_path, settings):
     whole = train_rounds(prepare(settings_of(**settings)), 2)

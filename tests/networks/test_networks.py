@@ -42,6 +42,7 @@ def test_every_network_learns_from_images_of_every_size_or_says_why_not(name, no
     assert bool(model.layout.norms) == (norm != "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm"), VARIANTS)
 def test_the_same_seed_makes_the_same_network(name, norm):
     once, again, other = (networks.build_model(name, 1, 16, 10, norm, seed) for seed in (0, 0, 1))

@@ -79,6 +79,7 @@ def refusal(capsys, *flags):
 # What a run on one is called
 
 
+@pytest.mark.slow
 def test_a_run_on_a_split_made_by_hand_is_named_after_it_everywhere(run, patho):
     for seed in (0, 1):
         said = run(*QUICK, "--n_clients=5", "--partition_file=patho_{seed}.json", "--seed", seed)
@@ -275,6 +276,7 @@ def test_batchnorm_needs_two_samples_of_those_who_have_any(patho, experiment):
         experiment(**settings)
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_a_run_with_clients_without_samples_leaves_all_it_should(run, patho):
     change("patho_0.json", unused=True, clients=[list(range(60)), [], list(range(60, 200)), []])

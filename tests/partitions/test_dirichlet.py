@@ -76,6 +76,7 @@ def counted(monkeypatch):
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "n_classes", "n_clients", "alpha", "least"),
     [

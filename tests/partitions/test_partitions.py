@@ -44,6 +44,7 @@ def same(a, b):
 # Laws
 
 
+@pytest.mark.slow
 @given(
     labels=st.lists(st.integers(0, 4), min_size=30, max_size=200),
     n_clients=st.integers(1, 8),
@@ -220,6 +221,7 @@ def test_where_clients_are_left_short_the_advice_is_one_that_helps(how, least, m
     assert whole(partitions.partition(labels, 20, how, 0, 0), 1300)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_clients_are_split_in_every_way():
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 10, 200_000))
     for how in ("iid", "dirichlet:1.0", "labels:2", "quantity:0.5"):
@@ -296,6 +298,7 @@ def go(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_named_after_its_split_everywhere(go, tmp_path):
     for seed in (0, 1):
         said = go("--partition=labels:2", f"--seed={seed}")
@@ -321,6 +324,7 @@ def test_a_run_is_named_after_its_split_everywhere(go, tmp_path):
     assert [level.file for level in levels] == ["0.5", "labels-2", "labels-10"]
 
 
+@pytest.mark.slow
 def test_its_figure_has_a_name_and_a_title_of_its_own(tmp_path):
     for name in ("labels:2", None):
         write_run(tmp_path / "m", [0.2, 0.4], dirichlet=None if name else 0.5, partition=name)

@@ -118,6 +118,7 @@ def test_it_works_in_a_thread(run):
     assert found[0].record["finished"]
 
 
+@pytest.mark.slow
 def test_runs_in_several_threads_are_what_they_are_alone(run):
     expected, found = {}, {}
     for seed in range(4):
@@ -264,6 +265,7 @@ def test_a_setting_by_two_names_is_refused(run):
         run(n_epochs=3)
 
 
+@pytest.mark.slow
 def test_runs_leave_no_threads_and_no_models_behind(run):
     def left():
         gc.collect()

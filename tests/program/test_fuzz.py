@@ -23,6 +23,8 @@ from fedmerge.datasets.tiny_imagenet import load_tiny_imagenet
 from fedmerge.errors import InputError
 from fedmerge.reporting import results_csv, run_status
 
+pytestmark = pytest.mark.slow
+
 settings.register_profile("fuzz", max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FUZZ = settings.get_profile("fuzz")
 JSON = st.recursive(

@@ -6,6 +6,8 @@ import fedalg
 from fedmerge import wire
 from fedmerge.registry import ALGORITHMS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("settings", [{}, {"localiser": "learned", "graft_epochs": 3, "mask_scope": "global"}], ids=str)
 def test_las_learned_or_not_trains(experiment, settings):
@@ -15,7 +17,6 @@ def test_las_learned_or_not_trains(experiment, settings):
     assert run.history.rows[-1]["kept_share"] < 0.5
 
 
-@pytest.mark.slow
 def test_the_compact_preset_learns_the_digits_with_a_hundredth_of_the_bytes_up(experiment):
     run = experiment(
         algorithm="las", preset="compact", n_epochs=30, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True
@@ -27,7 +28,6 @@ def test_the_compact_preset_learns_the_digits_with_a_hundredth_of_the_bytes_up(e
     assert dense > 25 * run.history.rows[-1]["bytes_down_total"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_every_algorithm_learns_the_digits(experiment, algorithm):
     """The quick version of `make run`: IID, the same settings, 10 of its 30 rounds."""

@@ -60,6 +60,7 @@ def test_bands_stay_within_the_possible(tmp_path):
     assert curves.over_seeds(runs, "test_losses")["high"].iloc[0] > 0.5
 
 
+@pytest.mark.slow
 def test_every_level_gets_its_figures_and_they_are_not_blank(metrics, tmp_path):
     _, paths = compared(metrics, tmp_path / "out")
     figures = [path for path in paths if path.endswith(".png")]

@@ -23,6 +23,8 @@ from fedmerge.errors import InputError
 from fedmerge.reporting import outputs, personal_models, run_record
 from fedmerge.simulation import personal_parts
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ["--dataset=DIGITS", "--dirichlet=0.3", "--n_epochs=2", "--n_client_epochs=3", "--batch_size=16", "--lr=0.02"]
 FEW = [*TRAIN, "--n_clients=5", "--participation=0.4", "--device=cpu", "--quiet"]
 
@@ -90,7 +92,6 @@ def test_what_was_saved_is_judged_alike_from_the_files_alone(saved, program, par
     assert str(parts) in done.stdout
 
 
-@pytest.mark.slow
 def test_parts_hold_the_share_and_their_client(parts):
     index = json.loads((parts / "clients.json").read_text())
     shared = (parts / "shared.payload").read_bytes()

@@ -125,6 +125,7 @@ def test_labels_with_formulas_are_drawn_as_they_are(metrics, tmp_path):
     assert plotting.program([*flags, "--label", r"FedAvg=$\frac$ _x", "--width", "4", "--font", "8"]) == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_it_quietly(metrics, tmp_path):
     command = [sys.executable, str(ROOT / "plotting.py"), "--csv_dir", metrics, "--output_dir", tmp_path / "out"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -145,6 +146,7 @@ def test_a_split_made_by_hand_is_named_everywhere(metrics, tmp_path, quick):
     assert row.startswith("DIGITSA,patho,FedAvg,2,2,30.00 ± 0.00")
 
 
+@pytest.mark.slow
 def test_a_list_that_has_just_begun_is_drawn(tmp_path, capsys):
     """Its seeds share round 1 only, before which nothing was sent down: there is no line for that panel."""
     for seed, n in ((0, 1), (1, 3)):
@@ -160,6 +162,7 @@ def test_a_list_that_has_just_begun_is_drawn(tmp_path, capsys):
     assert (tmp_path / "out" / "DIGITS_iid_comparison.png").exists()
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_with_one_dataset_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     write_run(tmp_path / "m", [0.3])
     write_run(tmp_path / "m", [0.3], dataset="DIGITSB")
@@ -176,6 +179,7 @@ def test_what_goes_wrong_with_one_dataset_does_not_stop_the_others(tmp_path, cap
     assert (tmp_path / "out" / "DIGITSB_iid_comparison.png").exists()
 
 
+@pytest.mark.slow
 def test_a_terminal_without_all_characters_gets_the_tables(tmp_path):
     write_run(tmp_path / "m", [0.3])
     done = subprocess.run(

@@ -78,6 +78,7 @@ def test_quiet_is_quiet(experiment, terminal, capsys, clock):
     assert (capsys.readouterr().out, screen.getvalue()) == ("", "")
 
 
+@pytest.mark.slow
 def test_the_bar_has_all_that_matters_in_80_columns(experiment, terminal):
     run, screen = experiment(participation=1.0, n_epochs=12), terminal()
     train_shown(run)

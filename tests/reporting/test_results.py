@@ -32,6 +32,7 @@ def readme(study):
     return (study / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_run_is_read(study):
     found, foreign = runs.load_runs(study)
     assert foreign == {}

@@ -19,6 +19,7 @@ def finish(path, i):
         results_csv.add_results(path, [{"method": "x", "accuracy": i, "run": f"run{i}-{j}"}])
 
 
+@pytest.mark.slow
 def test_results_of_sixteen_processes_that_finish_at_once_are_all_there_though_some_are_killed(tmp_path):
     path, moments = tmp_path / "results.csv", random.Random(0)
     context = multiprocessing.get_context("forkserver")

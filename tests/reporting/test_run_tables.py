@@ -72,6 +72,7 @@ def test_tables_are_read_without_the_program(tables):
     assert records.finished.tolist() == [True, True, False]
 
 
+@pytest.mark.slow
 def test_tables_are_drawn_as_their_files_are(folder, tables, tmp_path, capsys):
     left = {}
     for source in (folder, tables):

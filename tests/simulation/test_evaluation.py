@@ -11,6 +11,7 @@ from fedmerge.reporting import run_record
 from fedmerge.simulation.experiment import build_module
 
 
+@pytest.mark.slow
 def test_each_domain_is_judged_by_its_own_clients_model(experiment):
     """FedBN under feature shift, two clients a domain, against one domain at a time."""
     run = experiment(algorithm="fedbn", norm="batch", shift="feature", n_clients=10, participation=1.0)
@@ -30,6 +31,7 @@ def test_each_domain_is_judged_by_its_own_clients_model(experiment):
     assert run_record.domain_accuracy(run) == pytest.approx(means)
 
 
+@pytest.mark.slow
 def test_a_sparse_downlink_is_judged_by_what_clients_hold(experiment):
     run = experiment(downlink="sparse", down_sparsity=0.05)
     train_round(run, 1)

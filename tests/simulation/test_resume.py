@@ -57,6 +57,7 @@ def test_a_run_that_is_stopped_within_a_round_goes_on_with_the_next_client(exper
 # What is on the disk
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, experiment, capsys):
     kept, _ = keep_two_rounds(tmp_path)
     content = kept.newest.read_bytes()
