@@ -10,6 +10,9 @@ WORKERS ?= 2
 # round_time, limits, peers, merging, scaling, local_methods, payload or alternatives
 BENCHMARK ?= round_time
 
+# Where this is set, each of the hundreds of processes that tests start compiles the whole program again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-quick lint docs benchmark benchmark-gpu clean
 
 run: .venv/run.stamp

@@ -3,7 +3,8 @@
 import ast
 import functools
 import re
-from importlib.util import decode_source
+from contextlib import suppress
+from importlib.util import cache_from_source, decode_source
 from pathlib import Path
 
 from fedmerge.errors import InputError, reason
@@ -37,6 +38,18 @@ def text_of(file: Path) -> str:
 def tree_of(file: Path) -> ast.Module:
     """Return the tree of a file. Raises InputError, with file and line, if it is not Python."""
     return _tree_of(version_of(file))
+
+
+def drop_old_bytecode(file: Path) -> None:
+    """Remove what Python compiled of a file, if that may be of an earlier text.
+
+    Python takes it for this text's if the source has the same size and was changed in the same second as then. So a
+    file that is edited and imported again within a second, as scripts do, would be the old one without a word.
+    """
+    compiled = Path(cache_from_source(file))
+    with suppress(OSError):
+        if compiled.stat().st_mtime - file.stat().st_mtime < 2:
+            compiled.unlink()
 
 
 @functools.cache

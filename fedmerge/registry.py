@@ -22,7 +22,7 @@ from pathlib import Path
 from fedmerge.component_source import Spec, helpers_of, read
 from fedmerge.declared import check_arguments, check_class, mistake
 from fedmerge.errors import InputError, reason
-from fedmerge.python_source import HERE, version_of
+from fedmerge.python_source import HERE, drop_old_bytecode, version_of
 
 # The flag that chooses a component -> (the decorator that registers one, the folder where they are).
 SHELVES = {
@@ -249,6 +249,7 @@ def _module(file):
     name = f"fedmerge_plugin_{file.stem}_{hashlib.sha256(versions.encode()).hexdigest()[:8]}"
     if name not in sys.modules:
         _make_importable(file, helpers_of(file))
+        drop_old_bytecode(file)
         found = importlib.util.spec_from_file_location(name, file)
         module = sys.modules[name] = importlib.util.module_from_spec(found)
         try:
@@ -273,6 +274,8 @@ def _make_importable(file, helpers):
     for name, path in helpers.items():
         now = path, _version_of_module(path)
         before = _IMPORTED.get(name, now)
+        for source, *_ in now[1]:
+            drop_old_bytecode(source)
         if before[0] == path and before != now:
             for stale in [known for known in sys.modules if known.split(".")[0] == name]:
                 del sys.modules[stale]

@@ -1,6 +1,9 @@
 """A method in a file of its own: it is found, recorded and named, and its author's mistakes are said in one line."""
 
 import json
+import os
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,6 +176,22 @@ def test_what_lies_beside_a_plugin_is_read_again_when_it_changed(tmp_path):
     with_helper(tmp_path, "changed", 44, "changed_steps")
     assert merged("changed") == 44
     assert provenance.code_hash({"merge": "changed"}) != before
+
+
+@pytest.mark.parametrize("changed", ["plugin", "helper"])
+def test_a_file_changed_within_a_second_to_the_same_size_is_not_the_old_one(tmp_path, monkeypatch, changed):
+    """For Python, which compares seconds and sizes, the bytecode of the first is that of the second."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    plugin, helper, now = f"racy_{changed}", f"beside_racy_{changed}", time.time_ns() // 10**9 * 10**9
+    path = with_helper(tmp_path, plugin, 3, helper)
+    file = tmp_path / f"{plugin if changed == 'plugin' else helper}.py"
+    os.utime(file, ns=(now, now))
+    registry.use_plugins([path])
+    assert merged(plugin) == 3
+    assert list(tmp_path.glob(f"__pycache__/{file.stem}.*"))
+    file.write_text(file.read_text().replace("return 3", "return 4").replace(".factor() *", ".factor() +"))
+    os.utime(file, ns=(now + 1000, now + 1000))
+    assert merged(plugin) == 4
 
 
 @pytest.mark.parametrize("helper", ["one_steps", "one_package.deep"])
