@@ -78,13 +78,12 @@ def _code_of(text, tree):
 
 
 def _blocks(node):
-    """Yield a tree's node and all in it that holds statements, much faster than ast.walk, which visits expressions."""
+    """Yield a tree's node and all statements in it, much faster than ast.walk, which visits expressions too."""
     yield node
     for name in ("body", "handlers", "orelse", "finalbody", "cases"):
         inner = getattr(node, name, ())
         for one in inner if isinstance(inner, list) else ():  # a lambda's body is an expression
-            if hasattr(one, "body"):
-                yield from _blocks(one)
+            yield from _blocks(one)
 
 
 @functools.cache

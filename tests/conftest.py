@@ -25,7 +25,15 @@ settings.register_profile("no clock", deadline=None)  # a busy machine is no fai
 settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTERS = {"program", "spawn", "started", "small_disk", "launch", "slurm", "copy"}  # fixtures that start processes
+STARTERS = {
+    "program",
+    "spawn",
+    "started",
+    "small_disk",
+    "launch",
+    "slurm",
+    "copy",
+}  # fixtures that start processes or copy the program
 QUICK = {"n_epochs": 2, "n_client_epochs": 1, "batch_size": 16, "lr": 0.05}
 POOLS = {"n_verts": 2, "soup_epochs": 1}  # of local methods that train several models; no others have these settings
 

@@ -80,6 +80,32 @@ def test_comments_are_what_tokenize_takes_for_comments():
         assert provenance._code_of(text, ast.Module([], [])) == "\n".join(lines), text
 
 
+NESTED = """
+if a:
+    pass
+else:
+    try:
+        b
+    except C:
+        match d:
+            case 1:
+                class E:
+                    'words'
+                    def f(self):
+                        'words'
+                        for g in h:
+                            def i():
+                                'words'
+    finally:
+        def j():
+            'words'
+"""
+
+
+def test_docstrings_are_found_wherever_they_are():
+    assert "words" not in provenance._code_of(NESTED, ast.parse(NESTED))
+
+
 @pytest.mark.slow
 def test_the_hash_is_of_what_computes_and_not_of_words_or_figures(copy):
     first, package = current_hash(), copy / "fedmerge"
