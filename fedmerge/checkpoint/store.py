@@ -29,8 +29,8 @@ class Checkpoints:
         return self.newest.exists() or self.previous.exists()
 
     def remove(self):
-        """Delete both."""
-        for path in (self.newest, self.previous):
+        """Delete both, the newest last: who is killed in between goes on after the last round, not before it."""
+        for path in (self.previous, self.newest):
             path.unlink(missing_ok=True)
 
     def save(self, state):
