@@ -171,6 +171,13 @@ OPTIONS = {
             "nobody downloads the initial model, since the seed or a public file gives it; with --no-shared_init a "
             "client's first download counts",
         ),
+        Option(
+            "bn_every",
+            1,
+            "count",
+            "rounds between those in which BatchNorm's statistics are sent, of which training makes no use; the last "
+            "round has them always",
+        ),
         Option("wire", "size", ("size", "real"), "count the bytes, or make them, read them and compare", named=False),
     ],
     "faults": [

@@ -121,13 +121,19 @@ def _check_combinations(args):
         raise InputError(f"--lora_merge products is a mean: it needs --merge mean, not {args.merge}")
     if args.bn_recalibrate and args.bn == "frozen":
         raise InputError("--bn_recalibrate has no effect with --bn frozen: leave one out")
+    if args.eval_every % args.bn_every and "bn_every" not in _without_effect(args):
+        raise InputError(
+            f"--eval_every {args.eval_every} is no multiple of --bn_every {args.bn_every}: models would be judged by "
+            "statistics of earlier rounds"
+        )
     _check_network(args)
     why = said("dataset", args.dataset, "never_augmented")
     if args.augment == "standard" and why:
         raise InputError(f"--augment standard is not for {args.dataset}: {why}")
 
 
-OF_SEVERAL = ("weighting", "shared_init", "compressor", "dropout", "merge", "attack")  # of what clients send and get
+# Of what clients send and get.
+OF_SEVERAL = ("weighting", "shared_init", "compressor", "dropout", "merge", "attack", "bn_every")
 
 
 def _check_effects(args, explicit):
@@ -153,6 +159,10 @@ def _without_effect(args):
         found["weighting"] = f"with --merge {args.merge}, in which all clients count alike"
     if args.norm != "batch":
         found["bn_recalibrate"] = f"with --norm {args.norm}, which has no statistics to measure"
+    if args.norm in ("none", "group"):
+        found["bn_every"] = f"with --norm {args.norm}, which has no statistics to send"
+    elif args.bn == "frozen":
+        found["bn_every"] = "with --bn frozen: no statistics are sent"
     if args.local == "soups" and args.soup_selection == "uniform":
         found["holdout"] = "with --soup_selection uniform, which averages all models and judges none"
     if args.compressor == "none":

@@ -131,6 +131,7 @@ class ClientPool:
         vector = algorithm.joined(update.delta, update.more)
         real = s.wire == "real" and bool(vector.sum().isfinite())  # no bytes for what is not; faults say whose it is
         rng = generator(s.seed, "rounding", client.round, client.id)
-        message = wire.pack(ClientUpdate(vector, update.mask), n, s.value_bits, rng, client.round, client.id)
+        vector, skip = ClientUpdate(vector, update.mask), self.server.skipped(client.round)
+        message = wire.pack(vector, n, s.value_bits, rng, client.round, client.id, skip)
         size, message = wire.transmit(message, real)
         return algorithm.decoded(message.unpack(client.row), message.mask), size

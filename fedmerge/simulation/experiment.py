@@ -95,6 +95,8 @@ def load_splits(settings):
 def assemble(settings, splits, parts, device):
     """Return the Experiment on Splits divided into `parts`, with a fresh model and algorithm on `device`."""
     model = networks.FlatModel(build_module(settings, splits, device), device, settings.bn != "frozen")
+    if settings.bn_every > 1:
+        check_statistics(model.layout, settings.model_name)
     splits = splits.to(device)
     server = Server(settings, model.layout, model.vector.clone(), [len(part) for part in parts])
     if server.keeps_all:
@@ -108,6 +110,19 @@ def assemble(settings, splits, parts, device):
     history, backend = History(settings.n_epochs), ThreadBackend(server, clients)
     names = run_name(settings), split_name(settings)
     return Experiment(settings, *names, device, splits, server, clients, evaluator, history, backend)
+
+
+def check_statistics(layout, name):
+    """Raise InputError unless the buffers of the network `name` are statistics, which --bn_every can leave out."""
+    n_buffers = layout.dim - layout.n_trainable
+    n_statistics = sum(end - begin for begin, end in layout.norms if begin >= layout.n_trainable)
+    if not n_buffers:
+        raise InputError(f"--bn_every has no effect with --model_name {name}, which has no BatchNorm: leave it out")
+    if n_statistics < n_buffers:
+        raise InputError(
+            f"--bn_every: {name} has {n_buffers - n_statistics} buffers besides BatchNorm's statistics, which may be "
+            "used in training"
+        )
 
 
 def make_trainer(settings, model, splits, parts, device):

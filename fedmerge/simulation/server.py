@@ -43,7 +43,9 @@ class Server:
             seed=settings.seed,
         )
         broadcast = self.algorithm.whole_broadcast(theta)
-        self.downlink = Downlink(broadcast, layout.n_trainable, settings.n_clients, how)
+        # Buffers that are sent in all rounds are in all messages, even where they are the same as before.
+        self.n_skipped = layout.dim - layout.n_trainable if settings.bn_every > 1 else 0
+        self.downlink = Downlink(broadcast, layout.n_trainable, settings.n_clients, how, self.n_skipped)
         self.traffic, self.cohort, self._all_rows = {}, None, None
 
     @property
@@ -90,6 +92,11 @@ class Server:
             self._all_rows = self.theta.new_empty(max(n, self.cohort_size), self.algorithm.upload_dim)
         return self._all_rows[:n]
 
+    def skipped(self, round):
+        """Return how many numbers behind the weights clients leave out in `round`: BatchNorm's statistics, or none."""
+        sent = round % self.settings.bn_every == 0 or round == self.settings.n_epochs
+        return 0 if sent else self.n_skipped
+
     def weight_of(self, result):
         """Return the weight in the merge of a client, given its ClientResult."""
         share = result.n_samples if self.settings.weighting == "samples" else 1
@@ -119,7 +126,8 @@ class Server:
     def publish(self):
         """Make the server's model, or what of it goes into a sparse broadcast, the next one that clients download."""
         before = self.algorithm.snapshot()
-        self.downlink.publish(self.algorithm.whole_broadcast(self.theta))
+        model = self.algorithm.whole_broadcast(self.theta)
+        self.downlink.publish(model, buffers=not self.skipped(self.cohort.round))
         self.algorithm.check_unchanged(before, "as the server sent its model", but=self.algorithm.server_state)
         self.cohort = None
 

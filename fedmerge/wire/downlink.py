@@ -52,7 +52,8 @@ class Downlink:
     """The server's side of the downloads; `model [dim]` is the newest published.
 
     The first n_trainable of its numbers are weights. All behind them, the model's buffers and what an algorithm
-    broadcasts besides, goes whole into every message.
+    broadcasts besides, goes whole into every message; but for buffers, if n_buffers are given, which are left out where
+    the receiver has them.
 
     Except in mode "individual", a client pays for the broadcasts it missed or for the weights that changed meanwhile,
     whichever is less, never for more than the whole model, and then holds `model`. At first contact it gets the whole
@@ -63,13 +64,14 @@ class Downlink:
     may be sent: all together, they are not larger than the whole model.
     """
 
-    def __init__(self, start, n_trainable, n_clients, settings):
+    def __init__(self, start, n_trainable, n_clients, settings, n_buffers=0):
         """start [dim]: the initial model. settings: DownlinkSettings."""
-        self.model, self.n, self.settings = start, n_trainable, settings
+        self.model, self.n, self.settings, self.n_buffers = start, n_trainable, settings, n_buffers
         shared, keeps_copies = self.settings.shared_init, self.settings.real or self.settings.mode == "individual"
         self.version = 0  # rounds published
         self.seen = [0 if shared else None] * n_clients  # the version each client holds
         self.changed_at = torch.zeros(self.n, dtype=torch.int32, device=start.device)  # the version, of each weight
+        self.buffers_at = 0  # the version in which buffers changed
         self.sizes = []  # bytes of the newest broadcasts, the last one that of this version
         self.messages = {}  # version -> the bytes themselves, of these broadcasts, if `real`
         self.copies = dict.fromkeys(range(n_clients), start) if shared and keeps_copies else {}
@@ -77,22 +79,26 @@ class Downlink:
 
     def _new_version(self):
         self.catch_ups = {}  # since -> the cheapest CatchUp to this version
-        self.exact = {}  # number of weights changed -> the CatchUp of their new values
+        self.exact = {}  # (number of weights changed, numbers skipped) -> the CatchUp of their new values
         self.updated = {}  # since -> the copy [dim] of that version that has become this one
         self.latest = None  # what all of them became, [dim]
 
-    def publish(self, target):
-        """Make `target [dim]`, or what of it goes into a sparse broadcast, the next version."""
+    def publish(self, target, buffers=True):
+        """Make `target [dim]`, or what of it goes into a sparse broadcast, the next version.
+
+        buffers: whether they have changed.
+        """
         self.version += 1
+        self.buffers_at = self.version if buffers else self.buffers_at
         self._new_version()
         if self.settings.mode in ("dense", "individual"):
             self.model = target
             return
         before, sparse = self.model, self.settings.mode == "sparse"
         if sparse:
-            message = self._largest(target - before, "all")
+            message = self._largest(target - before, "all", self.version - 1)
         else:
-            message = self._exact(target[: self.n] != before[: self.n], target)
+            message = self._exact(target[: self.n] != before[: self.n], target, self._skipped(self.version - 1))
         size, data = self._written(message)
         self.model = receive(before, self._read(data) if self.settings.real else message, additive=sparse)
         self.changed_at.masked_fill_(self.model[: self.n] != before[: self.n], self.version)
@@ -156,11 +162,11 @@ class Downlink:
 
     def _what_changed(self, since):
         """Return the CatchUp of the new values of all weights that changed after version `since`."""
-        changed = self.changed_at > since
-        n_changed = int(changed.sum())  # of two sets of weights changed since some version one holds the other
-        if n_changed not in self.exact:
-            self.exact[n_changed] = CatchUp.of(self._written(self._exact(changed, self.model)))
-        return self.exact[n_changed]
+        changed, skip = self.changed_at > since, self._skipped(since)
+        key = int(changed.sum()), skip  # of two sets of weights changed since some version one holds the other
+        if key not in self.exact:
+            self.exact[key] = CatchUp.of(self._written(self._exact(changed, self.model, skip)))
+        return self.exact[key]
 
     def _update_copy(self, client_id, since, catch_up):
         """Make the client's copy anew of the bytes that it gets. Raises AssertionError if it is not `model` then."""
@@ -182,23 +188,30 @@ class Downlink:
             self.copies[client_id] = receive(self.model, message, additive=False)
         elif since < self.version:
             lacks = self.model - self.copies[client_id]
-            size, message = transmit(self._largest(lacks, client_id), self.settings.real)
+            size, message = transmit(self._largest(lacks, client_id, since), self.settings.real)
             self.copies[client_id] = receive(self.copies[client_id], message, additive=True)
         else:
             size = 0
         return size, self.copies[client_id]
 
-    def _exact(self, changed, model):
-        """Return the Message of the new values of the weights `changed`, bool [n_trainable], and of all behind them."""
-        return pack(ClientUpdate(model, changed), self.n, 32, round=self.version)
+    def _skipped(self, since):
+        """Return how many numbers behind the weights a message leaves out for who has version `since`."""
+        return 0 if self.buffers_at > since else self.n_buffers
 
-    def _largest(self, change, receiver):
-        """Return the Message of the largest of the changes [dim] that wait for `receiver`."""
+    def _exact(self, changed, model, skip):
+        """Return the Message of the new values of the weights `changed`, bool [n_trainable], and of all behind them,
+        but for the first `skip`.
+        """
+        return pack(ClientUpdate(model, changed), self.n, 32, round=self.version, skip=skip)
+
+    def _largest(self, change, receiver, since):
+        """Return the Message of the largest of the changes [dim] that wait for `receiver`, who has version `since`."""
         mask, keep = None, self.settings.keep
         if keep < 1:
             mask = top_k_mask(change[: self.n], keep, (self.n,)) & (change[: self.n] != 0)
         rng = generator(self.settings.seed, "rounding", self.version, "down", receiver)
-        return pack(ClientUpdate(change, mask), self.n, self.settings.bits, rng, self.version)
+        change, skip = ClientUpdate(change, mask), self._skipped(since)
+        return pack(change, self.n, self.settings.bits, rng, self.version, skip=skip)
 
     def _written(self, message):
         """Return the bytes of a Message, and, if `real`, the Message as bytes."""
@@ -208,13 +221,14 @@ class Downlink:
         return len(data), data
 
     def _read(self, data):
-        return decode(data, self.n, len(self.model) - self.n, self.model.device)
+        return decode(data, self.n, len(self.model) - self.n, self.model.device, self.n_buffers)
 
     def state_dict(self):
         """Return {name: tensors and plain values}: all that is to be known of the rounds published so far."""
         return {
             "model": self.model,
             "version": self.version,
+            "buffers_at": self.buffers_at,
             "seen": list(self.seen),
             "changed_at": self.changed_at,
             "sizes": list(self.sizes),
@@ -229,7 +243,7 @@ class Downlink:
             self._read(data)
         self.model, self.version, self.changed_at = state["model"], state["version"], state["changed_at"]
         self.seen, self.copies = list(state["seen"]), dict(state["copies"])
-        self.sizes = list(state["sizes"])
+        self.sizes, self.buffers_at = list(state["sizes"]), state["buffers_at"]
         self.messages = messages
         self._new_version()
 
@@ -239,7 +253,8 @@ def receive(model, message, additive):
     arrived = message.unpack(torch.empty_like(model))
     if additive:
         return model + arrived
+    n = message.n_trainable
     if message.mask is not None:
-        n = message.n_trainable
         arrived[:n] = torch.where(message.mask, arrived[:n], model[:n])
+    arrived[n : n + message.skipped] = model[n : n + message.skipped]
     return arrived

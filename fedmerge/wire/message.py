@@ -13,7 +13,8 @@ would make, and is computed on the update's device. `decode` takes nothing on tr
     values     of the weights kept, in their order, as quantization.py has them in these bits; then the tail, f32[]
 
 The tail is all that follows the weights in a vector: the model's buffers (BatchNorm statistics), and behind them what
-an algorithm sends besides. It is sent whole and never rounded: a rounded change can make a small variance negative.
+an algorithm sends besides. It is never rounded: a rounded change can make a small variance negative. It is whole, or
+begins behind the buffers, if these have not changed: the header says how many numbers it has.
 Bits fill bytes from the highest one on; in the last byte the rest is 0.
 """
 
@@ -48,19 +49,21 @@ class Message:
     n_trainable: int
     positions: Tensor | None  # int64 [kept], ascending; None: every weight
     weights: Values  # [kept]
-    tail: Float32  # [dim - n_trainable], whole
+    tail: Float32  # [dim - n_trainable - skipped]
     round: int = 0
     client: int = SERVER
     mask: Tensor | None = None  # bool [n_trainable], `positions` once more
+    skipped: int = 0  # numbers between weights and tail, which have not changed
 
     def unpack(self, out):
-        """Write the decoded vector into `out [dim]`, 0 where nothing was kept; return it."""
+        """Write the decoded vector into `out [dim]`, 0 where nothing was sent; return it."""
         weights, n = self.weights.dequantise(), self.n_trainable
         if self.positions is not None:
             out[:n].zero_().scatter_(0, self.positions, weights)
         elif weights.data_ptr() != out.data_ptr():
             out[:n] = weights
-        out[n:] = self.tail.dequantise()
+        out[n : n + self.skipped] = 0
+        out[n + self.skipped :] = self.tail.dequantise()
         return out
 
 
@@ -122,10 +125,11 @@ def _read_positions(reader, how, n, kept):
     return torch.from_numpy(positions if how == KEPT else np.flatnonzero(mask)), torch.from_numpy(mask)
 
 
-def pack(update, n_trainable, bits, rng=None, round=0, client=SERVER):
+def pack(update, n_trainable, bits, rng=None, round=0, client=SERVER, skip=0):
     """Return the Message of a ClientUpdate (delta [dim], mask bool [n_trainable] or None) with values of `bits`.
 
-    It shares memory with the update where nothing is rounded. A mask that keeps all is none.
+    It shares memory with the update where nothing is rounded. A mask that keeps all is none. skip: how many numbers
+    right behind the weights are left out.
     """
     delta, mask, positions = update.delta, update.mask, None
     if mask is not None:
@@ -133,8 +137,8 @@ def pack(update, n_trainable, bits, rng=None, round=0, client=SERVER):
         if len(positions) == n_trainable:
             mask = positions = None
     weights = delta[:n_trainable] if positions is None else delta.index_select(0, positions)
-    values, tail = FORMATS[bits].quantise(weights, rng), Float32(delta[n_trainable:])
-    return Message(n_trainable, positions, values, tail, round, client, mask)
+    values, tail = FORMATS[bits].quantise(weights, rng), Float32(delta[n_trainable + skip :])
+    return Message(n_trainable, positions, values, tail, round, client, mask, skip)
 
 
 def payload_bytes(message):
@@ -161,14 +165,15 @@ def encode(message):
     return b"".join([header, CHECKSUM.pack(checksum), *body])
 
 
-def decode(data, n_trainable, n_tail, device="cpu"):
+def decode(data, n_trainable, n_tail, device="cpu", may_skip=0):
     """Return the Message that `encode` made bytes of, for vectors of `n_trainable` weights and a tail of `n_tail`.
 
+    may_skip: how many numbers at the beginning of the tail may be missing, all at once.
     Raises PayloadError if it did not make these bytes, or for another model. Never allocates more than a small multiple
     of the model and of the bytes, whatever the bytes say.
     """
     try:
-        return _decode(Reader(data), n_trainable, n_tail, device)
+        return _decode(Reader(data), n_trainable, n_tail, device, may_skip)
     except CodeError as error:
         raise PayloadError(f"not a message of this program for this model: {error}") from None
 
@@ -180,11 +185,11 @@ def transmit(message, real):
     """
     if not real:
         return payload_bytes(message), message
-    data, tail = encode(message), message.tail.data
-    return len(data), decode(data, message.n_trainable, len(tail), tail.device)
+    data, tail, skipped = encode(message), message.tail.data, message.skipped
+    return len(data), decode(data, message.n_trainable, skipped + len(tail), tail.device, skipped)
 
 
-def _decode(reader, n_trainable, n_tail, device):
+def _decode(reader, n_trainable, n_tail, device, may_skip):
     header = reader.take(HEADER.size)
     magic, version, bits, how, way, *sizes = HEADER.unpack(header)
     n, in_tail, kept, round, client = sizes
@@ -195,7 +200,7 @@ def _decode(reader, n_trainable, n_tail, device):
         raise CodeError(f"it is of version {version}, this program reads {VERSION}")
     if checksum != zlib.crc32(reader.rest(), zlib.crc32(header)):
         raise CodeError("its checksum is wrong")
-    if (n, in_tail) != (n_trainable, n_tail):
+    if n != n_trainable or in_tail not in (n_tail, n_tail - may_skip):
         raise CodeError(f"it has {n} weights and {in_tail} buffers, the model {n_trainable} and {n_tail}")
     values = FORMATS.get(bits)
     if values is None or how > DROPPED or way not in values.ways:
@@ -203,8 +208,8 @@ def _decode(reader, n_trainable, n_tail, device):
     if kept > n or client < SERVER:
         raise CodeError("a number out of range")
     positions, mask = _read_positions(reader, how, n, kept)
-    weights, tail = values.read(reader, kept, way), Float32.read(reader, n_tail, PLAIN)
+    weights, tail = values.read(reader, kept, way), Float32.read(reader, in_tail, PLAIN)
     if len(reader.rest()):
         raise CodeError("bytes behind the end")
     positions, mask = (None if t is None else t.to(device) for t in (positions, mask))
-    return Message(n, positions, weights.to(device), tail.to(device), round, client, mask)
+    return Message(n, positions, weights.to(device), tail.to(device), round, client, mask, n_tail - in_tail)

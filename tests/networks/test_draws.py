@@ -161,8 +161,8 @@ def in_a_group(path):
     group.leave()
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_any_number_of_processes_draws_the_same(tmp_path, spawn, n):
+def test_any_number_of_processes_draws_the_same(tmp_path, spawn):
+    n = 3
     each = [{**environment, "FEDMERGE_PLUGINS": NETWORK} for environment in environments(n)]
     group = [spawn(tmp_path / "found", function=in_a_group, environment=environment) for environment in each]
     for process in group:

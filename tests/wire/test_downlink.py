@@ -24,9 +24,9 @@ def rounds(seed, n, share=0.05):
         yield sorted(torch.randperm(CLIENTS, generator=g)[:3].tolist()), change
 
 
-def make(n_clients, mode="delta", model=None, **settings):
+def make(n_clients, mode="delta", model=None, n_buffers=0, **settings):
     """Return a Downlink that begins with `model [dim]`."""
-    return Downlink(start() if model is None else model, N, n_clients, DownlinkSettings(mode, **settings))
+    return Downlink(start() if model is None else model, N, n_clients, DownlinkSettings(mode, **settings), n_buffers)
 
 
 def start():
@@ -58,6 +58,45 @@ def test_every_client_holds_the_servers_model_bit_for_bit_though_it_skips_rounds
         counted.publish(theta)
         assert torch.equal(real.model, counted.model)
     assert away >= 5
+
+
+@pytest.mark.parametrize("shared_init", [False, True])
+@pytest.mark.parametrize(("mode", "bits"), [*MODES, ("individual", 8)])
+def test_buffers_that_have_not_changed_since_are_not_sent(mode, bits, shared_init):
+    """They change in every fifth round; clients hold what they would if the buffers came with every message."""
+    theta, since = start(), dict.fromkeys(range(CLIENTS), 0 if shared_init else None)
+    settings = {"mode": mode, "bits": bits, "keep": 0.02, "shared_init": shared_init}
+    less, counted = (make(CLIENTS, **settings, real=real, n_buffers=BUFFERS) for real in (True, False))
+    whole, saved = make(CLIENTS, **settings), []
+    for version, (clients, change) in enumerate(rounds(1, 40)):
+        for number in clients:
+            (size, model), (other_size, other), (most, reference) = (
+                down.download(number) for down in (less, counted, whole)
+            )
+            assert size == other_size <= most
+            assert torch.equal(model, other)
+            assert torch.equal(model[:N], reference[:N])
+            assert torch.allclose(model[N:], theta[N:], atol=1e-5)
+            newest = version // 5 * 5  # the round in which buffers changed last
+            fresh = since[number] is None or since[number] < newest
+            saved.append((fresh, most - size))
+            since[number] = version
+        change[N:] *= (version + 1) % 5 == 0
+        theta = theta + change
+        for down in (less, counted, whole):
+            down.publish(theta, buffers=(version + 1) % 5 == 0)
+    if mode == "dense":
+        assert not any(difference for _, difference in saved)
+        return
+    assert max(difference for fresh, difference in saved if not fresh) >= 4 * BUFFERS
+    if mode in ("delta", "individual"):  # elsewhere it may be cheaper to send several broadcasts, some without them
+        assert {difference for fresh, difference in saved if fresh} == {0}
+        assert {difference for fresh, difference in saved if not fresh} <= {0, 4 * BUFFERS}
+    again = make(CLIENTS, **settings, real=True, n_buffers=BUFFERS)
+    again.load_state_dict(less.state_dict())
+    assert [again.download(number)[0] for number in range(CLIENTS)] == [
+        counted.download(number)[0] for number in range(CLIENTS)
+    ]
 
 
 @pytest.mark.parametrize("real", [False, True])

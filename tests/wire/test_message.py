@@ -142,6 +142,25 @@ def test_what_follows_the_weights_may_be_any_number_of_vectors(bits):
         wire.decode(wire.encode(more), N, BUFFERS)
 
 
+@pytest.mark.parametrize("bits", wire.FORMATS)
+@pytest.mark.parametrize("share", [None, 0.1])
+def test_the_beginning_of_what_follows_the_weights_may_be_left_out(bits, share):
+    """It is 0 where it arrives, costs nothing, and may be missing only as a whole, where that is said beforehand."""
+    update = draw(11, buffers=BUFFERS + 2, share=share)
+    whole, less = (wire.pack(update, N, bits, generator(0, "x"), skip=skip) for skip in (0, BUFFERS))
+    data = wire.encode(less)
+    assert len(data) == wire.payload_bytes(less) == wire.payload_bytes(whole) - 4 * BUFFERS
+    expected = unpacked(whole, N + BUFFERS + 2)
+    expected[N : N + BUFFERS] = 0
+    for read in (less, wire.decode(data, N, BUFFERS + 2, may_skip=BUFFERS), wire.transmit(less, real=True)[1]):
+        assert torch.equal(unpacked(read, N + BUFFERS + 2), expected)
+    read = wire.decode(wire.encode(whole), N, BUFFERS + 2, may_skip=BUFFERS)
+    assert torch.equal(*(unpacked(message, N + BUFFERS + 2) for message in (read, whole)))
+    for may_skip in (0, BUFFERS - 1, BUFFERS + 1):
+        with pytest.raises(PayloadError, match="2 buffers, the model"):
+            wire.decode(data, N, BUFFERS + 2, may_skip=may_skip)
+
+
 def test_a_vector_too_short_or_too_long_for_its_message_is_no_vector_for_it():
     message = wire.pack(draw(10), N, 32)
     for dim in (N, N + BUFFERS - 1, N + 3 * BUFFERS):

@@ -1,0 +1,52 @@
+"""BatchNorm's statistics that are sent in some rounds only: training makes no use of them."""
+
+import pytest
+import torch
+from conftest import train_rounds
+
+from fedmerge.errors import InputError
+from fedmerge.networks import FlatModel
+from fedmerge.simulation.experiment import check_statistics
+
+FIVE = {"norm": "batch", "n_epochs": 5, "n_clients": 4, "participation": 0.5, "local_steps": 3, "eval_every": 3}
+COMPACT = {"algorithm": "las", "preset": "compact"}
+
+
+@pytest.mark.parametrize("settings", [{}, COMPACT, COMPACT | {"downlink": "delta"}, {"algorithm": "scaffold"}], ids=str)
+@pytest.mark.parametrize("wire", ["size", "real"])
+def test_the_weights_are_the_same_and_the_bytes_fewer(experiment, settings, wire):
+    always, third = (experiment(**FIVE, **settings, wire=wire, bn_every=n) for n in (1, 3))
+    layout = always.server.layout
+    n, statistics = layout.n_trainable, layout.dim - layout.n_trainable
+    start = third.server.theta[n:].clone()
+    for round in range(1, 6):
+        rows = [train_rounds(run).history.rows[-1] for run in (always, third)]
+        assert torch.equal(always.server.theta[:n], third.server.theta[:n])
+        sent = round in (3, 5)  # the last has them, too
+        assert rows[0]["bytes_up"] - rows[1]["bytes_up"] == (0 if sent else 2 * 4 * statistics)
+        assert torch.equal(third.server.theta[n:], start) == (round < 3)
+    assert rows[1]["bytes_down_total"] < rows[0]["bytes_down_total"]
+
+
+def test_what_the_server_has_of_them_is_the_mean_of_what_clients_measured(experiment):
+    """By hand: a client's own statistics, of the start that it has received, averaged over the clients."""
+    run = experiment(**FIVE | {"participation": 1, "n_epochs": 1}, bn_every=3)
+    n, measured, train = run.server.layout.n_trainable, [], run.server.algorithm.train
+    run.server.algorithm.train = lambda received, client: (
+        train(received, client),
+        measured.append((client.n_samples, client.model.vector[n:].clone())),
+    )[0]
+    train_rounds(run)
+    total = sum(samples for samples, _ in measured)
+    mean = sum(samples / total * statistics for samples, statistics in measured)
+    assert torch.allclose(run.server.theta[n:], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_whose_buffers_training_may_use_is_refused():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    check_statistics(FlatModel(module).layout, "mine")
+    module[0].register_buffer("scale", torch.ones(7))
+    with pytest.raises(InputError, match="mine has 7 buffers besides BatchNorm's statistics"):
+        check_statistics(FlatModel(module).layout, "mine")
+    with pytest.raises(InputError, match="no effect with --model_name mine, which has no BatchNorm"):
+        check_statistics(FlatModel(torch.nn.Linear(4, 3)).layout, "mine")
