@@ -13,7 +13,7 @@ import torch
 from fedmerge import files, saving, tensor_files
 from fedmerge.errors import reason
 
-MAGIC = b"fedalg checkpoint 4\n"
+MAGIC = b"fedalg checkpoint 5\n"
 
 
 class Checkpoints:

@@ -116,6 +116,7 @@ def _downlink(downlink, version, clients):
         {
             "model": tensor(like.shape, like.dtype, like),
             "version": whole(version, version),
+            "buffers_at": whole(0, version),
             "seen": many(either(nothing, whole(0, version)), len(clients)),
             "changed_at": tensor((downlink.n,), torch.int32, like, 0, version),
             "sizes": many(whole(0, wire.dense_bytes(len(like)))),

@@ -174,6 +174,7 @@ ODD = {
     "a model of another size": put("downlink", "model", torch.zeros(5)),
     "changes of another size": put("downlink", "changed_at", torch.zeros(5)),
     "changes in the future": put("downlink", "changed_at", lambda t: t + 9),
+    "buffers of the future": put("downlink", "buffers_at", lambda version: version + 1),
     "messages that are none": put("downlink", "messages", {1: torch.zeros(9, dtype=torch.uint8)}),
     "traffic of text": put("traffic", {0: ["a", "b", "c"]}),
     "traffic of one number": put("traffic", {0: [1]}),
