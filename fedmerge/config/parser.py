@@ -269,13 +269,15 @@ def split_words(text, where):
         raise InputError(f"{where}: {str(error).lower()}: {text.strip()!r}") from None
 
 
-def checked_settings(settings, path):
+def checked_settings(settings, path, data_root=None):
     """Return the Namespace of {name: value} that a file at `path` holds, checked as if they had been typed.
 
-    Raises InputError. What belongs to the machine that wrote them, as files and threads do, is left at its default.
+    Raises InputError. What belongs to the machine that wrote them, as files and threads do, is left at its default; but
+    for data_root, if given: it may hold the dataset.
     """
-    _check_components(settings, path)
-    words, of_machine = [], {option.name for group in ("machine", "files") for option in OPTIONS[group]}
+    _check_components(settings, path, data_root or all_options()["data_root"].default)
+    words = [] if data_root is None else [f"--data_root={data_root}"]
+    of_machine = {option.name for group in ("machine", "files") for option in OPTIONS[group]}
     for name, value in settings.items():
         option = all_options().get(name)
         if option is None:
@@ -295,12 +297,16 @@ def checked_settings(settings, path):
     return resolve(vars(parser.parse_args(words)))
 
 
-def _check_components(settings, path):
-    """Raise InputError if the settings {name: value} of the file at `path` name a component that is not at hand."""
+def _check_components(settings, path, data_root):
+    """Raise InputError if the settings {name: value} of the file at `path` name a component that is not at hand.
+
+    A dataset may be a folder in data_root.
+    """
     for shelf in SHELVES:
         name = settings.get(shelf)
         name = name.partition(":")[0] if shelf == "partition" and isinstance(name, str) else name
         if not isinstance(name, str) or name in specs(shelf):
             continue
-        if shelf != "dataset" or not os.path.isdir(os.path.join(all_options()["data_root"].default, name)):
-            raise InputError(f"{path}: there is no --{shelf} {name}: is it of a --plugin?")
+        if shelf != "dataset" or not os.path.isdir(os.path.join(data_root, name)):
+            or_folder = f" or a folder in --data_root {data_root}" if shelf == "dataset" else ""
+            raise InputError(f"{path}: there is no --{shelf} {name}: is it of a --plugin{or_folder}?")

@@ -174,7 +174,8 @@ def _first_rounds(found, panels):
         first = {int(run.rounds["epoch"][run.rounds[column] > 0].min()) for run in runs if run.rounds[column].any()}
         if panel in panels and max(first, default=1) > 1:
             some = " in some runs" if len(first) > 1 else ""
-            return [f"Before round {max(first)}, nothing is counted {panel}{some}: lines over bytes begin there."]
+            before = f"Before round {max(first)}, nothing is sent {panel}{some}"
+            return [f"{before}: the lines over megabytes {panel} begin there."]
     return []
 
 

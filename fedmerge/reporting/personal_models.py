@@ -135,7 +135,7 @@ class Judge:
 
 def judge_clients(run, folder):
     """Evaluate what --save_clients left in `folder`: its accuracy.csv and figure; return what the summary says."""
-    _, entries = personal_parts.load(folder)
+    entries = personal_parts.entries_of(folder)
     personal_parts.check_frozen(folder, run.model.frozen_crc)
     histograms, layout = [entry["histogram"] for entry in entries], run.server.layout
     if any(len(histogram) != run.splits.n_classes for histogram in histograms):

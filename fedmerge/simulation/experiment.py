@@ -193,7 +193,7 @@ def build_module(settings, splits, device="cpu"):
 
 def prepare_judge(given):
     """Return an Experiment without clients, as of the run that left --evaluate_clients; `given` names the machine."""
-    settings, _ = personal_parts.load(given.evaluate_clients)
+    settings = personal_parts.load(given.evaluate_clients, given.data_root)
     if settings.trainable == "all" and settings.bn != "frozen":
         settings.pretrained = False  # all of the shared model comes from the folder
     machine = [option.name for option in OPTIONS["machine"]]

@@ -168,8 +168,10 @@ def _is_whole(folder, entry):
     return hashlib.sha256(data).hexdigest() == entry.get("sha256") and _is_accuracy(entry.get("personal_accuracy"))
 
 
-def load(folder):
-    """Return (settings as an argparse.Namespace, entries) of clients.json. Raises InputError if it is not one.
+def load(folder, data_root=None):
+    """Return the settings in clients.json as an argparse.Namespace. Raises InputError if it is not one.
+
+    data_root: where this machine has the datasets.
 
     Says so on standard error if other code than this left it.
     """
@@ -182,10 +184,15 @@ def load(folder):
         raise InputError(f"{path}: is not of --save_clients")
     if not all(map(_is_entry, entries)) or not any(sum(entry["histogram"]) for entry in entries):
         raise InputError(f"{path}: has no clients, or one without a label histogram or an accuracy")
-    checked = checked_settings(settings, path)
+    checked = checked_settings(settings, path, data_root)
     if "code" in index and index["code"] != provenance.code_hash(vars(checked)):
         print(f"warning: {path} was left by another version of the code", file=sys.stderr)
-    return checked, entries
+    return checked
+
+
+def entries_of(folder):
+    """Return the entries of the clients in a folder that `load` has read."""
+    return _index(folder)["clients"]
 
 
 def check_frozen(folder, crc):

@@ -184,6 +184,6 @@ def test_what_belongs_to_the_machine_is_not_taken_from_a_file(tmp_path, monkeypa
     given = {"algorithm": "fedavg", "parallel_clients": 1024, "max_cohort_memory": 1e6, "metrics_dir": "/elsewhere"}
     read = checked_settings(given, "clients.json")
     assert (read.parallel_clients, read.max_cohort_memory, read.metrics_dir) == ("auto", 4.0, "metrics")
-    monkeypatch.setattr(personal_parts, "load", lambda folder: (read, []))
+    monkeypatch.setattr(personal_parts, "load", lambda folder, data_root: read)
     mine = resolve({"evaluate_clients": str(tmp_path), "parallel_clients": 3, "device": "cpu"})
     assert prepare_judge(mine).clients.threads.n == 3

@@ -200,5 +200,5 @@ def test_rounds_that_a_panel_cannot_show_are_told(tmp_path):
     path.write_text(path.read_text().replace("12000000.0", "0", 1))
     found = grouping.group_series(loaded(tmp_path))
     (said,) = curves._first_rounds(found, ["round", "down"])
-    assert said == "Before round 2, nothing is counted down: lines over bytes begin there."
+    assert said == "Before round 2, nothing is sent down: the lines over megabytes down begin there."
     assert curves._first_rounds(found, ["round", "up"]) == []

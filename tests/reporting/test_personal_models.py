@@ -8,10 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, ROOT, train_round, train_rounds
+from PIL import Image
 
 import fedalg
 from fedmerge import datasets, locks, provenance, registry, wire
@@ -600,3 +602,21 @@ def test_parts_that_other_code_left_are_judged_with_a_warning(parts, capsys):
 def test_what_another_program_has_is_asked_for_as_a_plugin(shelf):
     with pytest.raises(InputError, match=f"x: there is no --{shelf} mine: is it of a --plugin"):
         checked_settings({shelf: "mine:2" if shelf == "partition" else "mine"}, "x")
+
+
+def test_parts_of_a_folder_of_images_are_judged_wherever_that_is(tmp_path, program):
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        folder = tmp_path / "there" / "pets" / "real" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(256, size=(8, 8, 3), dtype="u1")).save(folder / f"{i}.png")
+    words = ["--dataset", "pets", "--image_size", "8", "--model_name", "cnn", "--n_clients", "2", "--n_epochs", "1"]
+    done = program(*words, "--data_root", tmp_path / "there", "--save_clients", tmp_path / "parts", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "parts" / "clients.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "0" * 16}))
+    done = program("--evaluate_clients", tmp_path / "parts", "--data_root", tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("another version of the code") == 1
+    elsewhere = program("--evaluate_clients", tmp_path / "parts").stderr
+    assert "there is no --dataset pets: is it of a --plugin or a folder in --data_root ./data?" in elsewhere
