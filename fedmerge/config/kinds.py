@@ -12,7 +12,7 @@ from fedmerge.errors import did_you_mean
 from fedmerge.registry import specs
 
 LARGEST, TINIEST = 3e38, 1e-37  # what float32 holds
-VALUE_BITS = (32, 16, 8, 4, 1)  # of a value on the wire: one class each in wire/quantization.py, which imports torch
+VALUE_BITS = (32, 16, 8, 4, 2, 1)  # of a value on the wire: one class each in wire/quantization.py, which imports torch
 
 
 def _number(convert, accepts, wanted):

@@ -142,7 +142,10 @@ OPTIONS = {
     "wire": [
         Option("compressor", "none", tuple, "what of an update is sent"),
         Option(
-            "value_bits", 32, "bits", "bits of a value sent; below 16 with a scale per 1,024 values, rounded at random"
+            "value_bits",
+            32,
+            "bits",
+            "bits of a value sent; below 16 with scales per 1,024 values; 8 and 4 are rounded at random",
         ),
         Option(
             "downlink",

@@ -10,6 +10,8 @@ the command line reads without torch. What they write, by bits (way PLAIN, unles
                for less than 0; the levels, as `pack_fields` writes them in bits - 1 bits, or, CODED, in Golomb's code.
                Level k stands for smallest + k * (largest - smallest) / (2^(bits - 1) - 1). They are rounded at random
                so that the mean is kept (as QSGD does, Alistarh et al. 2017, with levels from 0)
+    2          as 8 and 4, but the two magnitudes of a block are the means of its smaller and of its larger values, and
+               each value has the nearer one: Lloyd's rounding, not at random
     1          f32 mean magnitude of each block; a sign bit a value (as STC has it for the whole vector, Sattler et al.
                2019)
 
@@ -32,6 +34,7 @@ from fedmerge.wire.float_coding import decode_floats, encode_floats, float_bytes
 
 PLAIN, CODED = range(2)  # the ways to write values
 EXPONENT = struct.Struct("<i")
+LLOYD_STEPS = 4  # after which the bound between two magnitudes hardly moves
 LOWEST_EXPONENT = -100  # values below 2^-100 are as good as zero, and 2^115 is still a float32
 FORMATS = {}  # bits of a value -> the class of Values that holds them so
 
@@ -217,6 +220,26 @@ class Levels4(_Levels):
 
 
 @_format
+class Levels2(_Levels):
+    """a sign, and which of two magnitudes: the means of the smaller and of the larger values of a block"""
+
+    bits = 2
+
+    @classmethod
+    def quantise(cls, values, rng=None):
+        draw, size = _draw(values, rng), values.abs()
+        blocks, there = _blocks(size), _blocks(torch.ones_like(size))
+        bound = _mean(blocks, there)
+        for _ in range(LLOYD_STEPS):
+            larger = (blocks > bound) * there
+            low, high = _mean(blocks, there - larger), _mean(blocks, larger)
+            high = torch.where(larger.any(1, keepdim=True), torch.maximum(low, high), low)
+            bound = low / 2 + high / 2
+        levels = (blocks > bound).view(-1)[: len(values)].to(torch.uint8)
+        return cls(levels, _negative(values, draw), torch.cat([low, high], 1))
+
+
+@_format
 @dataclass(frozen=True)
 class Signs(Values):
     """a sign, and the mean magnitude of a block"""
@@ -229,10 +252,7 @@ class Signs(Values):
     @classmethod
     def quantise(cls, values, rng=None):
         draw, size = _draw(values, rng), values.abs()
-        counts = _blocks(torch.ones_like(size)).sum(1)
-        mean = (_blocks(size) / BLOCK).sum(1) * (BLOCK / counts)  # in this order, lest a sum is too large
-        negative = (values < 0) | ((values == 0) & (draw < 0.5))  # a zero has either sign, so that the mean is kept
-        return cls(negative, mean.view(-1, 1))
+        return cls(_negative(values, draw), _mean(_blocks(size), _blocks(torch.ones_like(size))))
 
     def dequantise(self):
         return _signed(self.scales.expand(-1, BLOCK), self.negative)
@@ -257,6 +277,17 @@ class Signs(Values):
 def _draw(values, rng):
     """Return a number in [0, 1) for each of the values; those of one rng are the same on every device."""
     return torch.rand(len(values), generator=rng).to(values.device)
+
+
+def _negative(values, draw):
+    """Return which of the values are less than 0, bool [n]; a zero has either sign, so that the mean is kept."""
+    return (values < 0) | ((values == 0) & (draw < 0.5))
+
+
+def _mean(blocks, counted):
+    """Return the mean [blocks, 1] of those of each block that are `counted`, 1 or 0; 0 where none is."""
+    sums = (blocks / BLOCK * counted).sum(1, keepdim=True)  # divided first, lest a sum is too large
+    return sums * (BLOCK / counted.sum(1, keepdim=True).clamp(min=1))
 
 
 def _blocks(x, last=None):

@@ -83,7 +83,7 @@ BAD = {
     "--algorithm las --graft_epochs 3": "no effect without --localiser learned",
     "--algorithm las --warmup_sparsity 0.5": "no effect without --warmup_rounds",
     "--down_sparsity 0.5": "no effect without --downlink sparse",
-    "--value_bits 2": "'2' is not 32, 16, 8, 4 or 1",
+    "--value_bits 3": "'3' is not 32, 16, 8, 4, 2 or 1",
 }
 
 

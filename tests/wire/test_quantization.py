@@ -28,20 +28,20 @@ def test_the_command_line_offers_the_formats_there_are():
 
 
 def test_another_format_is_one_class(monkeypatch):
-    """Of 2 bits, a sign and two levels: nothing else has to know of it."""
+    """Of 3 bits, a sign and four levels: nothing else has to know of it."""
 
-    class Levels2(quantization._Levels):
-        bits = 2
+    class Levels3(quantization._Levels):
+        bits = 3
 
-    monkeypatch.setitem(wire.FORMATS, 2, Levels2)
+    monkeypatch.setitem(wire.FORMATS, 3, Levels3)
     values = normal(0, 3000)
-    message = wire.pack(ClientUpdate(values), 3000, 2, torch.Generator().manual_seed(0))
+    message = wire.pack(ClientUpdate(values), 3000, 3, torch.Generator().manual_seed(0))
     size, arrived = wire.transmit(message, real=True)
-    assert size == wire.payload_bytes(message) <= 32 + 3 * 8 + 2 * 3000 / 8
-    assert type(arrived.weights) is Levels2
+    assert size == wire.payload_bytes(message) <= 32 + 3 * 8 + 3 * 3000 / 8
+    assert type(arrived.weights) is Levels3
     decoded = arrived.unpack(torch.empty(3000))
     assert torch.equal(decoded, message.unpack(torch.empty(3000)))
-    assert [len(block.unique()) for block in decoded.split(BLOCK)] == [4, 4, 4]
+    assert [len(block.unique()) for block in decoded.split(BLOCK)] == [8, 8, 8]
 
 
 def rounded(values, bits, seed=0):
@@ -90,13 +90,33 @@ def test_one_bit_is_the_sign_and_the_mean_size_and_zeros_go_either_way():
     assert (many[:, 3:].mean(0).abs() < 0.2).all()
 
 
-def test_one_bit_of_huge_values_does_not_overflow():
-    assert torch.allclose(rounded(torch.full((1000,), 1e36), 1), torch.tensor(1e36))
+def test_two_bits_are_the_sign_and_the_nearer_of_two_means_by_hand():
+    """1, 2, 3 and 10: their mean is 4, so that the two sizes are 2 and 10, and the bound between them stays 6."""
+    assert torch.equal(rounded(torch.tensor([1.0, -2, 3, -10]), 2), torch.tensor([2.0, -2, 2, -10]))
+    assert torch.equal(rounded(torch.tensor([5.0, -5, 5]), 2), torch.tensor([5.0, -5, 5]))
+    assert torch.equal(rounded(torch.tensor([0.0, 0, 7, -9]), 2).abs(), torch.tensor([0.0, 0, 8, 8]))
+
+
+@pytest.mark.parametrize("n", [5, 1024, 2500])
+def test_two_bits_are_nearer_than_one_and_no_other_two_sizes_are_much_nearer(n):
+    """The bounds between all pairs of neighbours in size, tried one by one, block by block."""
+    values = normal(9, n)
+    rest = [((rounded(values, bits) - values) ** 2).split(BLOCK) for bits in (2, 1)]
+    for block, two, one in zip(values.abs().split(BLOCK), *rest, strict=True):
+        size = block.sort().values.double()
+        best = min(sum(((part - part.mean()) ** 2).sum() for part in (size[:k], size[k:])) for k in range(1, len(size)))
+        assert best * 0.999 <= two.sum() <= 1.02 * best + 1e-12
+        assert two.sum() < one.sum()
+
+
+@pytest.mark.parametrize("bits", [2, 1])
+def test_few_bits_of_huge_values_do_not_overflow(bits):
+    assert torch.allclose(rounded(torch.full((1000,), 1e36), bits), torch.tensor(1e36))
 
 
 def test_blocks_have_their_own_scale():
     values = torch.cat([torch.full((BLOCK,), 100.0), torch.tensor([1e-3, -3e-3])])
-    for bits in (8, 4, 1):
+    for bits in (8, 4, 2, 1):
         assert torch.equal(rounded(values, bits)[:BLOCK], values[:BLOCK])
         assert rounded(values, bits)[BLOCK:].abs().max() <= 3e-3
 
