@@ -141,10 +141,12 @@ class Client:
         s, w = settings or self.settings, self.model.trainable if w is None else w
         gradient = self.model.gradient_of(w)
         optimizer = OPTIMIZERS[s.optimizer](w, gradient, s)
-        outputs = []
+        outputs, means = [], RunningMeans(self.model) if s.bn_means else None
         try:
             for x, y in batches:
                 scale = None if point is None else point()
+                if means:
+                    means.count()
                 # Where all that enters SGD's velocity is added up, backward() adds to it: two passes less a step.
                 outputs.append((self._backward(x, y, optimizer.carry if outputs else 0.0, scale, loss), y))
                 with torch.no_grad():
@@ -159,6 +161,8 @@ class Client:
                     optimizer.step()
                 yield
         finally:
+            if means:
+                means.end()
             self._count(outputs)
 
     def captured_steps(self, choices):
@@ -177,7 +181,7 @@ class Client:
         s = self.settings
         drawn = self.trainer.draws  # a graph's recording would draw, too
         plain = s.optimizer == "sgd" and s.clip_norm is None and s.bn != "eval_after_first_epoch"
-        return s.capture and plain and self.attack is None and not drawn
+        return s.capture and plain and not s.bn_means and self.attack is None and not drawn
 
     def _count(self, outputs):
         """Add up losses and hits of [(logits, y)]."""
@@ -208,17 +212,14 @@ class Client:
         These are then the means over one pass of the client's batches, at these weights.
         """
         self.model.load(vector)
-        norms = [m for m in self.model.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-        if not norms or not self.settings.bn_recalibrate:
+        means = RunningMeans(self.model)
+        if not means.norms or not self.settings.bn_recalibrate:
             return
         self.model.train()
-        momenta = [norm.momentum for norm in norms]
-        for i, (x, _) in enumerate(self.batches(1, self.rng("recalibrate"))):
-            for norm in norms:
-                norm.momentum = 1 / (i + 1)  # what momentum None does, but without waiting for the device
+        for x, _ in self.batches(1, self.rng("recalibrate")):
+            means.count()
             self.forward(x)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        means.end()
 
     def learn_mask(self, start, delta, mask, epochs, lr, bias, l1_strength):
         """Return the bool mask [n_trainable] that learning on the client's data makes of `mask`.
@@ -241,3 +242,26 @@ class Client:
                 logits -= slope * (lr * model.gradient * update + l1_strength)
         self.loss = self.loss + 0 * logits.sum()  # not finite if a logit is not, so that it is found with the losses
         return logits > 0
+
+
+class RunningMeans:
+    """While it counts, BatchNorm's statistics are the means over the forward passes, wherever they began.
+
+    That is what momentum None does in torch, but without waiting for the device.
+    """
+
+    def __init__(self, model):
+        """model: a FlatModel."""
+        self.norms = [m for m in model.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        self.momenta, self.n = [norm.momentum for norm in self.norms], 0
+
+    def count(self):
+        """Let the next pass count as much as each of those before."""
+        self.n += 1
+        for norm in self.norms:
+            norm.momentum = 1 / self.n
+
+    def end(self):
+        """Let statistics be moving averages again."""
+        for norm, momentum in zip(self.norms, self.momenta, strict=True):
+            norm.momentum = momentum

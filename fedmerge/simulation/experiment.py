@@ -141,6 +141,7 @@ def make_trainer(settings, model, splits, parts, device):
         max_steps=settings.local_steps,
         optimizer=settings.local_optimizer,
         bn=settings.bn,
+        bn_means=settings.bn_every > 1,  # what was received is of an earlier round, and few steps would not forget it
         bn_recalibrate=settings.bn_recalibrate,
         capture=settings.capture and device.type == "cuda",
     )

@@ -42,6 +42,27 @@ def test_what_the_server_has_of_them_is_the_mean_of_what_clients_measured(experi
     assert torch.allclose(run.server.theta[n:], mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_they_are_the_means_over_the_steps_wherever_they_began(experiment, steps):
+    """With a learning rate that changes nothing: what torch's BatchNorm makes of momentum None."""
+    run = experiment(**FIVE | {"local_steps": steps, "lr": 1e-30, "dirichlet": 0.3}, bn_every=3)
+    n, found, start = run.server.layout.n_trainable, [], run.server.theta
+    for shift in (0, 7):
+        client = run.clients.trainer.client(0, 1)
+        found.append(client.train(torch.cat([start[:n], start[n:] + shift]))[n:].clone())
+    assert torch.equal(*found)
+    momenta = {m.momentum for m in client.model.module.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert momenta == {0.1}  # again
+    client.model.load(start)
+    for m in client.model.module.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.momentum = None
+            m.num_batches_tracked.zero_()
+    for x, _ in client.batches(client.settings.epochs, client.rng("batches"), n_steps=steps):
+        client.forward(x)
+    assert torch.allclose(found[0], client.model.vector[n:], rtol=1e-5, atol=1e-6)
+
+
 def test_a_network_whose_buffers_training_may_use_is_refused():
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
     check_statistics(FlatModel(module).layout, "mine")
