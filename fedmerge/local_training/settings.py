@@ -21,9 +21,7 @@ class LocalSettings:
     optimizer: str = "sgd"  # of OPTIMIZERS
     capture: bool = False  # take steps by CUDA graphs where that is possible
     bn: str = "train"  # or "eval_after_first_epoch", or "frozen", where a model's vector has no statistics
-    bn_means: bool = (
-        False  # BatchNorm's statistics are the means over the steps, and not moving averages from the start
-    )
+    bn_means: bool = False  # BatchNorm's statistics are means over the steps, not moving averages
     bn_recalibrate: bool = False  # measure BatchNorm's statistics anew where weights were averaged
 
 
