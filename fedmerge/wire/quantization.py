@@ -11,7 +11,7 @@ the command line reads without torch. What they write, by bits (way PLAIN, unles
                Level k stands for smallest + k * (largest - smallest) / (2^(bits - 1) - 1). They are rounded at random
                so that the mean is kept (as QSGD does, Alistarh et al. 2017, with levels from 0)
     2          as 8 and 4, but the two magnitudes of a block are the means of its smaller and of its larger values, and
-               each value has the nearer one: Lloyd's rounding, not at random
+               each value has the nearer one, not at random (Lloyd 1982)
     1          f32 mean magnitude of each block; a sign bit a value (as STC has it for the whole vector, Sattler et al.
                2019)
 
