@@ -65,7 +65,7 @@ def train_round(run, round, saver=None):
     run.backend.train(cohort, saver)  # in threads of this process, or in several
     started = time.perf_counter() - cohort.seconds
     row = {"epoch": round, **agg_utils.merge(server, run.clients, cohort)}
-    server.publish()  # what clients download in the next round
+    server.publish(round)  # what clients download in the next round
     return row | server.count_bytes(cohort) | {"train_seconds": time.perf_counter() - started}
 
 

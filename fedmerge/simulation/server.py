@@ -123,11 +123,13 @@ class Server:
         found.mean = sums.means(sum(weights), len(whole))
         return found
 
-    def publish(self):
-        """Make the server's model, or what of it goes into a sparse broadcast, the next one that clients download."""
+    def publish(self, round):
+        """Make the server's model after `round`, or what of it goes into a sparse broadcast, the next one that clients
+        download.
+        """
         before = self.algorithm.snapshot()
         model = self.algorithm.whole_broadcast(self.theta)
-        self.downlink.publish(model, buffers=not self.skipped(self.cohort.round))
+        self.downlink.publish(model, buffers=not self.skipped(round))
         self.algorithm.check_unchanged(before, "as the server sent its model", but=self.algorithm.server_state)
         self.cohort = None
 

@@ -35,6 +35,7 @@ CASES = [
     {"lr": 1e30, "on_nan": "skip", "algorithm": "las", "residual": "client"},
     {"attack": "sign_flip", "attackers": 0.4, "attack_strength": 3e38, "on_nan": "skip", "local_steps": 6},
     {"parallel_clients": 2, "algorithm": "las"},
+    {"norm": "batch", "bn_every": 3, "eval_every": 3, "downlink": "individual", "wire": "real"},
 ]
 
 
