@@ -31,11 +31,11 @@ CASES = [
     {"algorithm": "las", "preset": "compact", "server_momentum": 0.5, "residual_momentum": 0.5, "wire": "real"},
     {"algorithm": "las", "residual": "client", "participation": 0.1},  # two clients, fewer than ranks
     {"downlink": "individual", "down_sparsity": 0.1, "shared_init": False, "value_bits": 8},
+    {"norm": "batch", "bn_every": 3, "eval_every": 3, "downlink": "individual", "wire": "real"},
     {"algorithm": "krum", "attack": "noise", "attackers": 0.3, "dropout": 0.3},
     {"lr": 1e30, "on_nan": "skip", "algorithm": "las", "residual": "client"},
     {"attack": "sign_flip", "attackers": 0.4, "attack_strength": 3e38, "on_nan": "skip", "local_steps": 6},
     {"parallel_clients": 2, "algorithm": "las"},
-    {"norm": "batch", "bn_every": 3, "eval_every": 3, "downlink": "individual", "wire": "real"},
 ]
 
 
