@@ -81,6 +81,23 @@ def test_a_run_that_was_asked_to_end_is_saved_first(monkeypatch, tmp_path, clock
     assert saver.stop.ending
 
 
+def test_a_signal_that_comes_just_after_nothing_was_due_ends_no_run_unsaved(monkeypatch, tmp_path, clock):
+    saver, saved = saver_of(tmp_path, clock, monkeypatch)
+    due = saver.due
+
+    def as_it_is_asked():
+        answer, saver.stop.number = due(), signal.SIGINT
+        return answer
+
+    monkeypatch.setattr(saver, "due", as_it_is_asked)
+    saver.after_client()
+    assert saved == []
+    saver.run.n_done = 1
+    with pytest.raises(Interrupted, match="after round 1"):
+        saver.after_client()
+    assert saved == [1]
+
+
 def test_the_first_signal_tells_how_long_it_takes(clock, capsys):
     stop, cohort = StopSignal(), SimpleNamespace(done=[])
     stop.begin(cohort, [3, 1])

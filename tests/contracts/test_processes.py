@@ -3,7 +3,6 @@
 import json
 from functools import partial
 
-import pytest
 import torch
 from conftest import POOLS, QUICK, train_rounds
 from processes import TIMES, digest, environments
@@ -23,11 +22,13 @@ SMALL = {
     "dirichlet": 0.5,
     "min_client_samples": 2,
 }
-CASES = [
+COMPONENTS = [
     *({"algorithm": name, "norm": "batch"} for name in sorted(set(ALGORITHMS) - {"centralised"})),
     *({"local": name} for name in sorted(LOCAL_METHODS)),
     *({"merge": name} for name in sorted(MERGING_RULES)),
     *({"compressor": name, "residual": "client", "value_bits": 8} for name in sorted(COMPRESSORS)),
+]
+OTHERS = [
     {"algorithm": "las", "preset": "compact", "server_momentum": 0.5, "residual_momentum": 0.5, "wire": "real"},
     {"algorithm": "las", "residual": "client", "participation": 0.1},  # two clients, fewer than ranks
     {"downlink": "individual", "down_sparsity": 0.1, "shared_init": False, "value_bits": 8},
@@ -52,11 +53,11 @@ def train(case, group=None):
     }
 
 
-def all_cases(path):
+def train_all(cases, path):
     """What one process of a group does: train all cases, and, if it is the first, write what they came to."""
     torch.set_num_threads(1)
     group, found = ProcessGroup.join(), []
-    for case in CASES:
+    for case in cases:
         if group.rank:
             worker_loop(group, partial(prepare, resolve({**SMALL, **case}), group))
         else:
@@ -67,33 +68,26 @@ def all_cases(path):
     group.leave()
 
 
-@pytest.fixture(scope="module")
-def alone():
-    """What the cases come to in one process, on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield [json.loads(json.dumps(train(case))) for case in CASES]
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def together(request, tmp_path_factory, spawn):
-    """What they come to in so many."""
-    path = tmp_path_factory.mktemp("ranks") / "found.json"
-    group = [spawn(path, function=all_cases, environment=e) for e in environments(request.param)]
+def together(n, cases, spawn, path):
+    """What the cases come to in n processes."""
+    group = [spawn(cases, path, function=train_all, environment=e) for e in environments(n)]
     for process in group:
         process.join(300)
-    assert [process.exitcode for process in group] == [0] * request.param
+    assert [process.exitcode for process in group] == [0] * n
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("i", range(len(CASES)), ids=lambda i: str(CASES[i]))
-def test_any_number_of_processes_makes_the_same_to_the_last_bit(alone, together, i):
-    for what, expected in alone[i].items():
-        assert repr(together[i][what]) == repr(expected), what  # as text, in which nan is nan
-
-
-@pytest.mark.slow
-def test_what_diverges_is_really_among_the_cases(alone):
-    assert any(row["clients"] == 0 for found in alone for row in found["rows"])
-    assert any(0 < row["clients"] < 6 for row in alone[-2]["rows"])  # of six, some
+def test_any_number_of_processes_makes_the_same_to_the_last_bit(tmp_path, spawn, one_thread):
+    """With three, the components are left out: whatever they do, processes share out, wait and sum up alike."""
+    alone = [json.loads(json.dumps(train(case))) for case in COMPONENTS + OTHERS]
+    two = together(2, COMPONENTS + OTHERS, spawn, tmp_path / "two.json")
+    three = together(3, OTHERS, spawn, tmp_path / "three.json")
+    apart = []
+    for n, cases, found in ((2, COMPONENTS + OTHERS, two), (3, OTHERS, three)):
+        for case, one, several in zip(cases, alone[-len(cases) :], found, strict=True):
+            # as text, in which nan is nan
+            apart += [(n, case, what) for what in one if repr(one[what]) != repr(several[what])]
+    assert apart == []
+    diverging = alone[-len(OTHERS) :]
+    assert any(row["clients"] == 0 for found in diverging for row in found["rows"])
+    assert any(0 < row["clients"] < 6 for row in diverging[-2]["rows"])  # of six, some

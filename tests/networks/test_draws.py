@@ -28,13 +28,14 @@ from fedmerge.simulation.run_state import RunState, resume
 
 NETWORK = str(Path(__file__).with_name("dropping.py"))
 SHORT = {"n_epochs": 2, "batch_size": 16, "local_steps": 3, "participation": 0.25, "lr": 0.05, "device": "cpu"}
+FEW = {"local_steps": 1, "participation": 0.1}  # of a network that takes its time
 CASES = [
     {"model_name": "dropping", "norm": "batch", "min_client_samples": 2},
     {"model_name": "dropping", "algorithm": "las", "localiser": "learned", "graft_epochs": 1},
     {"model_name": "dropping", "local": "soups", "n_verts": 2, "soup_epochs": 1, "probe_epochs": 1},
     {"model_name": "dropping", "local": "moon"},
-    {"model_name": "mobilenet_v3_small", "local_steps": 1, "norm": "group"},
-    {"model_name": "mobilenet_v3_small", "local_steps": 1, "min_client_samples": 2, "algorithm": "fedbn"},
+    {"model_name": "mobilenet_v3_small", "norm": "group", **FEW},
+    {"model_name": "mobilenet_v3_small", "min_client_samples": 2, "algorithm": "fedbn", **FEW},
 ]
 
 

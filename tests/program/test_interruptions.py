@@ -1,6 +1,7 @@
 """Runs that are killed, asked to end, or left without room go on, and end as if nothing had been."""
 
 import csv
+import itertools
 import os
 import random
 import re
@@ -65,18 +66,16 @@ LONG = ("--n_epochs", "400", "--n_clients", "4", "--participation", "1", "--n_cl
 
 @pytest.fixture
 def started(tmp_path):
-    """A function of flags -> a process of fedalg.py that has trained a round, or, with `first`, begun to."""
+    """A function of flags -> a process of fedalg.py, as a user starts it, that has trained a round."""
     processes = []
 
-    def start(*more, first=False):
+    def start(*more):
         files = {"metrics_dir": "m", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
         where = [w for name, file in files.items() for w in (f"--{name}", str(tmp_path / file))]
         command = [sys.executable, str(ROOT / "fedalg.py"), *where, *more]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         processes.append(process)
-        while first and not list((tmp_path / "m").glob("*.csv")):
-            assert process.poll() is None
-        assert first or process.stdout.readline().startswith("round "), process.stderr.read()
+        assert process.stdout.readline().startswith("round "), process.stderr.read()
         return process
 
     yield start
@@ -85,19 +84,14 @@ def started(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_ends_a_run_that_can_go_on(tmp_path, started, name):
+def test_a_signal_ends_a_run_that_can_go_on(tmp_path, started):
     process = started(*LONG)
-    process.send_signal(getattr(signal, name))
+    process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == NOT_FINISHED
-    assert f"stopped by {name} after round" in said
+    assert "stopped by SIGTERM after round" in said
     assert said.count("\n") == 3  # what the split is, that it heard, and that it ended
     rounds = n_rows(tmp_path)
-    if name != "SIGTERM":  # what is kept is the same
-        assert rounds >= 1
-        assert list((tmp_path / "c").glob("*.pt"))
-        return
     process = started(*LONG)
     assert n_rows(tmp_path) >= rounds >= 1
     process.send_signal(signal.SIGKILL)
@@ -105,26 +99,43 @@ def test_a_signal_ends_a_run_that_can_go_on(tmp_path, started, name):
     assert re.search(r"goes on after round [1-9]\d* of 400", said)
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
-def test_a_signal_to_a_run_that_is_finished_is_no_failure(started, name):
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGINT"])
+def test_another_signal_keeps_as_much(tmp_path, spawn, name):
+    said = tmp_path / "said"
+    process = spawn(flags({**FEW, "n_epochs": 400}, tmp_path), said)
+    while not n_rows(tmp_path):
+        assert process.is_alive()
+    os.kill(process.pid, getattr(signal, name))
+    process.join(60)
+    assert process.exitcode == NOT_FINISHED
+    assert f"stopped by {name} after round" in said.read_text()
+    assert list((tmp_path / "c").glob("*.pt"))
+
+
+def test_signals_to_a_run_that_is_finished_are_no_failure(started):
     process = started("--n_epochs", "1", "--n_clients", "2", "--participation", "1", "--n_client_epochs", "1")
     assert "test accuracy" in process.stdout.readline()
-    while process.poll() is None:  # as the interpreter ends
-        process.send_signal(getattr(signal, name))
+    for number in itertools.cycle([signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]):  # as the interpreter ends
+        if process.poll() is not None:
+            break
+        process.send_signal(number)
         time.sleep(0.005)
     assert process.returncode == 0
 
 
 @pytest.mark.parametrize(("name", "wait"), [("SIGTERM", 1.1), ("SIGINT", 0)])
-def test_a_second_signal_ends_a_run_at_once(started, name, wait):
-    process = started("--n_clients", "1", "--participation", "1", "--n_client_epochs", "1000", first=True)
-    process.send_signal(getattr(signal, name))
-    heard = "ends and saves after the client at hand (none has ended yet); again ends at once\n"
-    while heard not in process.stderr.readline():
-        assert process.poll() is None
+def test_a_second_signal_ends_a_run_at_once(tmp_path, spawn, name, wait):
+    said = tmp_path / "said"
+    process = spawn(flags({"n_clients": 1, "participation": 1, "n_client_epochs": 1000}, tmp_path), said)
+    while not list((tmp_path / "m").glob("*.csv")):
+        assert process.is_alive()
+    os.kill(process.pid, getattr(signal, name))
+    while "ends and saves after the client at hand (none has ended yet); again ends at once\n" not in said.read_text():
+        assert process.is_alive()
     time.sleep(wait)  # a SIGTERM at once is taken for the first one
-    process.send_signal(getattr(signal, name))
-    assert process.wait(timeout=30) == 128 + getattr(signal, name)
+    os.kill(process.pid, getattr(signal, name))
+    process.join(30)
+    assert process.exitcode == 128 + getattr(signal, name)
 
 
 def test_two_checkpoints_are_kept_and_none_of_a_finished_run(tmp_path, program):

@@ -32,7 +32,7 @@ def join(group, seconds=60):
     return [process.exitcode for process in group]
 
 
-LONG = {**FEW, "algorithm": "las", "preset": "compact", "n_epochs": 40, "checkpoint_every": 5, "dirichlet": 0.5}
+LONG = {**FEW, "algorithm": "las", "preset": "compact", "n_epochs": 30, "checkpoint_every": 5, "dirichlet": 0.5}
 
 
 @pytest.fixture(scope="module")
