@@ -34,15 +34,20 @@ STARTERS = {
     "slurm",
     "copy",
 }  # fixtures that start processes or copy the program
+LONGEST = {"test_processes.py", "test_server_state.py"}
 QUICK = {"n_epochs": 2, "n_client_epochs": 1, "batch_size": 16, "lr": 0.05}
 POOLS = {"n_verts": 2, "soup_epochs": 1}  # of local methods that train several models; no others have these settings
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what starts processes as slow, as is what else takes seconds: `make test-quick` leaves it out."""
+    """Mark what starts processes as slow, as is what else takes seconds: `make test-quick` leaves it out.
+
+    What waits for minutes for SLURM, or for other processes, comes first: nothing is left to share out beside the last.
+    """
     for item in items:
         if STARTERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not ("slurm" in item.fixturenames or item.path.name in LONGEST))
 
 
 @pytest.fixture(autouse=True)

@@ -62,7 +62,7 @@ def train(settings, group=None):
     for number in (1, 2):
         torch.rand(number)  # somebody else's draws
         train_rounds(run)
-        reached.append(evaluate(run, run.splits.test)[0])
+        reached.append(evaluate(run, run.splits.test[:50])[0])
     rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in run.history.rows]
     return rows, reached, run.server.theta.double().sum().item(), run.server.theta[:1000].tolist()
 
