@@ -96,9 +96,11 @@ class CheckpointPolicy:
 
     def after_client(self):
         """Save if it is `due`; raise Interrupted, when saved, if a signal came."""
-        if self.due():
+        stopped = self.stop.number is not None  # asked once: one that comes from here on is of the next client
+        if stopped or self.due():
             self.save()
-        self.raise_if_stopped()
+        if stopped:
+            self.raise_if_stopped()
 
     def raise_if_stopped(self):
         """Raise Interrupted if a signal came."""
