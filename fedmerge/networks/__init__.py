@@ -17,11 +17,12 @@ them is its last. norm is one of `norms`, of which the first is the default; wit
     options     {name: (default, kind, help)}: flags of its own, which the function is called with, by their names
     example     of a family, whose name ends in a slash and stands for all that begin with it: the name of a member. The
                 function has a fifth argument, `member`: what is behind the slash
+    check       of a family, a function (name) that raises InputError if it has no such member; called before any work
     library     the package of which another version may mean other figures
     fit         a function (weights, module) that makes of their {name: tensor} what fits the module, but for the head
 """
 
-from fedmerge.networks.building import COPIES, LARGEST, build_model, check_size
+from fedmerge.networks.building import COPIES, LARGEST, build_model, check_name, check_size
 from fedmerge.networks.draws import CPU, draws_at_random, keyed_draws
 from fedmerge.networks.flat_model import NORMS, FlatModel, Layout, head_of
 from fedmerge.networks.norms import norm_layer
@@ -36,6 +37,7 @@ __all__ = [
     "FlatModel",
     "Layout",
     "build_model",
+    "check_name",
     "check_size",
     "choose_trained",
     "draws_at_random",

@@ -13,6 +13,13 @@ LARGEST = 2**31  # weights: positions are int32, and so are counts of a message
 COPIES = 5  # of the vector that a run has at least: a client's, its gradient, the server's, an update, their sum
 
 
+def check_name(name):
+    """Raise InputError if a family of networks has none of this name, as far as it can tell without building it."""
+    check = NETWORKS[name].registered.get("check")
+    if check:
+        check(name)
+
+
 def build_model(name, channels, image_size, n_classes, norm, seed, device="cpu", **options):
     """Return the freshly initialised module; the same `seed` gives the same weights whatever was drawn before.
 

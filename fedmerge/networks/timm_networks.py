@@ -16,8 +16,8 @@ def published_weights(name, module):
     """
     import timm
 
+    _check_known(name)
     member = name.removeprefix("timm/")
-    _check_known(member)
     if not timm.is_model_pretrained(member):
         raise InputError(f"--pretrained: timm has no published weights of {member}")
     how = {} if module is None else module.made_with
@@ -33,10 +33,11 @@ def published_weights(name, module):
         ) from None
 
 
-def _check_known(member):
+def _check_known(name):
+    """Raise InputError unless timm has a network of this name, with those that are nearest."""
     import timm
 
-    known = timm.list_models()
+    member, known = name.removeprefix("timm/"), timm.list_models()
     if not timm.is_model(member) or member not in [*known, *timm.list_pretrained()]:
         near = difflib.get_close_matches(member, known, n=3, cutoff=0.5)
         did_you_mean = f": did you mean {', '.join(f'timm/{name}' for name in near)}?" if near else ""
@@ -70,6 +71,7 @@ def _create(member, given, **offered):
     norms=("own",),
     pretrained="the cache of huggingface_hub",
     weights=published_weights,
+    check=_check_known,
     example="resnet18",
     library="timm",
     options={
@@ -88,7 +90,7 @@ def timm_network(channels, image_size, n_classes, norm, member, drop_rate, drop_
     It is timm's own, with its stem and its norm layers, for the channels, the classes and, where it takes one, the size
     of the images. Raises InputError for a name that timm does not know, with those that are nearest.
     """
-    _check_known(member)
+    _check_known(f"timm/{member}")
     wanted = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "patch_size": patch_size}
     given = {word: value for word, value in wanted.items() if value is not None}
     shape = {"in_chans": channels, "num_classes": n_classes, "img_size": image_size}

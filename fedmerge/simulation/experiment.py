@@ -60,6 +60,7 @@ def prepare(settings, group=None):
     device = pick_device(settings.device, settings.deterministic)
     if settings.capture and device.type != "cuda":
         raise InputError("--capture replays CUDA graphs, and there is no CUDA device here: leave it out")
+    networks.check_name(settings.model_name)
     first = not group or group.rank == 0
     if group and first:
         group.tell({"prepare": True})

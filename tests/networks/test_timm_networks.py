@@ -68,6 +68,12 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     assert "\n" not in str(caught.value)
 
 
+def test_an_unknown_name_is_refused_before_any_data_are_read(tmp_path):
+    settings = resolve({"model_name": "timm/resnet19", "dataset": "CIFAR10", "data_root": str(tmp_path)})
+    with pytest.raises(InputError, match="has no such network"):
+        prepare(settings)
+
+
 def test_what_a_network_does_not_take_is_refused():
     with pytest.raises(InputError, match=r"^--patch_size has no effect with --model_name timm/resnet18: leave it out"):
         build("resnet18", patch_size=8)
