@@ -24,7 +24,7 @@ them is its last. norm is one of `norms`, of which the first is the default; wit
 
 from fedmerge.networks.building import COPIES, LARGEST, build_model, check_name, check_size
 from fedmerge.networks.draws import CPU, draws_at_random, keyed_draws
-from fedmerge.networks.flat_model import NORMS, FlatModel, Layout, head_of
+from fedmerge.networks.flat_model import FlatModel, Layout, head_of
 from fedmerge.networks.norms import norm_layer
 from fedmerge.networks.trainable import choose_trained
 from fedmerge.networks.weights import load_pretrained, load_weights, save_weights
@@ -33,7 +33,6 @@ __all__ = [
     "COPIES",
     "CPU",
     "LARGEST",
-    "NORMS",
     "FlatModel",
     "Layout",
     "build_model",

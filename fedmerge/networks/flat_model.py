@@ -12,8 +12,7 @@ from torch import nn
 
 from fedmerge.errors import InputError
 from fedmerge.networks.adapters import LowRank, merge_adapters
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+from fedmerge.networks.norms import is_norm
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class FlatModel:
             sizes=sizes,
             n_trainable=sum(sizes),
             dim=ends[-1],
-            norms=tuple((a, b) for name, a, b in places if isinstance(self._owner(name), NORMS)),
+            norms=tuple((a, b) for name, a, b in places if is_norm(self._owner(name))),
             head=(head[0][0], head[-1][1]) if head else (),
             adapters=tuple(self._adapters({name: (a, b) for name, a, b in places})),
         )

@@ -2,6 +2,16 @@
 
 from torch import nn
 
+WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # layers that mix features, and may have adapters
+
+
+def is_norm(layer):
+    """Tell whether a layer normalises: its class is called so, as those of torch are and those of timm and others.
+
+    A linear or convolutional layer whose weights are normalised is none.
+    """
+    return "norm" in type(layer).__name__.lower() and not isinstance(layer, WEIGHTED)
+
 
 def norm_layer(norm):
     """Return the function channels -> layer for `norm`."""

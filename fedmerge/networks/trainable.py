@@ -5,14 +5,12 @@ What is not trained is no part of the model's vector: it is held once, and never
 
 import re
 
-from torch import nn
 from torch.nn.utils import parametrize
 
 from fedmerge.errors import InputError
 from fedmerge.networks.adapters import LowRank
-from fedmerge.networks.flat_model import NORMS, head_of
-
-WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # layers that may have adapters
+from fedmerge.networks.flat_model import head_of
+from fedmerge.networks.norms import WEIGHTED, is_norm
 
 
 def choose_trained(module, what, rank=8, alpha=16.0, layers=None, freeze_a=False):
@@ -40,7 +38,7 @@ def choose_trained(module, what, rank=8, alpha=16.0, layers=None, freeze_a=False
 
 
 def _of_norms(module):
-    return [p for layer in module.modules() if isinstance(layer, NORMS) for p in layer.parameters()]
+    return [p for layer in module.modules() if is_norm(layer) for p in layer.parameters(recurse=False)]
 
 
 def _biases(module):

@@ -62,6 +62,15 @@ def test_a_run_is_the_same_however_many_clients_train_at_once(options):
     assert run_record.record(run, finished=False)["environment"]["timm"] == timm.__version__
 
 
+def test_norm_layers_of_its_own_are_norm_layers():
+    """Of which FedBN keeps each client its own: gains alone, and of a group norm that has its activation in it."""
+    from timm.layers import GroupNormAct, NormMlpClassifierHead, RmsNorm
+
+    layers = torch.nn.Sequential(RmsNorm(6), GroupNormAct(6, num_groups=2), NormMlpClassifierHead(6, 5, hidden_size=8))
+    layout = networks.FlatModel(layers).layout
+    assert [end - begin for begin, end in layout.norms] == [6, 6, 6, 6, 6]  # the last two of the head's LayerNorm
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(InputError, match=r"timm .* has no such network: did you mean timm/resnet18, ") as caught:
         build("resnet19")
