@@ -4,6 +4,7 @@ import difflib
 import logging
 
 from fedmerge.errors import InputError, reason
+from fedmerge.networks.draws import keyed_draws
 from fedmerge.registry import network
 
 OFFERED = ("img_size", "patch_size", "drop_path_rate")  # what timm's networks take or do not take
@@ -24,7 +25,8 @@ def published_weights(name, module):
     for chatty in ("timm", "huggingface_hub"):  # which tell of each step and each of several attempts
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
-        return timm.create_model(member, pretrained=True, **how).state_dict()
+        with keyed_draws(0):  # what is not published, as a second head, is the same in every run
+            return timm.create_model(member, pretrained=True, **how).state_dict()
     except Exception as error:  # no network, a damaged file: each library has its own exceptions for them
         said = f"{type(error).__name__}: {reason(error)}"
         raise InputError(

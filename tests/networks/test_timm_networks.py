@@ -111,7 +111,9 @@ def test_pretrained_takes_all_but_the_head_of_what_timm_makes_for_these_images(m
 
     def published(member, pretrained=False, **how):
         asked.append((member, pretrained, how))
-        return create(member, **how)
+        module = create(member, **how)
+        module.pos_embed.data += 1
+        return module
 
     module = build(SMALL, channels=1, patch_size=8)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -120,6 +122,9 @@ def test_pretrained_takes_all_but_the_head_of_what_timm_makes_for_these_images(m
     how = {"in_chans": 1, "num_classes": 7, "img_size": 32, "patch_size": 8}
     assert asked == [(SMALL, True, how)]
     assert not torch.equal(module.pos_embed, before["pos_embed"])
+    once = module.pos_embed.clone()
+    networks.load_pretrained(module, f"timm/{SMALL}")
+    assert torch.equal(module.pos_embed, once)  # what is not published is drawn alike
     monkeypatch.setattr(timm_networks, "_check_known", lambda member: None)
     with pytest.raises(InputError, match="no published weights of test_none"):
         published_weights("timm/test_none")
