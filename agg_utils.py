@@ -29,6 +29,7 @@ def merge(server, clients, cohort):
         clients.forget(cohort.done[i].client_id)
     whole = [i for i in range(len(cohort.done)) if i not in faults]
     if not whole:
+        server.warn_of_old_statistics(cohort.round)
         return {"clients": 0}
     before = server.algorithm.snapshot()
     aggregate = server.aggregate(cohort, whole)

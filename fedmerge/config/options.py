@@ -178,8 +178,8 @@ OPTIONS = {
             "bn_every",
             1,
             "count",
-            "rounds between those in which BatchNorm's statistics are sent, of which training makes no use; the last "
-            "round has them always",
+            "rounds between those in which BatchNorm's statistics are sent, of which steps make no use; the last round "
+            "has them always",
         ),
         Option("wire", "size", ("size", "real"), "count the bytes, or make them, read them and compare", named=False),
     ],

@@ -68,12 +68,16 @@ def with_defaults(given):
     args = argparse.Namespace(**values)
     args.model_name = args.model_name or said("dataset", args.dataset, "model", MODEL)
     args.norm = args.norm or said("model_name", args.model_name, "norms", NORMS)[0]
-    args.bn = args.bn or ("train" if args.trainable in ("all", "norms") else "frozen")
+    args.bn = args.bn or _default_bn(args)
     args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
     own = said("dataset", args.dataset, "pixels") if args.dataset in specs("dataset") else FOLDER_SIZE
     args.image_size = None if args.image_size == own else args.image_size
     args.augment = args.augment or ("standard" if said("dataset", args.dataset, "augment") else "none")
     return args
+
+
+def _default_bn(args):
+    return "train" if args.trainable in ("all", "norms") else "frozen"
 
 
 def _check_needs(args, explicit):
@@ -144,6 +148,8 @@ def _check_effects(args, explicit):
         if name in typed:
             flag = f"--no-{name}" if getattr(args, name) is False else f"--{name}"
             raise InputError(f"{flag} has no effect {why}: leave it out")
+        if name in ("bn", "bn_every"):  # from a file of flags that many runs share
+            setattr(args, name, {"bn": _default_bn(args), "bn_every": 1}[name])
     chosen = {"attack", "attackers", "n_clients"} & set(explicit)
     if args.attack and chosen and round_half_up(args.attackers * args.n_clients) == 0:
         raise InputError(
@@ -161,6 +167,8 @@ def _without_effect(args):
         found["bn_recalibrate"] = f"with --norm {args.norm}, which has no statistics to measure"
     if args.norm in ("none", "group"):
         found["bn_every"] = f"with --norm {args.norm}, which has no statistics to send"
+        if args.bn == "eval_after_first_epoch":
+            found["bn"] = f"with --norm {args.norm}, which has no statistics"
     elif args.bn == "frozen":
         found["bn_every"] = "with --bn frozen: no statistics are sent"
     if args.local == "soups" and args.soup_selection == "uniform":

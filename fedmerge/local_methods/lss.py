@@ -40,7 +40,9 @@ class LocalSuperiorSoups(Pool):
             model.vector[n:] = buffers[: i + 1].mean(0)
             self._train(client, start[:n], moves[: i + 1], correction)
             buffers[i + 1] = model.vector[n:]
-        count, first = (self.n_verts + 1, 0) if self.average_received else (self.n_verts, 1)
+        count = self.n_verts + self.average_received
+        # Received statistics may be of an earlier round, with --bn_every.
+        first = 0 if self.average_received and not client.settings.bn_means else 1
         client.settle(torch.cat([start[:n] + moves.sum(0) / count, buffers[first:].mean(0)]))
 
     def _train(self, client, anchor, moves, correction):

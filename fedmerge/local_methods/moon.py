@@ -7,7 +7,7 @@ from fedmerge.local_methods.base import LocalMethod
 from fedmerge.registry import local_method
 
 
-@local_method("moon", one_run=True)
+@local_method("moon", one_run=True, requires={"bn_every": (1,)})  # it looks at what the received model makes of images
 class MOON(LocalMethod):
     """features are drawn to those of the received model, from those of the client's last one (Li, He, Song 2021)
 

@@ -8,7 +8,10 @@ from fedmerge.registry import local_method
 
 @local_method("swa", averages=True)
 class SWA(LocalMethod):
-    """the average of the models at the ends of the last epochs (stochastic weight averaging, Izmailov et al. 2018)"""
+    """the average of the models at the ends of the last epochs (stochastic weight averaging, Izmailov et al. 2018)
+
+    With four epochs or fewer, only the last one ends after --swa_start of the steps, and it is FedAvg: start earlier.
+    """
 
     options = {"swa_start": (0.75, "decay", "share of the steps after which averaging starts")}
 

@@ -195,14 +195,12 @@ class Client:
     @torch.no_grad()
     def mean_loss(self, indices):
         """Return the working model's mean loss, a scalar tensor, on the training samples at `indices`."""
-        module, losses = self.model.module, []
-        module.eval()
-        train = self.splits.train
-        for chosen in indices.to(train.labels.device).split(datasets.batch_size(train, self.splits.image_size)):
-            logits, y = self.forward(self.splits.normalise(train.images[chosen])), train.labels[chosen]
-            y = y if self.attack is None else self.attack.labels(y, self.splits.n_classes)
-            losses.append(F.cross_entropy(logits, y, reduction="sum"))
-        self.model.train()
+        losses, train = [], self.splits.train
+        with self.model.evaluating():
+            for chosen in indices.to(train.labels.device).split(datasets.batch_size(train, self.splits.image_size)):
+                logits, y = self.forward(self.splits.normalise(train.images[chosen])), train.labels[chosen]
+                y = y if self.attack is None else self.attack.labels(y, self.splits.n_classes)
+                losses.append(F.cross_entropy(logits, y, reduction="sum"))
         return torch.stack(losses).sum() / len(indices)
 
     @torch.no_grad()

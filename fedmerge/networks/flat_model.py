@@ -110,6 +110,15 @@ class FlatModel:
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
 
+    @contextmanager
+    def evaluating(self):
+        """Within this, the module works as in evaluation; then as before, which is not always as in training."""
+        was_training = self.module.training
+        self.module.eval()
+        yield
+        if was_training:
+            self.train()
+
     def _bind(self, parameters, buffers):
         offset = 0
         for name, old in parameters + buffers:
@@ -172,9 +181,8 @@ class FlatModel:
     def features_of(self, vector, x):
         """Return the features [B, k] of images x at another `vector [dim]`, with its BatchNorm statistics.
 
-        Works within `keeping_features`; leaves the model in training mode.
+        Works within `keeping_features`.
         """
-        self.module.eval()
-        torch.func.functional_call(self.module, self.tensors_of(vector), (x,))
-        self.train()
+        with self.evaluating():
+            torch.func.functional_call(self.module, self.tensors_of(vector), (x,))
         return self.features

@@ -8,9 +8,16 @@ WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)  # layers that mix features, and
 def is_norm(layer):
     """Tell whether a layer normalises: its class is called so, as those of torch are and those of timm and others.
 
-    A linear or convolutional layer whose weights are normalised is none.
+    None is a linear or convolutional layer whose weights are normalised, what normalises these, and a block of layers.
     """
-    return "norm" in type(layer).__name__.lower() and not isinstance(layer, WEIGHTED)
+    kind = type(layer)
+    if (
+        "norm" not in kind.__name__.lower()
+        or kind.__module__.startswith("torch.nn.utils")
+        or isinstance(layer, WEIGHTED)
+    ):
+        return False
+    return not any(True for child in layer.children() for _ in child.parameters())
 
 
 def norm_layer(norm):

@@ -1,11 +1,13 @@
 """The server of a run: its model and algorithm, who takes part, what clients download, and what all of that weighs."""
 
+import sys
 from functools import partial
 
 from fedmerge import merging
-from fedmerge.algorithms.fedavg import RunContext
+from fedmerge.algorithms.fedavg import FedAvg, RunContext
 from fedmerge.compressors import ErrorFeedback
 from fedmerge.declared import check_vector, mistake
+from fedmerge.errors import InputError
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
 from fedmerge.simulation.cohort import Cohort
 from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
@@ -25,6 +27,8 @@ class Server:
         self.settings, self.layout, self.theta, self.sizes = settings, layout, theta, sizes
         self.algorithm, self.compressor = make_algorithm(settings, layout), make_compressor(settings, layout)
         self.algorithm.compressor = self.compressor
+        if settings.lora_merge == "products":
+            check_step_is_taken(self.algorithm)
         rule = MERGING_RULES[settings.merge]
         self.rule = partial(rule, layout=layout, **chosen_options(settings, rule.registered.get("options", ())))
         needs = merging.needs_of(rule)
@@ -97,6 +101,12 @@ class Server:
         sent = round % self.settings.bn_every == 0 or round == self.settings.n_epochs
         return 0 if sent else self.n_skipped
 
+    def warn_of_old_statistics(self, round):
+        """Say on standard error if BatchNorm's statistics should have come in a `round` of which nothing arrived."""
+        if self.n_skipped and not self.skipped(round):
+            said = "nobody's statistics arrived: those of BatchNorm are of an earlier round"
+            print(f"warning: round {round}: {said}", file=sys.stderr)
+
     def weight_of(self, result):
         """Return the weight in the merge of a client, given its ClientResult."""
         share = result.n_samples if self.settings.weighting == "samples" else 1
@@ -167,6 +177,19 @@ class Server:
 def chosen_options(settings, names):
     """Return {name: value} of the settings of these names."""
     return {name: getattr(settings, name) for name in names}
+
+
+def check_step_is_taken(algorithm):
+    """Raise InputError unless an algorithm adds the merged step to the model that clients had.
+
+    The step of --lora_merge products changes the basis of the factors: momentum would carry that on as if it were
+    progress, and a look-ahead is a model whose factors no product was made of.
+    """
+    if type(algorithm).merge is not FedAvg.merge or type(algorithm).broadcast is not FedAvg.broadcast:
+        raise InputError(
+            "--lora_merge products needs an algorithm that adds the merged step as it is, such as fedavg or fedprox, "
+            f"not {algorithm.registered['name']}"
+        )
 
 
 def make_algorithm(settings, layout):

@@ -66,6 +66,8 @@ BAD = {
     "--algorithm swa --norm group --bn_recalibrate": "--bn_recalibrate has no effect with --norm group, which has no",
     "--algorithm swa --norm none --bn_recalibrate": "--bn_recalibrate has no effect with --norm none",
     "--norm group --bn_every 2": "--bn_every has no effect with --norm group, which has no statistics to send",
+    "--norm group --bn eval_after_first_epoch": "--bn has no effect with --norm group, which has no statistics",
+    "--norm batch --algorithm moon --bn_every 2 --eval_every 2": "--local moon needs --bn_every 1, not 2",
     "--norm batch --bn frozen --bn_every 2": "--bn_every has no effect with --bn frozen: no statistics are sent",
     "--norm batch --bn_every 2": "--eval_every 1 is no multiple of --bn_every 2: models would be judged by statistics",
     "--norm batch --eval_every 3 --bn_every 2": "--eval_every 3 is no multiple of --bn_every 2",
@@ -97,6 +99,15 @@ def test_a_bad_command_line_is_one_line_and_status_2(flags, capsys, tmp_path, mo
     assert error.count("\n") == 1
     assert BAD[flags] in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", ["--norm group", "--norm batch --bn frozen", "--norm batch --algorithm centralised"])
+def test_what_a_shared_file_of_flags_says_of_statistics_is_nothing_where_there_are_none(flags, tmp_path):
+    (tmp_path / "bn.cfg").write_text("--bn_every 5\n")
+    few = [*flags.split(), "--eval_every", "5"]
+    args, plain = parse_args(["--config", str(tmp_path / "bn.cfg"), *few]), parse_args(few)
+    assert args.bn_every == 1
+    assert run_name(args) == run_name(plain)
 
 
 def test_help_and_refusals_do_not_import_torch():
@@ -226,6 +237,6 @@ def test_what_was_published_is_taken():
     lists = [ROOT / "experiments.txt", *sorted(ROOT.glob("results/*/experiments.txt"))]
     lines = {line for path in lists for line in path.read_text().splitlines() if line.partition("#")[0].strip()}
     of_here = {re.sub(r"--(dataset|init_weights|save_weights) \S+", "", line) for line in lines}
-    without_seed = {re.sub(r"--seed \d+|--pretrained|--model_name \S+", "", line).strip() for line in of_here}
+    without_seed = {re.sub(r"--seed \d+|--pretrained", "", line).strip() for line in of_here}
     for line in sorted(without_seed):
-        parse_args(split_words(f"{line} --model_name cnn --dataset DIGITS", "line"))
+        parse_args(split_words(f"{line} --dataset DIGITS", "line"))

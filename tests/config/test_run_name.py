@@ -60,6 +60,9 @@ def test_a_name_tells_every_setting_that_changes_the_result(tmp_path):
             value = option.default + 1
         if option.name == "lora_merge":
             given["merge"] = base["merge"] = "mean"
+        if option.name in ("bn", "bn_every"):
+            given |= {"norm": "batch", "eval_every": 2}
+            base |= {"norm": "batch", "eval_every": 2}
         if option.name == "augment":
             given["dataset"], value = "CIFAR10", "none"
         given[option.name] = value

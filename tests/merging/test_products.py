@@ -81,7 +81,7 @@ def test_one_client_is_as_with_factors():
 
 
 def test_it_goes_on_from_a_checkpoint_and_side_by_side():
-    settings = {**SMALL, "lora_merge": "products", "algorithm": "fedacg", "compressor": "topk"}
+    settings = {**SMALL, "lora_merge": "products", "algorithm": "fedprox", "compressor": "topk"}
     assert_alike(*(train_rounds(prepare(resolve({**settings, "parallel_clients": n})), 2) for n in (1, 3)))
 
 
@@ -90,8 +90,11 @@ def test_it_goes_on_from_a_checkpoint_and_side_by_side():
     [
         ({"lora_freeze_a": True}, "with --lora_freeze_a"),
         ({"merge": "median"}, "needs --merge mean, not median"),
+        ({"algorithm": "fedacg"}, "adds the merged step as it is, such as fedavg or fedprox, not fedacg"),
+        ({"algorithm": "fedavgm"}, "not fedavgm"),
+        ({"algorithm": "las", "merge": "mean", "server_momentum": 0.9}, "not las"),
     ],
 )
 def test_what_it_does_not_go_with_is_refused(settings, said):
     with pytest.raises(InputError, match=said):
-        resolve({**SMALL, "lora_merge": "products", **settings})
+        prepare(resolve({**SMALL, "lora_merge": "products", **settings}))

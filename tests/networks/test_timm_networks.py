@@ -13,6 +13,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
 from fedmerge.networks import timm_networks
+from fedmerge.networks.norms import is_norm
 from fedmerge.networks.weights import published_weights
 from fedmerge.registry import NETWORKS, find, said
 from fedmerge.reporting import run_record
@@ -63,11 +64,17 @@ def test_a_run_is_the_same_however_many_clients_train_at_once(options):
 
 
 def test_norm_layers_of_its_own_are_norm_layers():
-    """Of which FedBN keeps each client its own: gains alone, and of a group norm that has its activation in it."""
+    """Of which FedBN keeps each client its own: gains alone, and of a group norm that has its activation in it.
+
+    NFNets do without: a block that is called NormFree has a gain of its own, and convolutions inside.
+    """
     from timm.layers import GroupNormAct, NormMlpClassifierHead, RmsNorm
 
     layers = torch.nn.Sequential(RmsNorm(6), GroupNormAct(6, num_groups=2), NormMlpClassifierHead(6, 5, hidden_size=8))
     layout = networks.FlatModel(layers).layout
+    with torch.device("meta"):
+        free = timm.create_model("test_nfnet", num_classes=5)
+    assert not [name for name, layer in free.named_modules() if is_norm(layer)]
     assert [end - begin for begin, end in layout.norms] == [6, 6, 6, 6, 6]  # the last two of the head's LayerNorm
 
 

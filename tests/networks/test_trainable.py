@@ -258,6 +258,21 @@ def test_each_model_of_a_pool_measures_in_its_first_epoch(local):
     assert modes[: 4 * per_epoch] == 2 * ([True] * per_epoch + [False] * per_epoch)
 
 
+@pytest.mark.parametrize("local", ["moon", "swad"])
+def test_a_look_at_a_model_leaves_the_mode_in_which_it_trains(local):
+    """MOON looks at two models in each step, SWAD judges its own: both in evaluation mode, and then as before."""
+    more = {"local": local, "n_client_epochs": 3, "batch_size": 16, "n_clients": 20}
+    run = prepare(resolve({**SMALL, "local_steps": None, "bn": "eval_after_first_epoch", **more}))
+    modes, client = [], run.clients.trainer.client(0, 1)
+    run.model.module.register_forward_pre_hook(
+        lambda module, _: modes.append(module.training) if torch.is_grad_enabled() else None
+    )
+    client.train(run.server.theta.clone())
+    first = modes.index(False)
+    assert 0 < first < len(modes) / 2
+    assert not any(modes[first:])
+
+
 def test_frozen_statistics_are_as_they_began():
     run = prepare(resolve({**SMALL, "bn": "frozen"}))
     before = [b.clone() for b in run.model.module.buffers()]

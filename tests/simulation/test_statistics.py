@@ -63,11 +63,35 @@ def test_they_are_the_means_over_the_steps_wherever_they_began(experiment, steps
     assert torch.allclose(found[0], client.model.vector[n:], rtol=1e-5, atol=1e-6)
 
 
+def test_algorithm_1_of_lss_averages_what_was_measured_not_what_was_received(experiment):
+    pool = {"local": "lss", "n_verts": 2, "soup_epochs": 1, "n_client_epochs": 5}
+    run = experiment(**{k: v for k, v in (FIVE | pool).items() if k != "n_client_epochs"}, bn_every=3)
+    n, start = run.server.layout.n_trainable, run.server.theta
+    ends = []
+    for shift in (0, 7):
+        client = run.clients.trainer.client(0, 1)
+        ends.append(client.train(torch.cat([start[:n], start[n:] + shift]))[n:].clone())
+    assert torch.equal(*ends)
+
+
+def test_where_nobodys_statistics_arrive_the_run_says_so(experiment, capsys):
+    run = experiment(**FIVE, bn_every=3, dropout=0.999)
+    said = []
+    for _ in range(5):
+        assert train_rounds(run).history.rows[-1]["clients"] == 0
+        said.append(capsys.readouterr().err)
+    expected = "warning: round 3: nobody's statistics arrived: those of BatchNorm are of an earlier round\n"
+    assert said == ["", "", expected, "", expected.replace("3", "5")]
+
+
 def test_a_network_whose_buffers_training_may_use_is_refused():
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
     check_statistics(FlatModel(module).layout, "mine")
     module[0].register_buffer("scale", torch.ones(7))
     with pytest.raises(InputError, match="mine has 7 buffers besides BatchNorm's statistics"):
+        check_statistics(FlatModel(module).layout, "mine")
+    torch.nn.utils.parametrizations.spectral_norm(module[0])  # of two vectors that each step uses and changes
+    with pytest.raises(InputError, match="mine has 14 buffers besides BatchNorm's statistics"):
         check_statistics(FlatModel(module).layout, "mine")
     with pytest.raises(InputError, match="no effect with --model_name mine, which has no BatchNorm"):
         check_statistics(FlatModel(torch.nn.Linear(4, 3)).layout, "mine")
