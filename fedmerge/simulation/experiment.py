@@ -97,7 +97,7 @@ def assemble(settings, splits, parts, device):
     """Return the Experiment on Splits divided into `parts`, with a fresh model and algorithm on `device`."""
     model = networks.FlatModel(build_module(settings, splits, device), device, settings.bn != "frozen")
     if settings.bn_every > 1:
-        check_statistics(model.layout, settings.model_name)
+        check_statistics(model, settings.model_name)
     splits = splits.to(device)
     server = Server(settings, model.layout, model.vector.clone(), [len(part) for part in parts])
     if server.keeps_all:
@@ -113,16 +113,18 @@ def assemble(settings, splits, parts, device):
     return Experiment(settings, *names, device, splits, server, clients, evaluator, history, backend)
 
 
-def check_statistics(layout, name):
-    """Raise InputError unless the buffers of the network `name` are statistics, which --bn_every can leave out."""
-    n_buffers = layout.dim - layout.n_trainable
-    n_statistics = sum(end - begin for begin, end in layout.norms if begin >= layout.n_trainable)
-    if not n_buffers:
+def check_statistics(model, name):
+    """Raise InputError unless a FlatModel's buffers are BatchNorm's statistics, which --bn_every can leave out.
+
+    name: the network's. Layers that are called norm may use theirs in training, as batch renormalisation does.
+    """
+    if model.layout.dim == model.layout.n_trainable:
         raise InputError(f"--bn_every has no effect with --model_name {name}, which has no BatchNorm: leave it out")
-    if n_statistics < n_buffers:
+    owners = (m for m in model.module.modules() if not isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
+    n_others = sum(b.numel() for m in owners for b in m.buffers(recurse=False) if b.is_floating_point())
+    if n_others:
         raise InputError(
-            f"--bn_every: {name} has {n_buffers - n_statistics} buffers besides BatchNorm's statistics, which may be "
-            "used in training"
+            f"--bn_every: {name} has {n_others} buffers besides BatchNorm's statistics, which may be used in training"
         )
 
 

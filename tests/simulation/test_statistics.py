@@ -86,12 +86,16 @@ def test_where_nobodys_statistics_arrive_the_run_says_so(experiment, capsys):
 
 def test_a_network_whose_buffers_training_may_use_is_refused():
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
-    check_statistics(FlatModel(module).layout, "mine")
+    check_statistics(FlatModel(module), "mine")
     module[0].register_buffer("scale", torch.ones(7))
     with pytest.raises(InputError, match="mine has 7 buffers besides BatchNorm's statistics"):
-        check_statistics(FlatModel(module).layout, "mine")
+        check_statistics(FlatModel(module), "mine")
     torch.nn.utils.parametrizations.spectral_norm(module[0])  # of two vectors that each step uses and changes
     with pytest.raises(InputError, match="mine has 14 buffers besides BatchNorm's statistics"):
-        check_statistics(FlatModel(module).layout, "mine")
+        check_statistics(FlatModel(module), "mine")
+    renorm = type("BatchRenorm", (torch.nn.LayerNorm,), {})(3)  # whose averages are used in training
+    renorm.register_buffer("running_mean", torch.zeros(3))
+    with pytest.raises(InputError, match="mine has 3 buffers besides"):
+        check_statistics(FlatModel(torch.nn.Sequential(renorm, torch.nn.Linear(3, 2))), "mine")
     with pytest.raises(InputError, match="no effect with --model_name mine, which has no BatchNorm"):
-        check_statistics(FlatModel(torch.nn.Linear(4, 3)).layout, "mine")
+        check_statistics(FlatModel(torch.nn.Linear(4, 3)), "mine")
