@@ -1,6 +1,7 @@
 """Shared by the tests: a toy layout, a tiny experiment on the digits, and running the program as a user would."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,7 +131,9 @@ def spawn():
     started = []
 
     def start(*what, function=processes.go, environment=()):
-        started.append(context.Process(target=processes.call, args=(function, what, dict(environment))))
+        known = {name: os.environ[name] for name in {"FEDMERGE_PLUGINS"} & set(os.environ)}
+        everything = (function, what, {**known, **dict(environment)})
+        started.append(context.Process(target=processes.call, args=everything))
         started[-1].start()
         return started[-1]
 

@@ -1,6 +1,7 @@
 """The digits that scikit-learn bundles: by themselves, in several domains, and by writers."""
 
 from dataclasses import replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,7 @@ def load_digits_b(root, seed):
 WRITERS = 10  # made up: the bundled digits do not tell who wrote them
 
 
+@cache  # what is made of them is a copy
 def _bundled_digits():
     from sklearn.datasets import load_digits as bundled
 

@@ -19,8 +19,19 @@ def keyed_draws(seed, device=CPU):
     There is one generator for all threads of a process: one of them draws at a time, where several have runs.
     """
     with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], device_type="cuda"):
-        torch.manual_seed(seed)  # of every device
+        _seed(seed, device)
         yield
+
+
+def _seed(seed, device):
+    """torch.manual_seed for the CPU and a device: torch's own writes the stack down for each kind of device there is."""
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @torch.no_grad()

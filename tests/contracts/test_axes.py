@@ -14,7 +14,15 @@ from fedmerge.simulation.experiment import assemble, load_splits
 
 TINY = {
     **{"dataset": "DIGITS", "n_clients": 4, "participation": 0.5, "n_epochs": 2, "local_steps": 2, "batch_size": 8},
-    **{"lr": 0.01, "norm": "batch", "device": "cpu", "quiet": True, "soup_epochs": 1, "n_verts": 2},
+    **{
+        "lr": 0.01,
+        "model_name": "small",
+        "norm": "batch",
+        "device": "cpu",
+        "quiet": True,
+        "soup_epochs": 1,
+        "n_verts": 2,
+    },
 }
 PAIRS = [
     ((one, first), (other, second))
@@ -24,8 +32,11 @@ PAIRS = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("small_networks")
+
+
 @pytest.fixture(scope="module")
-def data():
+def data(small_networks):
     """The digits, 40 of them for training, and how they are shared out."""
     settings = resolve(TINY)
     splits = load_splits(settings)

@@ -34,13 +34,14 @@ WIRES = [
 ]
 
 
+@pytest.mark.usefixtures("small_networks")
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", WIRES, ids=lambda settings: "-".join(map(str, settings.values())))
 def test_real_bytes_change_nothing_but_the_time(experiment, settings):
     """Every upload and download is written and read, and every client's copy compared, in rounds that clients skip."""
     runs = []
     for way in ("size", "real"):
-        few = {"min_client_samples": 2, "n_epochs": 7, "local_steps": 2, "quiet": True}
+        few = {"model_name": "small", "min_client_samples": 2, "n_epochs": 7, "local_steps": 2, "quiet": True}
         run = experiment(norm="batch", wire=way, **few, **settings)
         fedalg.run_rounds(run)
         rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in run.history.rows]
@@ -50,9 +51,13 @@ def test_real_bytes_change_nothing_but_the_time(experiment, settings):
     assert len({number for number, (rounds, *_) in run.server.traffic.items() if rounds > 1}) > 3
 
 
+@pytest.mark.usefixtures("small_networks")
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"centralised"}))
 def test_the_initial_model_is_free_or_counted_for_every_algorithm_alike(experiment, algorithm):
-    free, counted = (experiment(algorithm=algorithm, **how).server.downlink for how in ({}, {"shared_init": False}))
+    free, counted = (
+        experiment(model_name="small", algorithm=algorithm, **how).server.downlink
+        for how in ({}, {"shared_init": False})
+    )
     assert free.download(0)[0] == 0
     assert counted.download(0)[0] == wire.dense_bytes(len(counted.model))
 

@@ -17,6 +17,7 @@ SMALL = {
     **QUICK,
     **POOLS,
     "device": "cpu",
+    "model_name": "small",
     "local_steps": 2,
     "participation": 0.3,
     "dirichlet": 0.5,
@@ -77,7 +78,7 @@ def together(n, cases, spawn, path):
     return json.loads(path.read_text())
 
 
-def test_any_number_of_processes_makes_the_same_to_the_last_bit(tmp_path, spawn, one_thread):
+def test_any_number_of_processes_makes_the_same_to_the_last_bit(tmp_path, spawn, one_thread, small_networks):
     """With three, the components are left out: whatever they do, processes share out, wait and sum up alike."""
     alone = [json.loads(json.dumps(train(case))) for case in COMPONENTS + OTHERS]
     two = together(2, COMPONENTS + OTHERS, spawn, tmp_path / "two.json")

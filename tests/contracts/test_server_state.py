@@ -18,7 +18,10 @@ from fedmerge.simulation.experiment import prepare
 from fedmerge.simulation.process_group import ProcessGroup
 
 ROUNDS = 3
-SMALL = {**QUICK, **POOLS, "device": "cpu", "local_steps": 2, "participation": 0.3, "dirichlet": 0.5, "norm": "none"}
+SMALL = {
+    **{**QUICK, **POOLS, "device": "cpu", "model_name": "small", "norm": "none"},
+    **{"local_steps": 2, "participation": 0.3, "dirichlet": 0.5},
+}
 
 
 class Controlled(FedAvg):
@@ -123,7 +126,7 @@ def follow(path):
     group.leave()
 
 
-def test_every_process_knows_what_the_server_keeps(tmp_path, spawn):
+def test_every_process_knows_what_the_server_keeps(tmp_path, spawn, small_networks):
     group = [spawn(tmp_path / "found", function=follow, environment=e) for e in environments(2)]
     for process in group:
         process.join(300)

@@ -18,10 +18,10 @@ CASES = [
 ]
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "small_networks")
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_clients_side_by_side_make_what_they_make_one_after_the_other(experiment, settings):
-    settings = {**SHORT, **settings, "norm": "batch", "min_client_samples": 2}
+    settings = {**SHORT, **settings, "model_name": "small", "norm": "batch", "min_client_samples": 2}
     alone, beside = (train_rounds(experiment(**settings, parallel_clients=n), 2) for n in (1, 3))
     assert (alone.clients.threads.n, beside.clients.threads.n) == (1, 3)
     assert_alike(beside, alone)

@@ -266,11 +266,14 @@ class Impatient:
         raise Interrupted("stopped")
 
 
-SAVED = {"algorithm": "las", "sparsity": 0.1, "value_bits": 4, "dirichlet": 0.3, "n_clients": 7, "parallel_clients": 1}
+SAVED = {
+    **{"algorithm": "las", "sparsity": 0.1, "value_bits": 4, "model_name": "small"},
+    **{"dirichlet": 0.3, "n_clients": 7, "parallel_clients": 1},
+}
 
 
 @pytest.fixture
-def saving(experiment, tmp_path, monkeypatch):
+def saving(experiment, tmp_path, monkeypatch, small_networks):
     """A function (folder's name, how many parts a saver waits for, settings) -> (clients that trained, the summary)."""
     ids, make = [], personal_models.make_part
     monkeypatch.setattr(personal_models, "make_part", lambda *given: ids.append(given[4]) or make(*given))

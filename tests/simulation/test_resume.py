@@ -199,9 +199,10 @@ ODD = {
 
 
 @pytest.fixture(scope="module")
-def compact(tmp_path_factory):
+def compact(tmp_path_factory, small_networks):
     """Settings, Checkpoints and their last state, of a run that has every kind of state; it is not written to."""
     settings = {"algorithm": "las", "preset": "compact", "n_epochs": 4, "n_clients": 6, "participation": 0.5}
+    settings["model_name"] = "small"
     kept, run = keep_two_rounds(tmp_path_factory.mktemp("compact"), **settings)
     return settings, kept, RunState(run).state_dict()
 
