@@ -24,7 +24,7 @@ def keyed_draws(seed, device=CPU):
 
 
 def _seed(seed, device):
-    """torch.manual_seed for the CPU and a device: torch's own writes the stack down for each kind of device there is."""
+    """torch.manual_seed for the CPU and a device; torch's own writes the stack down for every kind of device."""
     if device.type not in ("cpu", "cuda"):
         torch.manual_seed(seed)
         return
