@@ -1,5 +1,7 @@
 """FedAvg with normalisation layers of the clients' own."""
 
+import sys
+
 import torch
 
 from fedmerge.algorithms.fedavg import FedAvg
@@ -21,6 +23,8 @@ class FedBN(FedAvg):
 
     def __init__(self, layout, run=None, **options):
         super().__init__(layout, run, **options)
+        if run is not None and not layout.norms:
+            print("warning: --algorithm fedbn is FedAvg where no normalisation layer is trained", file=sys.stderr)
         ranges = [torch.arange(begin, end) for begin, end in layout.norms]
         self.places = torch.cat(ranges) if ranges else torch.arange(0)  # their places in the vector, [k]
 

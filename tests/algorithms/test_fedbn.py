@@ -33,10 +33,11 @@ def test_under_fedbn_norm_layers_stay_with_their_client(experiment):
     assert torch.equal(again.client_model(run.server.theta, 1), run.server.algorithm.client_model(run.server.theta, 1))
 
 
-def test_without_norm_layers_fedbn_is_fedavg(experiment):
+def test_without_norm_layers_fedbn_is_fedavg_and_says_so(experiment, capsys):
     both = []
     for algorithm in ("fedavg", "fedbn"):
         run = experiment(algorithm=algorithm, norm="none")
         train_round(run, 1)
         both.append(run.server.served())
     assert torch.equal(*both)
+    assert capsys.readouterr().err == "warning: --algorithm fedbn is FedAvg where no normalisation layer is trained\n"

@@ -54,10 +54,9 @@ def test_real_bytes_change_nothing_but_the_time(experiment, settings):
 @pytest.mark.usefixtures("small_networks")
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"centralised"}))
 def test_the_initial_model_is_free_or_counted_for_every_algorithm_alike(experiment, algorithm):
-    free, counted = (
-        experiment(model_name="small", algorithm=algorithm, **how).server.downlink
-        for how in ({}, {"shared_init": False})
-    )
+    ways = ({}, {"shared_init": False})
+    made = (experiment(model_name="small", algorithm=algorithm, **way) for way in ways)
+    free, counted = (run.server.downlink for run in made)
     assert free.download(0)[0] == 0
     assert counted.download(0)[0] == wire.dense_bytes(len(counted.model))
 

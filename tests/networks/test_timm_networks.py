@@ -161,3 +161,14 @@ def test_timm_is_imported_only_for_its_networks():
     code = "import sys, fedalg, models; from fedmerge.networks import build_model; "
     code += "build_model('cnn', 1, 8, 10, 'none', 0); assert 'timm' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["head", "lora"])
+def test_both_heads_of_a_distilled_network_are_trained_whole(what):
+    module = build("deit_tiny_distilled_patch16_224", size=16, patch_size=8)
+    networks.choose_trained(module, what)
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    heads = {f"{head}.{p}" for head in ("head", "head_dist") for p in ("weight", "bias")}
+    assert heads <= trained
+    assert not {name for name in trained if name.startswith("head")} - heads
+    assert (trained == heads) == (what == "head")

@@ -45,7 +45,7 @@ def slurm(tmp_path):
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the program with four experiments; a round takes as long as on a slow machine, and no run draws figures."""
+    """A copy of the program with four experiments; rounds take as long as on a slow machine, no run draws figures."""
     folder = tmp_path / "project"
     (folder / "logs").mkdir(parents=True)
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh")]:
