@@ -183,6 +183,10 @@ class FlatModel:
 
         Works within `keeping_features`.
         """
-        with self.evaluating():
-            torch.func.functional_call(self.module, self.tensors_of(vector), (x,))
+        self.logits_of(vector, x)
         return self.features
+
+    def logits_of(self, vector, x):
+        """Return the logits [B, n_classes] of images x at another `vector [dim]`, with its BatchNorm statistics."""
+        with self.evaluating():
+            return torch.func.functional_call(self.module, self.tensors_of(vector), (x,))

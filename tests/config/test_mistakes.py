@@ -71,7 +71,7 @@ DECLARED = [  # what is known of the source
         r"defaults: there is no flag --mometum \(did you mean --mom",
     ),
     (ALGORITHM + '    defaults = {"momentum": 1.5}\n', r"defaults: --momentum: '1.5' is not a number in \[0, 1\)"),
-    (ALGORITHM + '    defaults = {"merge": "middle"}\n', r"defaults: --merge: 'middle' is none of krum, mean"),
+    (ALGORITHM + '    defaults = {"merge": "middle"}\n', r"defaults: --merge: 'middle' is none of fedexp, krum, mean"),
     (ALGORITHM + '    defaults = {"eval_train": 1}\n', r"defaults: --eval_train: 1 is neither True nor False"),
     (ALGORITHM + '    presets = {"p": {"mometum": 0.5}}\n', r"preset p: there is no flag --mometum"),
     (ALGORITHM.replace('"mine"', '"mine", requires={"locl": ("sgd",)}'), r"requires: there is no flag --locl"),
@@ -111,7 +111,7 @@ DECLARED = [  # what is known of the source
     (ALGORITHM + '    options = {"my": (1, "count", "n", "my")}\n', r"--my needs itself"),
     (
         ALGORITHM + '    options = {"my": (1, "count", "n", "local=sgdd")}\n',
-        r"needs --local sgdd: 'sgdd' is none of lss",
+        r"needs --local sgdd: 'sgdd' is none of decorr",
     ),
     (ALGORITHM + '    options = {"my": (1, "count", "n", "lr=0.10")}\n', r"needs --lr 0.10: is written 0.1"),
     (

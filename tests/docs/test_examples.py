@@ -34,8 +34,8 @@ DRIVER = """
 def lines():
     """Return command lines, lists of words: of docs/extending.md, of README.md's example, and FedAvg's beside that."""
     found = commands(ROOT / "docs" / "extending.md")
-    (feddyn,) = [line for line in commands(ROOT / "README.md") if "feddyn" in line]
-    found += [feddyn, re.sub(r"feddyn --dyn_alpha \S+", "fedavg", feddyn)]
+    (fedspeed,) = [line for line in commands(ROOT / "README.md") if "fedspeed" in line]
+    found += [fedspeed, re.sub(r"fedspeed --speed_lambda \S+", "fedavg", fedspeed)]
     words = [shlex.split(line) for line in found if line.startswith("python fedalg.py ")]
     return [line[2:] for line in words if "--plugin" not in line]
 
@@ -79,7 +79,7 @@ def copy(tmp_path_factory):
 def test_there_is_an_example_for_every_shelf_and_its_command_line_trains_it(copy):
     done = json.loads((copy / "done.json").read_text())
     for flag, (_, shelf) in SHELVES.items():
-        (path,) = [path for path in examples() if path.startswith(f"fedmerge/{shelf}/") and "feddyn" not in path]
+        (path,) = [path for path in examples() if path.startswith(f"fedmerge/{shelf}/") and "fedspeed" not in path]
         (name,) = re.findall(r"^@(?!statistic)\w+\(\s*\"(\w+)\"", examples()[path], re.MULTILINE)
         runs = [line for line in done if re.search(rf"--{flag} {name}\b", line)]
         assert runs, f"no command line has --{flag} {name}"
@@ -94,10 +94,11 @@ def test_the_example_of_a_test_passes(copy):
 
 def test_the_readmes_example_is_named_and_trains_otherwise_than_fedavg(copy):
     done = json.loads((copy / "done.json").read_text())
-    dyn, avg = ([row for line, row in done.items() if f"--algorithm {name} " in line] for name in ("feddyn", "fedavg"))
-    assert "dyn_alpha=0.1" in dyn[0]["name"]
-    assert dyn[0]["bytes_up"] == avg[0]["bytes_up"]
-    assert dyn[0]["test_losses"] != avg[0]["test_losses"]
+    names = ("fedspeed", "fedavg")
+    new, avg = ([row for line, row in done.items() if f"--algorithm {name} " in line] for name in names)
+    assert "speed_lambda=20" in new[0]["name"]
+    assert new[0]["bytes_up"] == avg[0]["bytes_up"]
+    assert new[0]["test_losses"] != avg[0]["test_losses"]
 
 
 @pytest.mark.slow

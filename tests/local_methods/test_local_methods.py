@@ -1,7 +1,9 @@
 """The local methods against slow twins: dicts of tensors, autograd, torch.optim; and against each other."""
 
+import copy
 import itertools
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from fedmerge import datasets
 from fedmerge.local_methods.base import LocalMethod, hold_out
+from fedmerge.local_methods.decorr import mean_square_correlation
 from fedmerge.local_methods.lss import LocalSuperiorSoups
 from fedmerge.local_methods.swad import low_stretch
 from fedmerge.randomness import generator, round_half_up
@@ -182,6 +185,9 @@ def test_adam_is_that_of_torch(experiment, clip_norm):
         {"algorithm": "soups", "n_verts": 1, "soup_epochs": 2, "soup_selection": "uniform"},
         {"algorithm": "diwa", "n_verts": 1, "soup_epochs": 2, "probe_epochs": 0},
         {"algorithm": "moon", "moon_mu": 0.0},
+        {"algorithm": "fedntd", "ntd_beta": 0.0},
+        {"algorithm": "feddecorr", "decorr_beta": 0.0},
+        {"algorithm": "fedsam", "sam_rho": 0.0},
         {"algorithm": "las", "local": "sgd"},
     ],
     ids=str,
@@ -352,3 +358,78 @@ def test_the_correction_of_fedprox_acts_in_a_soup(experiment):
         return (client.train(run.server.theta, run.server.algorithm.gradient_correction) - run.server.theta).norm()
 
     assert moved(5.0) < 0.7 * moved(0.0)
+
+
+def twin(run, loss, n_steps=3):
+    """What plain steps of SGD make of the received model, with a loss (module, x, y) of the working one."""
+    module, client = build_module(run.settings, run.splits), run.clients.trainer.client(1, 1)
+    optimiser = torch.optim.SGD(module.parameters(), lr=run.settings.lr, momentum=run.settings.momentum)
+    for x, y in itertools.islice(twin_batches(run, client, 1), n_steps):
+        optimiser.zero_grad()
+        loss(module, x, y).backward()
+        optimiser.step()
+    return flat_state(module)
+
+
+def test_not_true_distillation_by_its_formula(experiment):
+    """KL of softmaxes over the nine other classes, written out image by image."""
+    run = experiment(algorithm="fedntd", ntd_beta=2.0, ntd_tau=0.5, local_steps=3, weight_decay=0.0)
+    received = build_module(run.settings, run.splits)
+
+    def loss(module, x, y):
+        logits, before, away = module(x), received(x).detach(), 0.0
+        for own, other, label in zip(logits, before, y.tolist(), strict=True):
+            rest = [c for c in range(10) if c != label]
+            q, p = ((row[rest] / 0.5).exp() / (row[rest] / 0.5).exp().sum() for row in (own, other))
+            away = away + sum(p[k] * (p[k] / q[k]).log() for k in range(9))
+        return F.cross_entropy(logits, y) + 2.0 * away / len(y)
+
+    assert torch.allclose(trained(run), twin(run, loss), atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(7, 3), (4, 9)])
+def test_the_decorrelation_is_the_mean_square_of_numpys_correlations(n, d):
+    features = torch.randn(n, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
+    expected = (numpy.corrcoef(features.numpy().T) ** 2).mean()
+    assert mean_square_correlation(features).item() == pytest.approx(expected, rel=1e-6)
+    assert mean_square_correlation(torch.ones(n, d)) == 0  # features that never change are not correlated
+
+
+def test_decorrelated_features_enter_the_last_layer(experiment):
+    run = experiment(algorithm="feddecorr", decorr_beta=5.0, local_steps=3, weight_decay=0.0)
+
+    def loss(module, x, y):
+        features = module[:-1](x)
+        covariance = torch.cov(features.T)
+        deviation = (covariance.diag() + 1e-8).sqrt()  # of features that hardly vary, as of those that do not
+        together = (covariance / torch.outer(deviation, deviation)).square().mean()
+        return F.cross_entropy(module[-1](features), y) + 5.0 * together
+
+    assert torch.allclose(trained(run), twin(run, loss), atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_sharpness_aware_steps_are_those_of_a_copy_uphill(experiment, norm):
+    """The gradient of a copy of the module that was moved; BatchNorm's statistics are those of the module itself."""
+    run = experiment(algorithm="fedsam", sam_rho=0.3, local_steps=3, norm=norm, weight_decay=0.0)
+
+    def loss(module, x, y):
+        uphill = copy.deepcopy(module)
+        gradients = torch.autograd.grad(F.cross_entropy(module(x), y), list(module.parameters()))
+        length = sum(g.square().sum() for g in gradients).sqrt()
+        with torch.no_grad():
+            for p, g in zip(uphill.parameters(), gradients, strict=True):
+                p += 0.3 * g / length
+        there = torch.autograd.grad(F.cross_entropy(uphill(x), y), list(uphill.parameters()))
+        return sum((p * g).sum() for p, g in zip(module.parameters(), there, strict=True))  # whose gradient is g
+
+    assert torch.allclose(trained(run), twin(run, loss), atol=1e-5)
+
+
+def test_what_a_server_adds_to_sharpness_aware_steps_is_that_at_the_weights(experiment):
+    """A pull to the received model that is 0 there: with one step nothing but a move uphill would show it."""
+    pulled, free = (
+        trained(experiment(algorithm=name, local="sam", sam_rho=0.3, local_steps=1, **more))
+        for name, more in (("fedprox", {"prox_momentum": 5.0}), ("fedavg", {}))
+    )
+    assert torch.equal(pulled, free)

@@ -165,6 +165,7 @@ def test_what_is_frozen_is_held_once_by_all_who_train(case):
     assert not torch.equal(twin.vector, model.vector)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("case", SELECTIONS)
 def test_side_by_side_and_resumed_is_the_same(case, tmp_path):
     settings = {**SMALL, **SELECTIONS[case], "algorithm": "las", "residual": "client", "checkpoint_dir": str(tmp_path)}
