@@ -16,7 +16,7 @@ each, int64 [M]. Draws are repeated until each client has --min_client_samples. 
               what to change where that cannot succeed
 """
 
-from fedmerge.partitions.described import described, histograms, partition_hash
+from fedmerge.partitions.described import described, histograms, partition_hash, skew
 from fedmerge.partitions.drawn import partition, partition_by_domain, split_into_clients
 from fedmerge.partitions.saved import labels_hash, load_partition, partition_file_hash, save_partition, stamp_partition
 
@@ -30,6 +30,7 @@ __all__ = [
     "partition_file_hash",
     "partition_hash",
     "save_partition",
+    "skew",
     "split_into_clients",
     "stamp_partition",
 ]

@@ -1,6 +1,7 @@
-"""What a split is: its label counts, its hash, and a line of words."""
+"""What a split is: its label counts, how uneven these are, its hash, and a line of words."""
 
 import hashlib
+import math
 
 import torch
 
@@ -10,6 +11,40 @@ def histograms(labels, parts, n_classes):
     owners = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
     cells = owners * n_classes + labels[torch.cat(parts)]
     return torch.bincount(cells, minlength=len(parts) * n_classes).view(len(parts), n_classes)
+
+
+COMPARED = 1000  # clients of which all pairs are compared, evenly spread among more
+
+
+def skew(table):
+    """Return how uneven a split is, {name: number}, given its `histograms`; clients without samples do not count.
+
+    hellinger, jensen_shannon: the mean distance of two clients' shares of the classes, from 0 to 1: the square root of
+    1 - sum sqrt(p q), and of the divergence in bits. effective_classes: the mean over clients of the exponential of
+    their shares' entropy: k for k classes in equal parts. size_gini: Gini coefficient of the clients' sizes, 0 where
+    all are equal.
+    """
+    counts = table[table.sum(1) > 0].double()
+    sizes, n = counts.sum(1).sort().values, len(counts)
+    shares = counts / counts.sum(1, keepdim=True)
+    some = shares[torch.linspace(0, n - 1, min(n, COMPARED)).round().long()]
+    n_pairs = max(1, len(some) * (len(some) - 1))
+    hellinger = (1 - some.sqrt() @ some.sqrt().T).clamp_min(0).sqrt()
+    divergence = sum(  # of a client from all others, one after the other
+        ((_entropy((p + some) / 2) - (_entropy(p) + _entropy(some)) / 2) / math.log(2)).clamp_min(0).sqrt().sum()
+        for p in some
+    )
+    rank = torch.arange(1, n + 1, dtype=sizes.dtype)
+    return {
+        "hellinger": float(hellinger.fill_diagonal_(0).sum() / n_pairs),
+        "jensen_shannon": float(divergence / n_pairs),
+        "effective_classes": float(_entropy(shares).exp().mean()),
+        "size_gini": float((2 * rank - n - 1) @ sizes / (n * sizes.sum())),
+    }
+
+
+def _entropy(shares):
+    return -torch.xlogy(shares, shares).sum(-1)
 
 
 def described(table, n_labels):

@@ -94,6 +94,7 @@ def record(run, finished, final=None):
             "title": how and split_title(how),
             "sha256": partitions.partition_hash(run.clients.parts),
             "samples": int(table.sum()),  # that clients hold
+            "skew": partitions.skew(table),
             "histograms": table.tolist(),
         },
     }

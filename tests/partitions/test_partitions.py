@@ -23,6 +23,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
 from fedmerge.partitions import enough
+from fedmerge.partitions.balanced import balanced
 from fedmerge.registry import PARTITIONS, specs, use_plugins
 from fedmerge.reporting import run_record, runs
 from fedmerge.simulation.experiment import prepare
@@ -130,6 +131,60 @@ def test_with_fewer_clients_than_classes_every_class_is_dealt():
         assert (table.sum(0) == 30).all()
         assert ((table > 0).sum(1) == 3).all()
         assert [bool(table[i, i]) for i in range(4)] == [True] * 4
+
+
+def test_shards_are_cut_from_the_sorted_samples():
+    """10 classes of 60 in 40 shards of 15: each within one class, so that two a client are of one or two classes."""
+    labels = torch.arange(10).repeat_interleave(60)
+    parts = partitions.partition(labels, 20, "shards:2", 0)
+    table = partitions.histograms(labels, parts, 10)
+    assert set(table.flatten().tolist()) == {0, 15, 30}
+    assert (table.sum(1) == 30).all()
+    uneven = partitions.histograms(labels, partitions.partition(labels, 7, "shards:3", 0), 10).sum(1)
+    assert uneven.max() - uneven.min() <= 3  # a shard has 28 or 29
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.5, 1000.0])
+def test_balanced_clients_are_of_one_size_and_use_up_all_classes(alpha):
+    labels = torch.arange(10).repeat_interleave(torch.arange(10) * 10 + 37)
+    table = partitions.histograms(labels, partitions.partition(labels, 13, f"balanced:{alpha}", 1), 10)
+    assert table.sum(1).max() - table.sum(1).min() <= 1
+    assert torch.equal(table.sum(0), torch.arange(10) * 10 + 37)
+
+
+def test_balanced_mixes_follow_the_dirichlet_law_while_no_class_is_used_up():
+    """One client among many: a share has the mean 1/C and the variance (C - 1) / C^2 (C a + 1), and what is counted of
+    200 samples has that of the multinomial besides."""
+    classes = [np.arange(c * 2000, (c + 1) * 2000) for c in range(4)]
+    found, alpha, n = [], 0.7, 200
+    for seed in range(300):
+        positions, owners = balanced(classes, 40, alpha, np.random.default_rng(seed))
+        first = positions[owners == 0][:n] // 2000
+        found.append(np.bincount(first, minlength=4) / n)
+    own = 3 / 16 / (4 * alpha + 1)
+    expected = own + (1 / 4 * 3 / 4 - own) / n
+    assert np.allclose(np.mean(found, 0), 1 / 4, atol=4 * np.sqrt(expected / 300))
+    assert np.allclose(np.var(found, 0), expected, rtol=0.3)
+
+
+def test_how_uneven_a_split_is_by_hand():
+    """Clients of (4, 0), (0, 4) and (2, 2), and one without samples."""
+    found = partitions.skew(torch.tensor([[4, 0], [0, 4], [2, 2], [0, 0]]))
+    half = np.sqrt(1 - np.sqrt(1 / 2))  # of (1, 0) and (1/2, 1/2)
+    assert found["hellinger"] == pytest.approx((1 + half + half) / 3)
+    bits = -(3 / 4 * np.log2(3 / 4) + 1 / 4 * np.log2(1 / 4)) - 1 / 2
+    assert found["jensen_shannon"] == pytest.approx((1 + 2 * np.sqrt(bits)) / 3)
+    assert found["effective_classes"] == pytest.approx((1 + 1 + 2) / 3)
+    assert found["size_gini"] == pytest.approx(0, abs=1e-12)
+    sizes = [1, 1, 2, 4]
+    gini = sum(abs(a - b) for a in sizes for b in sizes) / (2 * len(sizes) * sum(sizes))
+    assert partitions.skew(torch.tensor(sizes)[:, None])["size_gini"] == pytest.approx(gini)
+
+
+def test_unevenness_of_many_clients_is_that_of_some():
+    table = torch.randint(0, 50, (2500, 10), generator=torch.Generator().manual_seed(0))
+    some = partitions.skew(table[torch.linspace(0, 2499, 1000).round().long()])
+    assert partitions.skew(table)["hellinger"] == pytest.approx(some["hellinger"])
 
 
 class Shares:
