@@ -24,15 +24,15 @@ def copy(tmp_path, monkeypatch):
     shutil.copy(ROOT / "fedalg.py", tmp_path)
     shutil.copytree(ROOT / "fedmerge", tmp_path / "fedmerge", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "HERE", tmp_path)
-    for module in (registry, python_source):
-        monkeypatch.setattr(module, "HERE", tmp_path / "fedmerge")
+    monkeypatch.setattr(registry, "HERE", tmp_path / "fedmerge")
+    monkeypatch.setattr(python_source, "version_of", lambda path: (path, path.stat().st_mtime_ns, path.stat().st_size))
     forget()
     yield tmp_path
     forget()
 
 
 def forget():
-    for cache in (provenance._hash_of, registry._specs, python_source._text_of, python_source._tree_of):
+    for cache in (provenance._hash_of, registry._specs):  # texts and trees are known by when files changed
         cache.cache_clear()
 
 

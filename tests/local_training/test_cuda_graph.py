@@ -11,6 +11,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.local_training import cuda_graph
 from fedmerge.simulation.experiment import assemble
 
+pytestmark = pytest.mark.usefixtures("small_networks")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 
@@ -19,7 +20,7 @@ def experiment(device, **settings):
     g = torch.Generator().manual_seed(0)
     images = datasets.Images(torch.randint(256, (90, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(90) % 10)
     splits = datasets.Splits(images, images, images, 10, torch.full((3,), 0.5), torch.full((3,), 0.25))
-    settings = {"dataset": "CIFAR10", "model_name": "cnn", "n_clients": 2, "participation": 1.0, **settings}
+    settings = {"dataset": "CIFAR10", "model_name": "small", "n_clients": 2, "participation": 1.0, **settings}
     args = resolve({"n_client_epochs": 2, "batch_size": 16, "momentum": 0.5, **settings})
     return assemble(args, splits, [torch.arange(50), torch.arange(50, 90)], torch.device(device))
 

@@ -30,9 +30,9 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
-def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, spawn, settings):
-    pools = {"n_verts": 2, "soup_epochs": 1}
-    settings = {**FEW, **settings, "checkpoint_every": 1}
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, spawn, small_networks, settings):
+    pools, n_rounds = {"n_verts": 2, "soup_epochs": 1}, 12
+    settings = {**FEW, "n_epochs": n_rounds, "model_name": "small", **settings, "checkpoint_every": 1}
     if settings.get("local") == "lss":
         settings = {**settings, **pools}
         del settings["n_client_epochs"]
@@ -45,7 +45,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, spawn, se
     seconds, kills = time.monotonic() - started, 0
     assert process.exitcode == 0
     moments = random.Random(str(settings))
-    for rows in (moments.randint(2, FEW["n_epochs"] - 1), None):  # after the first checkpoint, then anywhere
+    for rows in (moments.randint(2, n_rounds // 2), None):  # after the first checkpoint, then anywhere
         process = spawn(flags({**settings, "save_weights": killed / "w.pt"}, killed))
         while rows and process.is_alive() and n_rows(killed) < rows:
             time.sleep(0.002)

@@ -32,11 +32,14 @@ def join(group, seconds=60):
     return [process.exitcode for process in group]
 
 
-LONG = {**FEW, "algorithm": "las", "preset": "compact", "n_epochs": 30, "checkpoint_every": 5, "dirichlet": 0.5}
+LONG = {
+    **{**FEW, "algorithm": "las", "preset": "compact", "model_name": "small", "dirichlet": 0.5},
+    **{"n_epochs": 80, "checkpoint_every": 5},
+}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, spawn):
+def undisturbed(tmp_path_factory, spawn, small_networks):
     """What a run of one process leaves."""
     folder = tmp_path_factory.mktemp("whole")
     process = spawn(flags({**LONG, "save_weights": folder / "w.pt"}, folder))
