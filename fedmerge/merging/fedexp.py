@@ -24,5 +24,6 @@ def fedexp(aggregate, layout, exp_epsilon):
     """
     step = aggregate.mean["update"]
     weights = step[: layout.n_trainable]
-    weights *= (aggregate.mean["square"].sum() / (2 * (weights.square().sum() + exp_epsilon))).clamp_min(1)
+    longer = aggregate.mean["square"].sum() / (2 * (weights.square().sum() + exp_epsilon))
+    weights *= longer.nan_to_num(1.0, posinf=1.0).clamp_min(1)  # squares of large updates overflow
     return step

@@ -39,8 +39,10 @@ def choose_trained(module, what, rank=8, alpha=16.0, layers=None, freeze_a=False
 
 def _heads_of(module):
     """Return the layers that make logits: one, or those whose mean a distilled network of timm takes."""
-    of_timm = module.get_classifier() if hasattr(module, "get_classifier") else None
-    return of_timm if isinstance(of_timm, tuple) else (module.get_submodule(head_of(module)),)
+    last = module.get_submodule(head_of(module))
+    of_timm = module.get_classifier() if hasattr(module, "get_classifier") else last
+    heads = of_timm if isinstance(of_timm, tuple) else (of_timm,)
+    return heads if any(last in head.modules() for head in heads) else (last,)
 
 
 def _of_norms(module):

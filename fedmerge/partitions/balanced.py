@@ -12,8 +12,10 @@ def balanced(classes, n_clients, alpha, rng):
     """equal sizes; each client's mix of classes by a symmetric Dirichlet distribution (Hsu et al. 2019, section 3)
 
     Places are filled in random order, each by a class of its client's mix, until the class is used up: from then on by
-    one of the others, in the ratios of the mix (as in the code of FedDyn and FedACG). So the last places are filled by
-    what is left.
+    one of the others, in the ratios of the mix. So the last places are filled by what is left.
+
+    Differs from the paper: their alpha is this times the number of classes. Differs from the code of FedDyn, whose
+    alpha it is: there clients come in another order, so that a little more is left to those that are filled last.
     """
     left = np.array([len(members) for members in classes])
     owners = rng.permutation(np.resize(np.arange(n_clients), left.sum()))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedmerge.errors import InputError
 from fedmerge.registry import partition
 
 
@@ -12,6 +13,9 @@ def shards(classes, n_clients, k, rng):
     Shards are of one size, but for one sample where that does not come out even; one may hold the end of a class and
     the beginning of the next.
     """
+    n = sum(map(len, classes))
+    if n_clients * k > n:
+        raise InputError(f"--partition shards:{k}: {n} samples make no {n_clients * k} shards for {n_clients} clients")
     order = np.concatenate([rng.permutation(members) for members in classes])
     sizes = [len(shard) for shard in np.array_split(order, n_clients * k)]
     owners = rng.permutation(np.repeat(np.arange(n_clients), k))

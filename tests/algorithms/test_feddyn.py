@@ -11,6 +11,7 @@ from fedmerge.algorithms.feddyn import FedDyn
 from fedmerge.client_update import ClientUpdate
 from fedmerge.merging import Aggregate, Arrival
 from fedmerge.networks import Layout
+from fedmerge.registry import MERGING_RULES
 
 LAYOUT = Layout(names=("a",), sizes=(2,), n_trainable=2, dim=3)
 
@@ -59,16 +60,21 @@ def test_the_server_adds_the_mean_move_of_all_clients_whoever_arrived():
     """Two of eight clients arrive, twice; a buffer is a mean of those that did."""
     algorithm, theta = FedDyn(LAYOUT, RunContext(n_clients=8)), torch.zeros(3)
     aggregate = Aggregate([Arrival(i, 1, 1, 1) for i in range(2)], n_clients=8)
+    aggregate.mean["move"] = torch.tensor([4.0, 8.0])
     theta = algorithm.merge(theta, torch.tensor([4.0, 8.0, 1.0]), aggregate)
     assert theta.tolist() == [4.0 + 1.0, 8.0 + 2.0, 1.0]
     assert algorithm.global_model(theta).tolist() == [4.0, 8.0, 1.0]
+    aggregate.mean["move"] = torch.tensor([4.0, 0.0])
     theta = algorithm.merge(theta, torch.tensor([4.0, 0.0, 1.0]), aggregate)
     assert theta.tolist() == [5.0 + 4.0 + 2.0, 10.0 + 2.0, 2.0]
     assert algorithm.global_model(theta).tolist() == [9.0, 10.0, 2.0]
 
 
-def test_what_clients_have_moved_adds_up_to_what_the_server_adds(experiment):
-    run = experiment(algorithm="feddyn", n_clients=5, participation=0.6, n_epochs=3, compressor="topk", quiet=True)
+@pytest.mark.parametrize("rule", sorted(MERGING_RULES))
+def test_what_clients_have_moved_adds_up_to_what_the_server_adds(experiment, small_networks, rule):
+    settings = {"algorithm": "feddyn", "n_clients": 5, "participation": 0.6, "n_epochs": 3, "local_steps": 2}
+    settings |= {"compressor": "topk", "model_name": "small", "merge": rule, "quiet": True}
+    run = experiment(**settings)
     fedalg.run_rounds(run)
     moved = sum(run.server.algorithm.moved.values()) / 5
     torch.testing.assert_close(run.server.algorithm.drift, moved, rtol=1e-4, atol=1e-6)

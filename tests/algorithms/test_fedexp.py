@@ -27,7 +27,13 @@ def test_what_is_judged_is_the_mean_of_the_last_two_models():
     algorithm = FedExP(LAYOUT)
     new = algorithm.merge(torch.ones(3), torch.tensor([1.0, 2.0, 3.0]), None)
     assert new.tolist() == [2.0, 3.0, 4.0]
-    assert algorithm.global_model(new).tolist() == [1.5, 2.0, 2.5]
+    assert algorithm.global_model(new).tolist() == [1.5, 2.0, 4.0]  # a buffer is the newest
+
+
+def test_squares_that_overflow_leave_the_mean_as_it_is():
+    mean = {"update": torch.full((3,), 1e25), "square": torch.full((2,), torch.inf)}
+    found = MERGING_RULES["fedexp"](Aggregate([Arrival(0, 1, 1, 1)], mean), LAYOUT, exp_epsilon=0.5)
+    assert found.tolist() == torch.full((3,), 1e25).tolist()
 
 
 def test_one_client_alone_is_fedavg_but_for_the_mean_of_two_models(experiment):

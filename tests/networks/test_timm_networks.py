@@ -164,11 +164,16 @@ def test_timm_is_imported_only_for_its_networks():
 
 
 @pytest.mark.parametrize("what", ["head", "lora"])
-def test_both_heads_of_a_distilled_network_are_trained_whole(what):
-    module = build("deit_tiny_distilled_patch16_224", size=16, patch_size=8)
+@pytest.mark.parametrize(
+    ("member", "options"),
+    [("deit_tiny_distilled_patch16_224", {"size": 16, "patch_size": 8}), ("repvit_m0_9", {"size": 32})],
+)
+def test_both_heads_of_a_distilled_network_are_trained_whole(member, options, what):
+    module = build(member, **options)
     networks.choose_trained(module, what)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    heads = {f"{head}.{p}" for head in ("head", "head_dist") for p in ("weight", "bias")}
+    heads = {name for name, _ in module.named_parameters() if name.startswith("head")}
+    assert {name.split(".")[-3 if "repvit" in member else -2] for name in heads} == {"head", "head_dist"}
     assert heads <= trained
     assert not {name for name in trained if name.startswith("head")} - heads
     assert (trained == heads) == (what == "head")
