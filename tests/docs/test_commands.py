@@ -85,10 +85,20 @@ def parts(text):
         yield part.split()
 
 
+@pytest.fixture(scope="module")
+def parser(workplace):
+    return build_parser()
+
+
+@pytest.fixture(scope="module")
+def others():
+    """The text of the other programs, in which their flags are."""
+    files = [*(ROOT / script for script in ("plotting.py", "data.py", *SCRIPTS)), *(ROOT / "benchmarks").glob("*.py")]
+    return "".join(file.read_text() for file in files)
+
+
 @pytest.mark.parametrize(("page", "text"), spans())
-def test_a_flag_in_the_text_is_one_and_takes_what_is_said(page, text, workplace, capsys):
-    others = "".join((ROOT / script).read_text() for script in ("plotting.py", "data.py", *SCRIPTS))
-    others += "".join(file.read_text() for file in (ROOT / "benchmarks").glob("*.py"))
+def test_a_flag_in_the_text_is_one_and_takes_what_is_said(page, text, parser, others, capsys):
     for flag, *values in parts(text):
         name = flag.removeprefix("--").partition("=")[0]
         known = {*all_options(), *ALIASES, "config", "help"}
@@ -96,6 +106,6 @@ def test_a_flag_in_the_text_is_one_and_takes_what_is_said(page, text, workplace,
             assert name in SBATCH or f'"--{name}"' in others or f" --{name}" in others, f"there is no {flag}"
         elif values and not PLACEHOLDER.fullmatch(" ".join(values)):
             try:
-                build_parser().parse_args([flag, values[0].strip("\"'")])
+                parser.parse_args([flag, values[0].strip("\"'")])
             except SystemExit:
                 pytest.fail(f"{page}: {text}: {capsys.readouterr().err}")

@@ -25,7 +25,8 @@ def copy(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "fedmerge", tmp_path / "fedmerge", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "HERE", tmp_path)
     monkeypatch.setattr(registry, "HERE", tmp_path / "fedmerge")
-    monkeypatch.setattr(python_source, "version_of", lambda path: (path, path.stat().st_mtime_ns, path.stat().st_size))
+    for module in (provenance, python_source):
+        monkeypatch.setattr(module, "version_of", lambda path: (path, path.stat().st_mtime_ns, path.stat().st_size))
     forget()
     yield tmp_path
     forget()

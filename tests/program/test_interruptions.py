@@ -20,7 +20,7 @@ from fedmerge.startup import NOT_FINISHED
 
 SETTINGS = [
     # One of each kind of state; that any component's is whole, tests/contracts tell.
-    *({"algorithm": name} for name in ("fedavg", "fedacg", "fedbn", "lss", "median", "moon", "scaffold", "topk")),
+    *({"algorithm": name} for name in ("fedavg", "fedacg", "median", "moon", "scaffold")),
     {"algorithm": "centralised", "n_clients": 1},
     {"algorithm": "fedavg", "local": "lss", "later_share": 0.5},
     {"algorithm": "las", "preset": "compact", "server_momentum": 0.5, "residual_momentum": 0.5, "wire": "real"},

@@ -244,10 +244,10 @@ def test_two_algorithms_of_one_title_are_told_apart_by_their_names(tmp_path):
 
 
 def test_a_split_of_a_partition_that_is_not_at_hand_is_called_as_it_was(tmp_path):
-    for seed, title in ((0, "2 shards a client"), (1, None)):
+    for seed, title in ((0, "2 tiles a client"), (1, None)):
         name = write_run(tmp_path, [0.5], seed=seed)
-        split = {"name": "shards-2"} | ({"title": title} if title else {})
-        change(tmp_path, name, settings={"dirichlet": None, "partition": "shards:2"}, partition=split)
+        split = {"name": "tiles-2"} | ({"title": title} if title else {})
+        change(tmp_path, name, settings={"dirichlet": None, "partition": "tiles:2"}, partition=split)
     one, other = loaded(tmp_path)
-    assert (one.level.title, other.level.title) == ("2 shards a client", "shards-2")
+    assert (one.level.title, other.level.title) == ("2 tiles a client", "tiles-2")
     assert one.level == other.level
