@@ -7,6 +7,7 @@ from fedmerge.registry import algorithm
 
 @statistic("move", weighted=False)
 def _move(update, begin, end):
+    """The change of the weights, as in `update`; but each client counts alike."""
     return update.delta[begin:end]
 
 

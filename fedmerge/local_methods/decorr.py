@@ -30,7 +30,7 @@ class Decorrelation(LocalMethod):
 
 
 def mean_square_correlation(features):
-    """Return the mean over all d x d pairs of their squared correlation over the batch, of features [B, d]."""
+    """Return the mean over all d x d pairs of features [B, d] of their squared correlation over the batch, a scalar."""
     features = features.flatten(1)
     z = (features - features.mean(0)) / ((features.var(0) + 1e-8) * (len(features) - 1)).sqrt()
     if len(z) < z.shape[1]:  # the same of a smaller product: |Z^T Z|_F = |Z Z^T|_F

@@ -17,7 +17,8 @@ COMPARED = 500  # clients of which all pairs are compared, evenly spread among m
 
 
 def skew(table):
-    """Return how uneven a split is, {name: number}, given its `histograms`; clients without samples do not count.
+    """Return how uneven a split is, {name: number}, of its `histograms` int64 [n_clients, n_classes]; clients without
+    samples do not count.
 
     hellinger, jensen_shannon: the mean distance of two clients' shares of the classes, from 0 to 1: the square root of
     1 - sum sqrt(p q), and of the divergence in bits. effective_classes: the mean over clients of the exponential of

@@ -70,11 +70,13 @@ def test_the_server_adds_the_mean_move_of_all_clients_whoever_arrived():
     assert algorithm.global_model(theta).tolist() == [9.0, 10.0, 2.0]
 
 
-@pytest.mark.parametrize("rule", sorted(MERGING_RULES))
-def test_what_clients_have_moved_adds_up_to_what_the_server_adds(experiment, small_networks, rule):
+@pytest.mark.parametrize(
+    "how", [*({"merge": rule} for rule in sorted(MERGING_RULES)), {"weighting": "samples", "dirichlet": 0.5}], ids=str
+)
+def test_what_clients_have_moved_adds_up_to_what_the_server_adds(experiment, small_networks, how):
     settings = {"algorithm": "feddyn", "n_clients": 5, "participation": 0.6, "n_epochs": 3, "local_steps": 2}
-    settings |= {"compressor": "topk", "model_name": "small", "merge": rule, "quiet": True}
-    run = experiment(**settings)
+    settings |= {"compressor": "topk", "model_name": "small", "quiet": True}
+    run = experiment(**settings, **how)
     fedalg.run_rounds(run)
     moved = sum(run.server.algorithm.moved.values()) / 5
     torch.testing.assert_close(run.server.algorithm.drift, moved, rtol=1e-4, atol=1e-6)

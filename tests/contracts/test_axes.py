@@ -14,15 +14,8 @@ from fedmerge.simulation.experiment import assemble, load_splits
 
 TINY = {
     **{"dataset": "DIGITS", "n_clients": 4, "participation": 0.5, "n_epochs": 2, "local_steps": 2, "batch_size": 8},
-    **{
-        "lr": 0.01,
-        "model_name": "small",
-        "norm": "batch",
-        "device": "cpu",
-        "quiet": True,
-        "soup_epochs": 1,
-        "n_verts": 2,
-    },
+    **{"model_name": "small", "norm": "batch", "lr": 0.01, "device": "cpu", "quiet": True},
+    **{"soup_epochs": 1, "n_verts": 2},
 }
 PAIRS = [
     ((one, first), (other, second))

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmerge import datasets
+from fedmerge.algorithms.fedprox import FedProx
 from fedmerge.local_methods.base import LocalMethod, hold_out
 from fedmerge.local_methods.decorr import mean_square_correlation
 from fedmerge.local_methods.lss import LocalSuperiorSoups
@@ -428,8 +429,8 @@ def test_sharpness_aware_steps_are_those_of_a_copy_uphill(experiment, norm):
 
 def test_what_a_server_adds_to_sharpness_aware_steps_is_that_at_the_weights(experiment):
     """A pull to the received model that is 0 there: with one step nothing but a move uphill would show it."""
-    pulled, free = (
-        trained(experiment(algorithm=name, local="sam", sam_rho=0.3, local_steps=1, **more))
-        for name, more in (("fedprox", {"prox_momentum": 5.0}), ("fedavg", {}))
-    )
-    assert torch.equal(pulled, free)
+    settings = {"local": "sam", "sam_rho": 0.3, "local_steps": 1}
+    free, run = (experiment(algorithm=name, **settings) for name in ("fedavg", "fedprox"))
+    pull = FedProx(run.server.layout, prox_momentum=5.0).gradient_correction
+    pulled = run.clients.trainer.client(1, 1).train(run.server.theta, pull)
+    assert torch.equal(pulled, trained(free))
