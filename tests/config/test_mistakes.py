@@ -325,6 +325,7 @@ def test_a_slip_in_a_declaration_is_seen_whatever_runs(mine, source, said):
         typed_settings({"plugin": plugin})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "said"), IMPORTED, ids=lambda text: text[-40:])
 def test_what_is_not_as_its_shelf_has_it_is_seen_before_the_first_round(mine, source, said):
     args = typed_settings({**QUICK, **mine(source)})

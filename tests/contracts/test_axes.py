@@ -43,6 +43,7 @@ def trained(data, **settings):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda pair: "-".join(pair))
 def test_every_pair_trains_or_is_refused(one, other, data):
     settings = dict([one, other])
@@ -63,6 +64,7 @@ def test_every_pair_trains_or_is_refused(one, other, data):
     assert 0 < second["kept_share"] <= 1
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_known(data):
     refused = []
     for one, other in PAIRS:

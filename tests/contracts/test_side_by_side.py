@@ -18,6 +18,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread", "small_networks")
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_clients_side_by_side_make_what_they_make_one_after_the_other(experiment, settings):

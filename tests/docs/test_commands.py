@@ -50,6 +50,7 @@ def calls(line):
 COMMANDS = sorted({line for page in PAGES + OTHERS for line in commands(page)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in COMMANDS if calls(line)])
 def test_a_command_is_not_refused(line, workplace, capsys):
     ((script, words),) = calls(line)

@@ -165,6 +165,7 @@ def test_what_is_frozen_is_held_once_by_all_who_train(case):
     assert not torch.equal(twin.vector, model.vector)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("case", SELECTIONS)
 def test_side_by_side_and_resumed_is_the_same(case, tmp_path):
@@ -196,6 +197,7 @@ def test_a_checkpoint_on_other_frozen_weights_is_refused():
         resume(run, Saved())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SELECTIONS)
 def test_saved_weights_are_those_of_a_plain_network(case, tmp_path):
     flags = {**SMALL, **SELECTIONS[case], "out": str(tmp_path / "out"), "save_weights": str(tmp_path / "weights.pt")}

@@ -53,6 +53,7 @@ def is_run_of(mine, settings):
     return all(value == settings.get(name, before.get(name, value)) for name, value in mine.items())
 
 
+@pytest.mark.slow
 def test_every_line_of_its_list_has_its_run(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

@@ -21,6 +21,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", CASES, ids=str)
 def test_what_clients_will_keep_is_known_beforehand(experiment, settings):
     run = experiment(**settings, **POOLS, local_steps=1, norm="batch", min_client_samples=2)

@@ -207,6 +207,7 @@ def compact(tmp_path_factory, small_networks):
     return settings, kept, RunState(run).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 def test_a_checkpoint_of_odd_content_falls_back_and_leaves_nothing(tmp_path, compact, capsys, kind):
     settings, before, state = compact
@@ -260,6 +261,7 @@ def test_every_column_has_a_kind():
 FEW = {"n_clients": 4, "participation": 1, "local_steps": 1, "n_verts": 1, "soup_epochs": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -12,6 +12,7 @@ FIVE = {"norm": "batch", "n_epochs": 5, "n_clients": 4, "participation": 0.5, "l
 COMPACT = {"algorithm": "las", "preset": "compact"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, COMPACT, COMPACT | {"downlink": "delta"}, {"algorithm": "scaffold"}], ids=str)
 @pytest.mark.parametrize("wire", ["size", "real"])
 def test_the_weights_are_the_same_and_the_bytes_fewer(experiment, settings, wire):

@@ -60,6 +60,7 @@ def test_every_client_holds_the_servers_model_bit_for_bit_though_it_skips_rounds
     assert away >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_init", [False, True])
 @pytest.mark.parametrize(("mode", "bits"), [*MODES, ("individual", 8)])
 def test_buffers_that_have_not_changed_since_are_not_sent(mode, bits, shared_init):
