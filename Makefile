@@ -13,7 +13,7 @@ BENCHMARK ?= round_time
 # Where this is set, each of the hundreds of processes that tests start compiles the whole program again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-quick lint docs benchmark benchmark-gpu clean
+.PHONY: run test test-quick oracles lint docs benchmark benchmark-gpu clean
 
 run: .venv/run.stamp
 ifeq ($(strip $(ARGS)),)
@@ -30,6 +30,14 @@ test: .venv/test.stamp
 # without those that start processes or take seconds: for work in progress
 test-quick: .venv/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
+
+# merging rules against FusionBench and mergekit, in an environment of their own on top of that of the tests
+oracles: .venv/test.stamp
+	test -x .venv-oracles/bin/python || $(BIN)/python -m venv .venv-oracles
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(.venv-oracles/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/tests.pth
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check fusion-bench
+	.venv-oracles/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mergekit
+	$(BIN)/python -m pytest -q -rs tests/merging/test_oracles.py
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -69,4 +77,4 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oracles

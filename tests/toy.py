@@ -11,7 +11,7 @@ from fedmerge.randomness import generator
 from fedmerge.simulation.server import Server
 
 SIZES, N_BUFFERS = (4, 3, 2), 3
-LAYOUT = Layout(names=("a", "b", "c"), sizes=SIZES, n_trainable=9, dim=12)
+LAYOUT = Layout(names=("a", "b", "c"), sizes=SIZES, n_trainable=9, dim=12, shapes=((2, 2), (3,), (1, 2)))
 CLIENTS = 20  # of a run, whether or not a test lets them take part
 
 

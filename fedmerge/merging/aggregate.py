@@ -13,6 +13,7 @@ import torch
 
 from fedmerge.compressors.largest import CHUNK
 from fedmerge.declared import described, mistake
+from fedmerge.randomness import generator
 from fedmerge.registry import MERGING_RULES
 
 STATISTICS = {}  # name -> Statistic
@@ -96,6 +97,11 @@ class Aggregate:
     masks: torch.Tensor = None  # bool [clients, n_trainable], likewise; None if all weights were sent
     round: int = 1
     n_clients: int = 1  # of the run, that have samples
+    seed: int = 0
+
+    def uniform(self, client: Arrival, n: int, like: torch.Tensor) -> torch.Tensor:
+        """Return n random numbers in [0, 1) on the device of a tensor, a client's own in each round."""
+        return torch.rand(n, generator=generator(self.seed, "merge", self.round, client.client_id)).to(like.device)
 
     @property
     def share_of_clients(self) -> float:

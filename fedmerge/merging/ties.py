@@ -1,6 +1,7 @@
 """Updates trimmed, their signs elected, and merged where they agree."""
 
 from fedmerge.compressors.largest import top_k_mask
+from fedmerge.merging.signs import agreeing_mean
 from fedmerge.registry import merging_rule
 
 
@@ -14,12 +15,7 @@ from fedmerge.registry import merging_rule
 )
 def ties(aggregate, layout, ties_keep):
     """the mean of trimmed updates whose signs agree with the majority's, by weight (Yadav et al. 2023, Algorithm 1)"""
-    n, deltas, shares = layout.n_trainable, aggregate.deltas, aggregate.shares(aggregate.deltas)
+    n, deltas = layout.n_trainable, aggregate.deltas
     for delta in deltas[:, :n]:
         delta *= top_k_mask(delta, ties_keep, (n,))
-    mean = shares @ deltas
-    for delta in deltas[:, :n]:  # one at a time: there may be no room for twice all
-        delta *= delta.sign() == mean[:n].sign()
-    votes = sum(share * (delta != 0) for share, delta in zip(shares, deltas[:, :n], strict=True))
-    mean[:n] = shares @ deltas[:, :n] / votes.clamp_min(1e-30)  # less than the share of any client
-    return mean
+    return agreeing_mean(deltas, aggregate.shares(deltas), n)

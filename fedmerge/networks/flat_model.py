@@ -26,6 +26,21 @@ class Layout:
     norms: tuple = ()  # (begin, end) of what belongs to normalisation layers, buffers included
     head: tuple = ()  # begin and end of the weights of the last layer, see `head_of`
     adapters: tuple = ()  # (begin of A, begin of B, end of B, rank) of low-rank adapters of which both are trained
+    shapes: tuple = ()  # of the trainable tensors
+
+    def rows_of(self, vector):
+        """Return a view [rows, columns] of each trainable tensor in `vector [dim]` or `[n_trainable]`.
+
+        A matrix has its own, a kernel one for each output, a vector is a row.
+        """
+        parts = vector[: self.n_trainable].split(self.sizes)
+        return [
+            part.view(shape[0] if len(shape) > 1 else 1, -1) for part, shape in zip(parts, self.shapes, strict=True)
+        ]
+
+    def matrices(self, vector):
+        """Return the views `rows_of` of those tensors that are no vectors."""
+        return [view for view, shape in zip(self.rows_of(vector), self.shapes, strict=True) if len(shape) > 1]
 
 
 def head_of(module):
@@ -63,6 +78,7 @@ class FlatModel:
         self.layout = Layout(
             names=tuple(name for name, _ in parameters),
             sizes=sizes,
+            shapes=tuple(tuple(p.shape) for _, p in parameters),
             n_trainable=sum(sizes),
             dim=ends[-1],
             norms=tuple((a, b) for name, a, b in places if is_norm(self._owner(name))),

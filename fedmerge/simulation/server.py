@@ -123,7 +123,8 @@ class Server:
             merging.Arrival(r.client_id, r.n_samples, r.n_steps, weight)
             for r, weight in zip(results, weights, strict=True)
         ]
-        found = merging.Aggregate(arrived, round=cohort.round, n_clients=len(self.sizes) - len(self.empty))
+        n_clients = len(self.sizes) - len(self.empty)
+        found = merging.Aggregate(arrived, round=cohort.round, n_clients=n_clients, seed=self.settings.seed)
         sums = cohort.sums
         if cohort.rows is not None:
             found.deltas, found.masks = cohort.rows[places, : self.layout.dim], cohort.masks_of(places)

@@ -10,13 +10,24 @@ from pages import OTHERS, PAGES, ROOT, commands, examples, name_of, prose
 
 import data
 import plotting
+import tune
 from fedmerge.config.options import ALIASES, all_options
 from fedmerge.config.parser import build_parser, parse_args
+from fedmerge.tuning.study import Study
+
+
+def grid_of_runs(words):
+    """Check a command line of tune.py, and all runs that it stands for."""
+    behind = words.index("--") if "--" in words else len(words)
+    args = tune.build_parser().parse_args(words[:behind])
+    Study(tune.templates_of(args, words[behind + 1 :]), args.seeds, args.out)
+
 
 PARSERS = {
     "fedalg.py": parse_args,
     "plotting.py": lambda words: plotting.build_parser().parse_args(words),
     "data.py": lambda words: data.build_parser().parse_args(words),
+    "tune.py": grid_of_runs,
 }
 SCRIPTS = ["models.py", "import_TIN.py", "run_experiments.sh", "plotting.sh"]
 SBATCH = {"signal", "gres", "time", "nodes", "cpus-per-task", "dependency"}  # flags of SLURM's own
@@ -36,6 +47,8 @@ def workplace(tmp_path_factory):
         for page in PAGES:
             for weights in re.findall(r"--save_weights (\S+\.pt)", page.read_text()):
                 Path(weights).touch()  # as if the command that writes it had run
+            for name, lines in re.findall(r"```text\n# (\S+\.txt)\n(.*?)```", page.read_text(), re.DOTALL):
+                Path(name).write_text(lines)
         yield
 
 
@@ -94,7 +107,10 @@ def parser(workplace):
 @pytest.fixture(scope="module")
 def others():
     """The text of the other programs, in which their flags are."""
-    files = [*(ROOT / script for script in ("plotting.py", "data.py", *SCRIPTS)), *(ROOT / "benchmarks").glob("*.py")]
+    files = [
+        *(ROOT / script for script in ("plotting.py", "data.py", "tune.py", *SCRIPTS)),
+        *(ROOT / "benchmarks").glob("*.py"),
+    ]
     return "".join(file.read_text() for file in files)
 
 

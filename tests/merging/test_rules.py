@@ -1,8 +1,7 @@
 """Merging rules by hand."""
 
-import pytest
 import torch
-from toy import build, cohort, one_round, vector
+from toy import build, one_round, vector
 
 
 def stitched(layout, **options):
@@ -24,9 +23,3 @@ def test_signs_step_where_the_weight_of_the_clients_points(layout):
     deltas = torch.stack([vector(9, -9, 9, 0, 1, 2, 0), vector(-1, -1, 1, 0, -9, 0, 4), vector(-1, 1, 1, 1, 2, 0, 0)])
     merged = one_round(build(layout, algorithm="signsgd", sign_step=0.5), theta, deltas, vector(0.5, 0.25, 0.25))
     assert torch.equal(merged, vector(1, 0.5, 1.5, 1.5, 1.5, 8, 8))
-
-
-@pytest.mark.parametrize("rule", ["mean", "stitch", "median", "trimmed_mean", "krum"])
-def test_who_sends_alone_decides(rule):
-    theta, deltas, p = cohort(8, clients=1)
-    assert torch.allclose(one_round(build(merge=rule), theta, deltas, p), theta + deltas[0])

@@ -1,0 +1,117 @@
+"""Settings chosen by validation accuracy: python tune.py --grid lr=0.3,0.1,0.03 --seeds 0 1 -- --algorithm fedavg
+
+Every combination of the values is run with every seed, by run_experiments.sh, and the best is chosen by the mean over
+the seeds. Test accuracies have no part in it. What is in the folder --out afterwards:
+
+    experiments.txt    the runs, a line each
+    chosen.txt         the flags with the chosen values, without a seed: a list for run_experiments.sh
+    choice.md, .json   all points in order, by how much the best is ahead, and whether it is at an end of its grid
+
+The values can also be in a list, for as many settings as it has lines: python tune.py --list compare.txt --seeds 0 1,
+with lines such as --algorithm fedavg --dataset CIFAR10 {lr: 0.1 | 0.03} {momentum: 0 | 0.9}. Called again, it goes on
+with what is missing.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from fedmerge import startup
+from fedmerge.config.kinds import KINDS
+from fedmerge.errors import InputError, reason
+from fedmerge.startup import NOT_FINISHED
+from fedmerge.tuning import grid
+from fedmerge.tuning.choice import BY
+from fedmerge.tuning.study import CHOSEN, LIST, REPORT, Study
+
+LAUNCHER = Path(__file__).resolve().parent / "run_experiments.sh"
+
+
+def build_parser():
+    about, more = __doc__.split("\n\n", 1)
+    form = argparse.RawDescriptionHelpFormatter
+    usage = "tune.py [options] --grid NAME=V,V ... -- FLAGS of fedalg.py\n       tune.py [options] --list FILE"
+    parser = argparse.ArgumentParser(
+        prog="tune.py", usage=usage, description=about, epilog=more, formatter_class=form, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--grid", nargs="+", action="extend", default=[], metavar="NAME=V,V", help="values to try of a flag")
+    add("--list", metavar="FILE", help="lines of flags with {NAME: V | V}; each is chosen for by itself")
+    add("--seeds", type=KINDS["integer"], nargs="+", default=[0], metavar="N", help="a run of each [0]")
+    add(
+        "--by",
+        choices=list(BY),
+        default="last",
+        help="validation accuracy of the last round, of the last ten or of the best [last]",
+    )
+    add("--out", default="tuning", metavar="DIR", help="folder of all that is written [tuning]")
+    add("--jobs", type=KINDS["count"], default=1, metavar="N", help="runs at a time [1]")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--submit", action="store_true", help="submit the runs to SLURM, and choose later, by --choose")
+    how.add_argument("--choose", action="store_true", help="only choose, of runs that are there")
+    how.add_argument("--dry_run", action="store_true", help="only write the list of runs")
+    return parser
+
+
+def templates_of(args, flags):
+    """Return the Templates of the command line: of a list, or of flags and a grid. Raises InputError."""
+    if args.list is not None:
+        if flags or args.grid:
+            raise InputError("--list has the flags and the values in its lines: leave out --grid and what is behind --")
+        return grid.read_templates(args.list)
+    if not flags:
+        raise InputError("no flags of fedalg.py behind --, such as -- --algorithm fedavg, and no --list")
+    return [grid.template(flags, "the command line", args.grid)]
+
+
+def launch(path, args):
+    """Let run_experiments.sh run the list, or submit it; return its status. At a signal, it saves the runs."""
+    environment = {**os.environ, "EXPERIMENTS": str(path), "JOBS": str(args.jobs)}
+    launcher = subprocess.Popen([LAUNCHER, *["--submit"] * args.submit], env=environment, start_new_session=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: launcher.send_signal(signal.SIGTERM))
+    return launcher.wait()
+
+
+def conclude(study):
+    """Choose, and say what; return the exit status."""
+    missing = study.collect()
+    if missing:
+        raise InputError(f"{len(missing)} of {study.n_runs} runs are not finished, such as {missing[0]}")
+    print(study.write_choices(), end="")
+    print(f"\n{study.out / REPORT}; the flags with the chosen values: {study.out / CHOSEN}")
+    return 0 if study.all_chosen else 1
+
+
+def main(argv):
+    behind = argv.index("--") if "--" in argv else len(argv)
+    args = build_parser().parse_args(argv[:behind])
+    study = Study(templates_of(args, argv[behind + 1 :]), args.seeds, args.out, args.by)
+    if args.choose:
+        return conclude(study)
+    study.write_list()
+    print(f"{study.n_runs} runs: {study.out / LIST}", flush=True)
+    if args.dry_run:
+        return 0
+    status = launch(study.out / LIST, args)
+    if args.submit:
+        return status
+    if status == NOT_FINISHED:
+        print("tune.py: stopped: the same command goes on", file=sys.stderr)
+        return status
+    return conclude(study)
+
+
+if __name__ == "__main__":
+    startup.mend_streams()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        print(f"tune.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"tune.py: error: {reason(error)}", file=sys.stderr)
+        sys.exit(1)
