@@ -22,3 +22,9 @@ def small(channels, image_size, n_classes, norm):
         *(nn.Conv2d(channels, 8, 3, padding=1), norm_layer(norm)(8), nn.MaxPool2d(2), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(8 * (image_size // 2) ** 2, 32), nn.ReLU(), nn.Linear(32, n_classes)),
     )
+
+
+@network("line", norms=("none",))
+def line(channels, image_size, n_classes, norm):
+    """a single layer"""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, n_classes))

@@ -11,7 +11,14 @@ from fedmerge.randomness import generator
 from fedmerge.simulation.server import Server
 
 SIZES, N_BUFFERS = (4, 3, 2), 3
-LAYOUT = Layout(names=("a", "b", "c"), sizes=SIZES, n_trainable=9, dim=12, shapes=((2, 2), (3,), (1, 2)))
+LAYOUT = Layout(
+    names=("a", "b", "c"),
+    sizes=SIZES,
+    n_trainable=9,
+    dim=12,
+    shapes=((2, 2), (3,), (1, 2)),
+    layers=(((0, 4),), ((4, 7),), ((7, 9),)),
+)
 CLIENTS = 20  # of a run, whether or not a test lets them take part
 
 
@@ -51,6 +58,9 @@ class FakeClient:
         self.start, self.correction = start.clone(), correction
         self.model.vector = start + self.delta
         return self.model.vector
+
+    def train_aside(self, start, correction):
+        return start + self.delta
 
     def rng(self, purpose, *more):
         return generator(0, purpose, self.round, self.id, *more)

@@ -1,5 +1,6 @@
 """Federated averaging, which all other algorithms derive from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class FedAvg(Stateful):
     presets = {}
     communicates = True  # whether anything crosses a wire
     personalises = False  # whether `client_model` gives clients other models than `global_model`
+    own = None  # places in the vector [dim], ascending, of what stays with the clients: it does not cross the wire
     uploads = ()  # names of vectors [n_trainable] that a client sends besides its change
     broadcasts = ()  # names of attributes, vectors [n_trainable], that the server sends besides its model
     statistics = ()  # of merging.statistic, or of `uploads`, what `merge` needs beside the merged step
@@ -92,6 +94,13 @@ class FedAvg(Stateful):
     def client_model(self, theta: Tensor, client_id: int) -> Tensor:
         """Return the model [dim] that a client uses, given the server's `theta [dim]`."""
         return self.global_model(theta)
+
+    def own_correction(self, common: Tensor) -> Callable | None:
+        """Return the `gradient_correction` with which a client trains the model that it uses once more, at the end.
+
+        common [dim]: the model that all share.
+        """
+        return self.gradient_correction
 
     # ----------------------------------------------------------------------------------------------------------------
     # What is done with the hooks

@@ -27,6 +27,7 @@ class Layout:
     head: tuple = ()  # begin and end of the weights of the last layer, see `head_of`
     adapters: tuple = ()  # (begin of A, begin of B, end of B, rank) of low-rank adapters of which both are trained
     shapes: tuple = ()  # of the trainable tensors
+    layers: tuple = ()  # ((begin, end), ...) of each layer that has a trainable tensor, in order, with its buffers
 
     def rows_of(self, vector):
         """Return a view [rows, columns] of each trainable tensor in `vector [dim]` or `[n_trainable]`.
@@ -47,6 +48,14 @@ def head_of(module):
     """Return the name of the layer that makes the logits: the one whose parameters come last in the module."""
     *_, (name, _) = module.named_parameters()
     return name.rpartition(".")[0]
+
+
+def _layers(places, n_trainable):
+    """Yield what Layout.layers has, given (name, begin, end) of what is in the vector."""
+    owners = {}
+    for name, begin, end in places:
+        owners.setdefault(name.rpartition(".")[0], []).append((begin, end))
+    yield from (tuple(parts) for parts in owners.values() if parts[0][0] < n_trainable)
 
 
 class FlatModel:
@@ -84,6 +93,7 @@ class FlatModel:
             norms=tuple((a, b) for name, a, b in places if is_norm(self._owner(name))),
             head=(head[0][0], head[-1][1]) if head else (),
             adapters=tuple(self._adapters({name: (a, b) for name, a, b in places})),
+            layers=tuple(_layers(places, sum(sizes))),
         )
         self.vector = torch.cat([t.detach().flatten().float() for _, t in parameters + buffers])
         self.gradient = torch.zeros_like(self.trainable)

@@ -83,8 +83,9 @@ def make_part(server, judge, chooser, shared, client_id, histogram, trainer):
     settings, n = server.settings, server.layout.n_trainable
     start = server.algorithm.client_model(server.common(), client_id)
     client = trainer.client(client_id, settings.n_epochs + 1)
-    _, client.received = server.algorithm.parted(server.downlink.model, server.algorithm.broadcasts)
-    change = client.train(start, server.algorithm.gradient_correction) - start
+    sent = server.crossing.whole(server.downlink.model)
+    _, client.received = server.algorithm.parted(sent, server.algorithm.broadcasts)
+    change = client.train(start, server.algorithm.own_correction(server.common())) - start
     if not math.isfinite(client.loss + change.sum()):
         raise FloatingPointError(
             f"--save_clients: client {client_id} diverges as it trains once more; the run itself is finished: leave "

@@ -94,6 +94,7 @@ class ClientPool:
         algorithm, compressor = self.server.stateful
         used_here(download, *(of_client.get(client_id) for of_client in self.kept().values()))
         client = trainer.client(client_id, round)
+        download = self.server.crossing.whole(download)
         received, client.received = algorithm.parted(download, algorithm.broadcasts)
         client.row, version = row, download._version
         update = algorithm.train(received, client)
@@ -120,7 +121,7 @@ class ClientPool:
             client.loss,
             client.hits,
             total,
-            update.mask.sum() if masked else self.server.layout.n_trainable,
+            update.mask.sum() if masked else self.server.crossing.n_weights,
             masked,
         )
         return result, update, row
@@ -128,10 +129,11 @@ class ClientPool:
     def _send(self, update, client):
         """Send a ClientUpdate to the server; return the one that it decodes, which is in client.row, and its bytes."""
         s, n, algorithm = self.server.settings, self.server.layout.n_trainable, self.server.algorithm
+        crossing, skip = self.server.crossing, self.server.skipped(client.round)
         vector = algorithm.joined(update.delta, update.more)
         real = s.wire == "real" and bool(vector.sum().isfinite())  # no bytes for what is not; faults say whose it is
         rng = generator(s.seed, "rounding", client.round, client.id)
-        vector, skip = ClientUpdate(vector, update.mask), self.server.skipped(client.round)
-        message = wire.pack(vector, n, s.value_bits, rng, client.round, client.id, skip)
+        sent = crossing.update_out(ClientUpdate(vector, update.mask), n)
+        message = wire.pack(sent, crossing.n_weights, s.value_bits, rng, client.round, client.id, skip)
         size, message = wire.transmit(message, real)
-        return algorithm.decoded(message.unpack(client.row), message.mask), size
+        return algorithm.decoded(*crossing.unpack(message, client.row, n)), size

@@ -11,7 +11,7 @@ from fedmerge.errors import InputError
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
 from fedmerge.simulation.cohort import Cohort
 from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
-from fedmerge.wire import Downlink, DownlinkSettings
+from fedmerge.wire import Crossing, Downlink, DownlinkSettings
 
 BYTES = ["bytes_up", "bytes_down", "bytes_up_total", "bytes_down_total"]
 
@@ -46,10 +46,11 @@ class Server:
             real=settings.wire == "real",
             seed=settings.seed,
         )
-        broadcast = self.algorithm.whole_broadcast(theta)
+        self.crossing = Crossing(self.algorithm.own, layout, theta)
+        broadcast = self.crossing.out(self.algorithm.whole_broadcast(theta))
         # Buffers that are sent in all rounds are in all messages, even where they are the same as before.
-        self.n_skipped = layout.dim - layout.n_trainable if settings.bn_every > 1 else 0
-        self.downlink = Downlink(broadcast, layout.n_trainable, settings.n_clients, how, self.n_skipped)
+        self.n_skipped = self.crossing.n_buffers if settings.bn_every > 1 else 0
+        self.downlink = Downlink(broadcast, self.crossing.n_weights, settings.n_clients, how, self.n_skipped)
         self.traffic, self.cohort, self._all_rows = {}, None, None
 
     @property
@@ -140,7 +141,7 @@ class Server:
         """
         before = self.algorithm.snapshot()
         model = self.algorithm.whole_broadcast(self.theta)
-        self.downlink.publish(model, buffers=not self.skipped(round))
+        self.downlink.publish(self.crossing.out(model), buffers=not self.skipped(round))
         self.algorithm.check_unchanged(before, "as the server sent its model", but=self.algorithm.server_state)
         self.cohort = None
 
@@ -166,7 +167,8 @@ class Server:
         """
         if self.settings.downlink != "sparse":
             return self.theta
-        broadcast, (model, _) = self.algorithm.broadcast(self.theta), self.algorithm.parted(self.downlink.model, ())
+        sent = self.crossing.whole(self.downlink.model)
+        broadcast, (model, _) = self.algorithm.broadcast(self.theta), self.algorithm.parted(sent, ())
         return model if broadcast is self.theta else model - (broadcast - self.theta)
 
     def served(self):

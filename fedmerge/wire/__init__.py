@@ -1,5 +1,6 @@
 """What crosses the wire: messages, their exact bytes, and what clients download."""
 
+from fedmerge.wire.crossing import Crossing
 from fedmerge.wire.downlink import CatchUp, Downlink, DownlinkSettings
 from fedmerge.wire.message import (
     ALL,
@@ -37,6 +38,7 @@ __all__ = [
     "SERVER",
     "VERSION",
     "CatchUp",
+    "Crossing",
     "Downlink",
     "DownlinkSettings",
     "Message",

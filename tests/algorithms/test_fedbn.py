@@ -26,7 +26,7 @@ def test_under_fedbn_norm_layers_stay_with_their_client(experiment):
         expected = torch.where(rest, theta, models[number])
         assert (mine - expected)[own].norm() < 0.1 * (models[0] - models[1])[own].norm()
         assert torch.equal(mine[rest], run.server.theta[rest])
-    mean = sum(run.server.algorithm.norms.values()) / 3
+    mean = sum(run.server.algorithm.own_layers.values()) / 3
     assert torch.allclose(run.server.served(), run.server.theta.index_copy(0, own, mean))
     again = make_algorithm(run.settings, run.model.layout)
     again.load_state_dict(run.server.algorithm.state_dict())

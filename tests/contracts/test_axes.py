@@ -72,8 +72,8 @@ def test_what_is_refused_is_known(data):
             resolve({**TINY, **dict([one, other]), "n_clients": 1, "participation": 1.0})
         except InputError:
             refused.append((one[1], other[1]))
-    averages = {"lss", "lss_budget", "lss_published", "soups", "swa", "swad"}  # no end of one run of steps
-    known = {(local, name) for local in averages for name in ("fednova", "scaffold")}
+    several = {"lss", "lss_budget", "lss_published", "soups", "swa", "swad", "head_first"}  # no end of one run of steps
+    known = {(local, name) for local in several for name in ("fednova", "scaffold")}
     known |= {(rule, "fednova") for rule in ("median", "sign", "trimmed_mean")}  # which take no weights of clients
     assert set(refused) == known | {("none", "topk")}  # whose error feedback has nothing to keep
 

@@ -225,13 +225,13 @@ def test_a_client_with_norm_layers_of_its_own_starts_from_these_and_keeps_them(e
     run = experiment(algorithm="fedbn", dirichlet=0.3, n_clients=5, participation=0.8, n_epochs=3)
     run.settings.part_sparsity = part_sparsity
     train_rounds(run, 3)
-    shared, own, n = run.server.served(), run.server.algorithm.places, run.model.layout.n_trainable
+    shared, own, n = run.server.served(), run.server.algorithm.own, run.model.layout.n_trainable
     for number in range(5):
         start = run.server.algorithm.client_model(run.server.theta, number)
         whole = trained(run, number, start)
         part, accuracies = made(run, number)
         model = shared + part
-        if number in run.server.algorithm.norms:
+        if number in run.server.algorithm.own_layers:
             assert not torch.equal(start, shared)
             assert torch.allclose(model[own], whole[own], atol=1e-6)
         assert torch.allclose(model[n:], whole[n:], atol=1e-5)  # statistics of BatchNorm

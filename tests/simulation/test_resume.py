@@ -283,12 +283,18 @@ def test_what_says_how_long_its_vectors_are_is_right(settings, experiment):
 
 def test_the_vectors_of_published_methods_have_a_known_length(experiment):
     known = {}
-    for settings in ({"algorithm": "fedacg"}, {"local": "moon"}, {"algorithm": "fedbn"}, {"algorithm": "scaffold"}):
+    for settings in (
+        {"algorithm": "fedacg"},
+        {"local": "moon"},
+        {"algorithm": "fedbn"},
+        {"algorithm": "ditto"},
+        {"algorithm": "scaffold"},
+    ):
         run = experiment(**settings)
         for keeps in run.clients.stateful:
             for name in (*keeps.server_state, *keeps.of_clients()):
                 known[name] = keeps.kept_length(name, run.model.layout)
-    assert set(known) == {"server_momentum", "last", "norms", "control", "client_control"}
+    assert set(known) == {"server_momentum", "last", "own_layers", "own_model", "control", "client_control"}
     assert None not in known.values()
 
 

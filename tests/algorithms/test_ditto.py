@@ -1,0 +1,57 @@
+"""Ditto: the common model is FedAvg's, and each client's own against a twin."""
+
+import pytest
+import torch
+from conftest import train_round
+
+import fedalg
+
+FEW = {"model_name": "small", "n_clients": 3, "participation": 1.0, "momentum": 0.9}
+
+pytestmark = pytest.mark.usefixtures("small_networks")
+
+
+def test_the_common_model_is_fedavgs_to_the_last_bit(experiment):
+    runs = [experiment(algorithm=name, norm="batch", quiet=True, **FEW) for name in ("fedavg", "ditto")]
+    for run in runs:
+        fedalg.run_rounds(run)
+    assert torch.equal(runs[0].server.theta, runs[1].server.theta)
+    rows = [[{k: v for k, v in row.items() if "seconds" not in k} for row in run.history.rows] for run in runs]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_a_clients_own_model_equals_its_twin(experiment, one_thread, strength):
+    """SGD with momentum on the loss and the pull, over the batches that the common model is trained on."""
+    run = experiment(algorithm="ditto", ditto_lambda=strength, **FEW)
+    own = run.server.theta.clone()
+    for round in (1, 2):
+        common, client, model = run.server.theta.clone(), run.clients.trainer.client(0, round), run.model
+        velocity = torch.zeros_like(own)
+        for x, y in client.batches(client.settings.epochs, client.rng("batches")):
+            model.load(own)
+            model.train()
+            model.gradient.zero_()
+            torch.nn.functional.cross_entropy(model.module(x), y).backward()
+            velocity = 0.9 * velocity + model.gradient + strength * (own - common)
+            own = own - client.lr * velocity
+        train_round(run, round)
+        mine = run.server.algorithm.client_model(run.server.theta, 0)
+        torch.testing.assert_close(mine, own, rtol=0, atol=1e-5)
+    assert not torch.allclose(own, run.server.theta, atol=1e-3)
+
+
+def test_who_never_took_part_uses_the_common_model(experiment):
+    run = experiment(algorithm="ditto", **FEW | {"n_clients": 4, "participation": 0.5})
+    train_round(run, 1)
+    kept = set(run.server.algorithm.own_model)
+    assert len(kept) == 2
+    for client_id in set(range(4)) - kept:
+        assert torch.equal(run.server.algorithm.client_model(run.server.theta, client_id), run.server.theta)
+
+
+def test_an_own_model_that_diverges_is_found(experiment):
+    run = experiment(algorithm="ditto", ditto_lambda=1e30, on_nan="skip", **FEW)
+    row = train_round(run, 1)
+    assert row["clients"] == 0
+    assert run.server.algorithm.own_model == {}
