@@ -105,6 +105,12 @@ OPTIONS = {
     ],
     "model": [
         Option("norm", None, ("batch", "group", "none", "own"), norm_help),
+        Option(
+            "weight_standardisation",
+            False,
+            "flag",
+            "convolutions work with weights of mean 0 and deviation 1 for each output; for --norm group or batch",
+        ),
         Option("pretrained", False, "flag", pretrained_help),
         Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
         Option(

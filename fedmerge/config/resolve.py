@@ -190,6 +190,12 @@ def _check_network(args):
         raise InputError(
             f"--pretrained needs --norm {norms[0]}: the published weights of {name} have no {args.norm} norm"
         )
+    if args.weight_standardisation and args.norm == "none":
+        raise InputError(
+            "--weight_standardisation needs normalisation layers, such as --norm group: outputs would explode"
+        )
+    if args.weight_standardisation and args.pretrained:
+        raise InputError("--weight_standardisation changes what published weights do: leave out --pretrained, or it")
     if args.norm not in norms:
         raise InputError(f"--norm {args.norm} is not for {name}, which needs {' or '.join(norms)}")
 

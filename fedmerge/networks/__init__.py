@@ -26,6 +26,7 @@ from fedmerge.networks.building import COPIES, LARGEST, build_model, check_name,
 from fedmerge.networks.draws import CPU, draws_at_random, keyed_draws
 from fedmerge.networks.flat_model import FlatModel, Layout, head_of
 from fedmerge.networks.norms import norm_layer
+from fedmerge.networks.standardised import standardise
 from fedmerge.networks.trainable import choose_trained
 from fedmerge.networks.weights import load_pretrained, load_weights, save_weights
 
@@ -46,4 +47,5 @@ __all__ = [
     "load_weights",
     "norm_layer",
     "save_weights",
+    "standardise",
 ]

@@ -13,6 +13,7 @@ from torch import nn
 from fedmerge.errors import InputError
 from fedmerge.networks.adapters import LowRank, merge_adapters
 from fedmerge.networks.norms import is_norm
+from fedmerge.networks.standardised import make_plain
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,14 @@ class FlatModel:
         return self.gradient[begin : begin + len(w)]
 
     def plain_copy(self):
-        """Return a copy of the module on the CPU, in evaluation mode, with parameters of its own, adapters merged."""
+        """Return a copy of the module on the CPU, in evaluation mode, with parameters of its own.
+
+        Adapters are merged, standardised weights are what they amount to.
+        """
         module = copy.deepcopy(self.module).cpu().eval()
         module.zero_grad(set_to_none=True)
         merge_adapters(module)
+        make_plain(module)
         return module
 
     def load(self, vector):

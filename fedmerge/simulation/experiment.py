@@ -180,6 +180,8 @@ def starting_module(settings, splits, device="cpu"):
     module = networks.build_model(name, channels, size, splits.n_classes, settings.norm, seed, device, **options)
     if settings.batch_size == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules()):
         raise InputError(f"--batch_size 1 is too small for the BatchNorm of {name}: at least 2")
+    if settings.weight_standardisation:
+        networks.standardise(module)
     if settings.pretrained:
         networks.load_pretrained(module, name)
     if settings.init_weights:
