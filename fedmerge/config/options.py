@@ -56,6 +56,7 @@ OPTIONS = {
         Option("algorithm", "fedavg", tuple, "how clients train and the server merges"),
         Option("preset", None, tuple, "a combination of the algorithm's flags by its name; flags given as well win"),
         Option("dataset", "DIGITS", "dataset", dataset_help),
+        Option("validation", True, "flag", "keep a tenth of the training images for validation; else train on all"),
         Option(
             "image_size",
             None,

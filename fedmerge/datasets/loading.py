@@ -30,8 +30,8 @@ def resize(images, size):
     return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
 
 
-def load_dataset(name, root, seed, image_size=None, shift="label"):
-    """Return the Splits of `name`, its files under `root`; validation is 10 % of the training set, by seed.
+def load_dataset(name, root, seed, image_size=None, shift="label", validation=True):
+    """Return the Splits of `name`, its files under `root`; validation is 10 % of the training set, by seed, or empty.
 
     image_size: pixels that the network is to see; larger images are shrunk here, smaller ones stay as they are and are
     enlarged a batch at a time, by Splits.normalise. shift: "feature" for a dataset of several domains.
@@ -46,14 +46,14 @@ def load_dataset(name, root, seed, image_size=None, shift="label"):
             spec = specs("dataset").get(name)
             of_plugin = spec is not None and not spec.file.is_relative_to(HERE)  # of others, it is the files' fault
             raise mistake(DATASETS[name], words) if of_plugin else InputError(f"{name} under {root} {words}")
-    if len(train) < 2:
+    if validation and len(train) < 2:
         raise InputError(f"{name} under {root} has one training image: there is none for validation")
     crc = _crc32(train, test)
     own = train.images.shape[-1]
     if image_size and image_size < own:
         train, test = (replace(part, images=resize(part.images, image_size)) for part in (train, test))
     order = torch.randperm(len(train), generator=generator(seed, "validation"))
-    n_val = max(1, len(train) // 10)
+    n_val = max(1, len(train) // 10) if validation else 0
     parts = [train[order[n_val:]], train[order[:n_val]], test]
     if shift == "feature" and isinstance(domains, dict):
         parts = [_in_all_domains(part, number, domains) for number, part in enumerate(parts)]

@@ -185,11 +185,12 @@ def _sent(found, direction):
 
 
 def draw_train_val(found, path, title, notes, width=None):
-    """Draw training and validation accuracy and loss of all Series over rounds."""
+    """Draw training and validation accuracy and loss of all Series over rounds; test, where nothing was validated."""
     width = width or 9
+    validated = any(run.rounds["val_accs"].notna().any() for series in found for run in series.runs)
     figure, panels = plt.subplots(2, 2, figsize=(width, 0.3 + 0.6 * width), sharex=True)
     for row, (column, ylabel) in zip(panels, (("accs", "accuracy, %"), ("losses", "loss")), strict=True):
-        for axes, part in zip(row, ("train", "val"), strict=True):
+        for axes, part in zip(row, ("train", "val" if validated else "test"), strict=True):
             xlabel = "round" if column == "losses" else ""  # the lower row
             draw_lines(axes, found, f"{part}_{column}", "epoch", xlabel, f"{part} {ylabel}")
     finish(figure, panels[0, 0], path, title, [about_bands(found), *notes])

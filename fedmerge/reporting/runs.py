@@ -84,7 +84,7 @@ class Run:
     @cached_property
     def scores(self):
         """Accuracies in single figures, see scores.py; {} before the first evaluation."""
-        rows = self.rounds.dropna(subset=["val_accs", "test_accs"]).to_dict("records")
+        rows = self.rounds.dropna(subset=["test_accs"]).to_dict("records")
         return scores.accuracies(rows) if rows else {}
 
 
@@ -232,7 +232,8 @@ def _rounds_of(source, name, settings, finished):
         _check(len(rounds) <= n_rounds, f"{csv} has more than the {n_rounds} rounds of the run")
         if finished:
             _check(len(rounds) == n_rounds, f"{csv} has {len(rounds)} of the {n_rounds} rounds of the run")
-            _check(rounds[["val_accs", "test_accs"]].notna().all(axis=1).any(), f"{csv} has no evaluation")
+            judged = ["val_accs", "test_accs"] if settings.get("validation", True) else ["test_accs"]
+            _check(rounds[judged].notna().all(axis=1).any(), f"{csv} has no evaluation")
     except InputError:
         if finished:
             raise

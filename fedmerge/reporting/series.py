@@ -1,6 +1,7 @@
 """Series: the runs that differ in nothing but their seed. Labels for them, and which of them to draw."""
 
 import argparse
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -306,8 +307,12 @@ def pick_reference(found, wanted=None):
 
 
 def _promise(series):
-    """Return what sorts Series: those with all their runs last, of these the best validation accuracy last."""
-    return not series.missing, series.scores("val_accuracy_best").mean()
+    """Return what sorts Series: those with all their runs last, of these the best validation accuracy last.
+
+    Those without validation data come before all others.
+    """
+    reached = series.scores("val_accuracy_best").mean()
+    return not series.missing, -1.0 if math.isnan(reached) else reached
 
 
 def is_plain_fedavg(series):

@@ -211,7 +211,7 @@ def summary_row(dataset, series, settings=(), at=(), reference=None, over=f"last
     """
 
     def accuracy(name):
-        return spread(100 * series.scores(name))
+        return spread(100 * series.scores(name).dropna())
 
     return {
         **_first_columns(dataset, series),

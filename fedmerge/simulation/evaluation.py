@@ -64,9 +64,10 @@ class Evaluator:
         started, row = time.perf_counter(), {}
         if server.settings.eval_train:
             row["train_losses"], row["train_accs"], _ = self.evaluate(server, parts, self.splits.train)
-        row["val_losses"], row["val_accs"], _ = self.evaluate(server, parts, self.splits.val)
+        if len(self.splits.val):
+            row["val_losses"], row["val_accs"], _ = self.evaluate(server, parts, self.splits.val)
         row["test_losses"], row["test_accs"], judged = self.evaluate(server, parts, self.splits.test)
         row["eval_seconds"] = time.perf_counter() - started
-        if not math.isfinite(row["val_losses"] + row["test_losses"]):
+        if not math.isfinite(row.get("val_losses", 0.0) + row["test_losses"]):
             raise FloatingPointError("the loss of the merged model is not finite; try a smaller --lr")
         return row, judged

@@ -90,7 +90,7 @@ def _share_out(run, group):
 def load_splits(settings):
     """Return the datasets.Splits of the settings."""
     s = settings
-    return datasets.load_dataset(s.dataset, s.data_root, s.seed, s.image_size, s.shift)
+    return datasets.load_dataset(s.dataset, s.data_root, s.seed, s.image_size, s.shift, s.validation)
 
 
 def assemble(settings, splits, parts, device):

@@ -30,7 +30,8 @@ from fedmerge.simulation.server import BYTES
 share, seconds, loss, counts = number(0, 1), number(0), number(), whole()
 ALWAYS = {"epoch": whole(1), "clients": counts, "train_seconds": seconds, **dict.fromkeys(BYTES, counts)}
 TRAINED = {"train_losses": number(finite=False), "train_accs": share, "kept_share": share}
-EVALUATED = {"val_losses": loss, "val_accs": share, "test_losses": loss, "test_accs": share, "eval_seconds": seconds}
+VALIDATED = {"val_losses": loss, "val_accs": share}  # --no-validation has none
+EVALUATED = {"test_losses": loss, "test_accs": share, "eval_seconds": seconds}
 SENT = {
     "client_id": counts,
     "n_samples": whole(1),
@@ -78,7 +79,7 @@ def _kinds(run, n_rows):
         "compressor": compressor,
         "local": local,
         "downlink": _downlink(server.downlink, n_rows, clients),
-        "rows": many(fields(ALWAYS, TRAINED | EVALUATED)),
+        "rows": many(fields(ALWAYS, TRAINED | EVALUATED | VALIDATED)),
         "traffic": mapping(clients, many(counts, 3)),
         "cohort": either(nothing, _cohort(server, clients)),
     }
@@ -145,8 +146,9 @@ def _cohort(server, clients):
 def _check_rows(settings, rows, traffic):
     refuse_unless([row["epoch"] for row in rows] == list(range(1, len(rows) + 1)), "rows are not of rounds in order")
     refuse_unless(len(rows) <= settings.n_epochs, "rows are more than rounds")
-    refuse_unless(all(len(EVALUATED.keys() & row.keys()) in (0, len(EVALUATED)) for row in rows), "rows lack columns")
-    refuse_unless(len(rows) < settings.n_epochs or "val_accs" in rows[-1], "rows end without an evaluation")
+    columns = EVALUATED.keys() | (VALIDATED.keys() if settings.validation else ())
+    refuse_unless(all(len(columns & row.keys()) in (0, len(columns)) for row in rows), "rows lack columns")
+    refuse_unless(len(rows) < settings.n_epochs or "test_accs" in rows[-1], "rows end without an evaluation")
     for place, way in enumerate(("bytes_up", "bytes_down"), 1):
         totals = list(accumulate(row[way] for row in rows))
         refuse_unless(totals == [row[f"{way}_total"] for row in rows], f"rows do not add up to {way}_total")

@@ -37,9 +37,12 @@ class Study:
             for point in points:
                 said = f"{one.where}: {point.text}"
                 try:
-                    name = run_name(parsed(self.run_of(point, self.seeds[0])))
+                    settings = parsed(self.run_of(point, self.seeds[0]))
+                    name = run_name(settings)
                 except InputError as error:
                     raise InputError(f"{said}: {str(error).removeprefix('fedalg.py: error: ')}") from None
+                if not settings.validation:
+                    raise InputError(f"{said}: --no-validation leaves nothing to choose by")
                 if name in there:
                     raise InputError(f"{said}: is the same run as {there[name]}")
                 there[name] = said
