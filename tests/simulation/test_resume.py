@@ -254,7 +254,7 @@ def same(a, b):
 
 
 def test_every_column_has_a_kind():
-    known = state_checks.ALWAYS | state_checks.TRAINED | state_checks.EVALUATED
+    known = state_checks.ALWAYS | state_checks.TRAINED | state_checks.EVALUATED | state_checks.VALIDATED
     assert sorted(known) == sorted(fedalg.COLUMNS)
 
 
