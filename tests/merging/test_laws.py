@@ -9,6 +9,7 @@ from toy import LAYOUT, cohort
 from fedmerge.client_update import ClientUpdate
 from fedmerge.merging import Aggregate, Arrival, WeightedSums, find_statistics, needs_of
 from fedmerge.merging.directions import orthogonal, present
+from fedmerge.networks import Layout
 from fedmerge.registry import MERGING_RULES
 
 WHOLE = {  # settings at which a rule leaves nothing of an update out
@@ -80,8 +81,8 @@ def test_where_nothing_moved_nothing_moves(rule, seed, clients):
 
 def test_lambda_is_of_the_sum_by_hand():
     deltas = torch.tensor([[1.0] * 12, [3.0] * 12])
-    step = merged("task_arithmetic", deltas, torch.tensor([0.25, 0.75]), task_scale=0.5)
-    torch.testing.assert_close(step, torch.tensor([0.5 * 2 * 2.5] * 9 + [2.5] * 3))
+    step = merged("task_arithmetic", deltas, torch.tensor([0.25, 0.75]), task_scale=0.75)
+    torch.testing.assert_close(step, torch.tensor([0.75 * 2 * 2.5] * 9 + [2.5] * 3))
 
 
 def test_what_dare_keeps_makes_up_for_what_it_drops():
@@ -102,9 +103,9 @@ def test_what_dare_keeps_makes_up_for_what_it_drops():
 
 
 def test_della_keeps_what_is_large_more_often_by_hand():
-    """The matrix's rows are 1 -2 and 4 3, the vectors 5 7 6 and -9 8: chances of 0.3 to 0.7 by the rank in each."""
-    delta = torch.tensor([1.0, -2, 4, 3, 5, 7, 6, -9, 8, 1, 1, 1])
-    chance = torch.tensor([0.3, 0.7, 0.7, 0.3, 0.3, 0.7, 0.5, 0.7, 0.3])
+    """The matrix's rows are 1 -2 and 4 3, the others 7 5 6 and -9 8: chances of 0.3 to 0.7 by the rank in each."""
+    delta = torch.tensor([1.0, -2, 4, 3, 7, 5, 6, -9, 8, 1, 1, 1])
+    chance = torch.tensor([0.3, 0.7, 0.7, 0.3, 0.7, 0.3, 0.5, 0.7, 0.3])
     rounds = [
         merged("della", delta[None], torch.ones(1), round=r, della_keep=0.5, della_spread=0.4) for r in range(4000)
     ]
@@ -167,6 +168,16 @@ def test_tsv_m_adds_up_orthogonal_updates_and_counts_equal_ones_once():
     torch.testing.assert_close(merged("tsv_m", deltas[[0, 0]], torch.ones(2) / 2), deltas[0])
     weighted = merged("tsv_m", deltas, torch.tensor([0.25, 0.75]))
     torch.testing.assert_close(weighted[:4], torch.tensor([1.5, 0, 0, 7.5]))
+
+
+def test_directions_that_are_but_rounding_have_no_part_in_tsv_m():
+    """Two clients of rank 1 in a matrix of 4 x 4, in which each may have two directions: the sum of both is there."""
+    g = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.float64))[0] for _ in range(2))
+    deltas = torch.stack([(left[:, [i]] @ right[:, [i]].T).flatten() for i in range(2)])
+    layout = Layout(("a",), (16,), 16, 16, shapes=((4, 4),))
+    aggregate = Aggregate([Arrival(i, 1, 1, 1) for i in range(2)], deltas=deltas.clone())
+    torch.testing.assert_close(MERGING_RULES["tsv_m"](aggregate, layout, tsv_scale=1.0), deltas.sum(0))
 
 
 def test_orthogonal_columns_are_those_next_to_them():
