@@ -87,6 +87,19 @@ def test_what_stays_with_a_client_is_not_sent(experiment, algorithm, how):
     )
 
 
+def test_of_statistics_that_are_not_sent_in_a_round_only_shared_ones_are_left_out(experiment):
+    """The clients keep those of the second of two norm layers, and the weights behind it."""
+    settings = FEW | {"model_name": "cnn", "local_steps": 1, "bn_every": 2, "eval_every": 2}
+    run = experiment(algorithm="fedper", fedper_layers=3, wire="real", **settings)
+    layout, own = run.model.layout, run.server.algorithm.own
+    shared_buffers = (layout.dim - layout.n_trainable) - int((own >= layout.n_trainable).sum())
+    assert 0 < shared_buffers < layout.dim - layout.n_trainable
+    row = train_round(run, 1)
+    assert row["bytes_up"] == 3 * wire.dense_bytes(layout.dim - len(own) - shared_buffers)
+    row = train_round(run, 2)
+    assert row["bytes_up"] == 3 * wire.dense_bytes(layout.dim - len(own))
+
+
 @pytest.mark.parametrize("algorithm", PERSONAL)
 @pytest.mark.parametrize("downlink", ["sparse", "individual", "dense"])
 def test_clients_hold_what_the_server_sent_and_their_own(experiment, algorithm, downlink):
