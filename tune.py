@@ -3,7 +3,7 @@
 Every combination of the values is run with every seed, by run_experiments.sh, and the best is chosen by the mean over
 the seeds. Test accuracies have no part in it. What is in the folder --out afterwards:
 
-    experiments.txt    the runs, a line each
+    runs_XXXXXXXX.txt  the runs, a line each
     chosen.txt         the flags with the chosen values, without a seed: a list for run_experiments.sh
     choice.md, .json   all points in order, by how much the best is ahead, and whether it is at an end of its grid
 
@@ -25,7 +25,7 @@ from fedmerge.errors import InputError, reason
 from fedmerge.startup import NOT_FINISHED
 from fedmerge.tuning import grid
 from fedmerge.tuning.choice import BY
-from fedmerge.tuning.study import CHOSEN, LIST, REPORT, Study
+from fedmerge.tuning.study import CHOSEN, REPORT, Study
 
 LAUNCHER = Path(__file__).resolve().parent / "run_experiments.sh"
 
@@ -69,11 +69,23 @@ def templates_of(args, flags):
 
 def launch(path, args):
     """Let run_experiments.sh run the list, or submit it; return its status. At a signal, it saves the runs."""
-    environment = {**os.environ, "EXPERIMENTS": str(path), "JOBS": str(args.jobs)}
-    launcher = subprocess.Popen([LAUNCHER, *["--submit"] * args.submit], env=environment, start_new_session=True)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: launcher.send_signal(signal.SIGTERM))
-    return launcher.wait()
+    foreign = ("EXTRA", "ENVIRONMENT", "SLURM_ARRAY_TASK_ID")  # flags of other runs; a batch job's script is this one
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    environment |= {"EXPERIMENTS": str(path), "JOBS": str(args.jobs)}
+    launchers, heard = [], []
+
+    def stop(number, frame):
+        heard.append(number)
+        for launcher in launchers:
+            launcher.send_signal(signal.SIGTERM)
+
+    for number in (*startup.SIGNALS, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, stop)
+    launchers.append(subprocess.Popen([LAUNCHER, *["--submit"] * args.submit], env=environment, start_new_session=True))
+    if heard:  # just now
+        stop(heard[0], None)
+    return launchers[0].wait()
 
 
 def conclude(study):
@@ -92,11 +104,11 @@ def main(argv):
     study = Study(templates_of(args, argv[behind + 1 :]), args.seeds, args.out, args.by)
     if args.choose:
         return conclude(study)
-    study.write_list()
-    print(f"{study.n_runs} runs: {study.out / LIST}", flush=True)
+    path = study.write_list()
+    print(f"{study.n_runs} runs: {path}", flush=True)
     if args.dry_run:
         return 0
-    status = launch(study.out / LIST, args)
+    status = launch(path, args)
     if args.submit:
         return status
     if status == NOT_FINISHED:
@@ -115,3 +127,5 @@ if __name__ == "__main__":
     except OSError as error:
         print(f"tune.py: error: {reason(error)}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(NOT_FINISHED)

@@ -46,7 +46,7 @@ def build(layout=LAYOUT, **settings):
 class FakeClient:
     """A client whose training adds a fixed `delta`, and records what it was given."""
 
-    scratch = None
+    scratch = attack = None
 
     def __init__(self, delta, client_id=0, round=1, n_steps=1, lr=0.1):
         self.delta, self.id, self.round, self.lr = delta, client_id, round, lr

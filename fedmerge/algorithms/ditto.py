@@ -10,7 +10,8 @@ class Ditto(FedAvg):
     """FedAvg; each client that takes part also trains a model of its own (Li, Hu et al. 2021, Algorithm 1)
 
     That descends its loss and lambda / 2 times the squared distance to the model received, in as many steps of the
-    same local method, and never leaves the client. What the server makes is FedAvg's model, bit for bit.
+    same local method, begins as the first one received, and never leaves the client. What the server makes is FedAvg's
+    model, bit for bit.
     """
 
     options = {"ditto_lambda": (1.0, "nonnegative", "lambda: pull of the common model on the clients' own")}

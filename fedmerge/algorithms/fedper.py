@@ -11,7 +11,7 @@ class FedPer(OwnLayers):
     They are not sent. Where one model is asked for, it has the mean of the clients' layers.
     """
 
-    options = {"fedper_layers": (1, "count", "K_P: layers at the end that each client keeps")}
+    options = {"fedper_layers": (1, "count", "K_P: layers with weights at the end that each client keeps")}
 
     def own_ranges(self, layout):
         return self.ends_of(layout, self.fedper_layers, "--fedper_layers")[1]

@@ -14,7 +14,7 @@ class LGFedAvg(OwnLayers):
     has a trained one; and none is trained against a fair or an auxiliary loss.
     """
 
-    options = {"lg_layers": (2, "count", "layers at the end that are shared")}
+    options = {"lg_layers": (2, "count", "layers with weights at the end that are shared")}
 
     def own_ranges(self, layout):
         return self.ends_of(layout, self.lg_layers, "--lg_layers")[0]

@@ -45,14 +45,18 @@ class OwnLayers(FedAvg):
 
     def client_update(self, delta, start, client):
         own = self.own.to(delta.device)
-        self.own_layers[client.id] = client.model.vector[own]
+        if client.attack is None:  # what an attacker has of its own is spoilt, and is nobody's
+            self.own_layers[client.id] = client.model.vector[own]
         return ClientUpdate(delta.index_fill_(0, own, 0))
 
     def global_model(self, theta):
         """The mean of the clients' layers in it."""
         if not self.own_layers:
             return theta
-        return self._with(theta, torch.stack([self.own_layers[i] for i in sorted(self.own_layers)]).mean(0))
+        total = theta.new_zeros(len(self.own))
+        for client_id in sorted(self.own_layers):  # there may be no room for twice all
+            total += self.own_layers[client_id]
+        return self._with(theta, total / len(self.own_layers))
 
     def client_model(self, theta, client_id):
         own = self.own_layers.get(client_id)

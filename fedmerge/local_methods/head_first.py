@@ -9,7 +9,8 @@ from fedmerge.registry import local_method
 class HeadFirst(LocalMethod):
     """the last layer alone, then all others under it (Collins et al. 2021, Algorithm 1)
 
-    The body is trained for --n_client_epochs, each of the two by an optimiser that begins anew.
+    The body is trained for --n_client_epochs, each of the two by an optimiser that begins anew, for at most
+    --local_steps.
     """
 
     options = {"head_epochs": (1, "count", "epochs of the last layer")}

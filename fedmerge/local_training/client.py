@@ -132,11 +132,19 @@ class Client:
     def train_aside(self, start, correction=None):
         """Train a model that is not sent, from `start [dim]`, as `train` does; return it, [dim], as the caller's own.
 
-        Its losses, hits and steps are not counted, but `loss` is not finite if a number of it is not.
+        It leaves no trace: losses, hits, steps and what a local method keeps for the client are not of it, and no attack
+        spoils it. But `loss` is not finite if a number of it is not.
         """
-        told = {name: getattr(self, name) for name in ("seen", "loss", "hits", "n_steps", "start")}
+        told = {name: getattr(self, name) for name in ("seen", "loss", "hits", "n_steps", "start", "attack")}
+        kept = [(of_client, of_client.get(self.id)) for of_client in self.local.of_clients().values()]
+        self.attack = None
         trained = self.train(start, correction).clone()
         vars(self).update(told)
+        for of_client, value in kept:
+            if value is not None:
+                of_client[self.id] = value
+            else:
+                of_client.pop(self.id, None)
         self.loss = self.loss + 0 * trained.sum()
         return trained
 

@@ -18,7 +18,7 @@ def iso_c(aggregate, layout, iso_scale):
     """the mean, each matrix with all its singular values made equal: to their mean (Marczak et al. 2025, section 4.1)
 
     A kernel is a matrix of out x in * k * k; vectors and buffers are averaged. Directions in which nothing moved, up to
-    rounding, stay still and do not count.
+    the step's own rounding, stay still and do not count; in a step that is tiny beside the weights, theirs counts.
 
     Differs from the paper: the mean, not the sum, is scaled, so that alpha does not depend on the number of clients.
     """

@@ -14,7 +14,8 @@ from fedmerge.registry import merging_rule
 def task_arithmetic(aggregate, layout, task_scale):
     """the sum of the updates, lambda times (Ilharco et al. 2023, section 2)
 
-    With n clients of equal weight that is the mean, lambda n times. Buffers are averaged.
+    That is the mean by the clients' weights, lambda n times for n clients: far above 1, rounds diverge. Buffers are
+    averaged.
     """
     step = aggregate.mean["update"]
     step[: layout.n_trainable] *= task_scale * len(aggregate.arrived)

@@ -28,7 +28,7 @@ class Layout:
     head: tuple = ()  # begin and end of the weights of the last layer, see `head_of`
     adapters: tuple = ()  # (begin of A, begin of B, end of B, rank) of low-rank adapters of which both are trained
     shapes: tuple = ()  # of the trainable tensors
-    layers: tuple = ()  # ((begin, end), ...) of each layer that has a trainable tensor, in order, with its buffers
+    layers: tuple = ()  # ((begin, end), ...) of each layer with weights, in order, with buffers and the norm behind it
 
     def rows_of(self, vector):
         """Return a view [rows, columns] of each trainable tensor in `vector [dim]` or `[n_trainable]`.
@@ -51,12 +51,21 @@ def head_of(module):
     return name.rpartition(".")[0]
 
 
-def _layers(places, n_trainable):
-    """Yield what Layout.layers has, given (name, begin, end) of what is in the vector."""
-    owners = {}
+def _layers(places, n_trainable, with_weights):
+    """Yield what Layout.layers has, given (name, begin, end) of what is in the vector.
+
+    with_weights: the names of modules that have a matrix or a kernel; others, as norms are, belong to the one before.
+    """
+    owners, layers = {}, []
     for name, begin, end in places:
         owners.setdefault(name.rpartition(".")[0], []).append((begin, end))
-    yield from (tuple(parts) for parts in owners.values() if parts[0][0] < n_trainable)
+    for owner, parts in owners.items():
+        if parts[0][0] < n_trainable:
+            if layers and owner not in with_weights:
+                layers[-1] += parts
+            else:
+                layers.append(parts)
+    yield from map(tuple, layers)
 
 
 class FlatModel:
@@ -94,7 +103,7 @@ class FlatModel:
             norms=tuple((a, b) for name, a, b in places if is_norm(self._owner(name))),
             head=(head[0][0], head[-1][1]) if head else (),
             adapters=tuple(self._adapters({name: (a, b) for name, a, b in places})),
-            layers=tuple(_layers(places, sum(sizes))),
+            layers=tuple(_layers(places, sum(sizes), {n.rpartition(".")[0] for n, p in parameters if p.dim() > 1})),
         )
         self.vector = torch.cat([t.detach().flatten().float() for _, t in parameters + buffers])
         self.gradient = torch.zeros_like(self.trainable)

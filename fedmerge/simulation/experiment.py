@@ -100,6 +100,8 @@ def assemble(settings, splits, parts, device):
         check_statistics(model, settings.model_name)
     splits = splits.to(device)
     server = Server(settings, model.layout, model.vector.clone(), [len(part) for part in parts])
+    if settings.bn_every > 1 and not server.crossing.n_buffers:
+        raise InputError(f"--bn_every has no effect with --algorithm {settings.algorithm}, which sends no statistics")
     if server.keeps_all:
         needs_all = f"--merge {settings.merge}"
         capacity.check_cohort(settings, server.cohort_size, server.algorithm.upload_dim, needs_all)

@@ -1,5 +1,6 @@
 """A list of templates with the runs of all their points: what is to be run, what came of it, and what is chosen."""
 
+import hashlib
 import json
 import shlex
 from pathlib import Path
@@ -11,7 +12,8 @@ from fedmerge.reporting.run_status import parsed, state_of
 from fedmerge.tuning.choice import BY, Point, choose
 from fedmerge.tuning.report import as_json, as_markdown
 
-LIST, CHOSEN, REPORT, DATA = "experiments.txt", "chosen.txt", "choice.md", "choice.json"
+CHOSEN, REPORT, DATA = "chosen.txt", "choice.md", "choice.json"
+OF_ONE_RUN = ("save_weights", "save_clients", "evaluate_clients")  # flags that name what one run writes, or reads
 
 
 class Study:
@@ -41,6 +43,9 @@ class Study:
                     name = run_name(settings)
                 except InputError as error:
                     raise InputError(f"{said}: {str(error).removeprefix('fedalg.py: error: ')}") from None
+                for flag in OF_ONE_RUN:
+                    if getattr(settings, flag) is not None:
+                        raise InputError(f"{said}: --{flag} is of one run, and these are several: leave it out")
                 if not settings.validation:
                     raise InputError(f"{said}: --no-validation leaves nothing to choose by")
                 if name in there:
@@ -52,11 +57,15 @@ class Study:
         return [*point.words, "--seed", str(seed), "--out", str(self.out)]
 
     def write_list(self):
-        """Write the list of all runs, and return its path."""
+        """Write the list of all runs, and return its path.
+
+        Its name tells its content, so that no other list takes its place while its lines wait to be run by number.
+        """
         runs = [self.run_of(point, seed) for points in self.points for point in points for seed in self.seeds]
+        text = "".join(shlex.join(words) + "\n" for words in runs)
         self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / LIST
-        _write(path, "".join(shlex.join(words) + "\n" for words in runs))
+        path = self.out / f"runs_{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt"
+        _write(path, text)
         return path
 
     def collect(self):

@@ -11,10 +11,19 @@ FEW = {"model_name": "small", "n_clients": 3, "participation": 1.0, "momentum": 
 pytestmark = pytest.mark.usefixtures("small_networks")
 
 
-def test_the_common_model_is_fedavgs_to_the_last_bit(experiment):
-    runs = [experiment(algorithm=name, norm="batch", quiet=True, **FEW) for name in ("fedavg", "ditto")]
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"local": "moon"}, {"attack": "sign_flip", "attackers": 0.3, "attack_strength": 10.0, "merge": "median"}],
+    ids=str,
+)
+def test_the_common_model_is_fedavgs_to_the_last_bit(experiment, how):
+    runs = [experiment(algorithm=name, norm="batch", quiet=True, **how, **FEW) for name in ("fedavg", "ditto")]
+    steps = []
     for run in runs:
+        run.backend.train(run.server.sample(1))
+        steps.append([result.n_steps for result in run.server.cohort.done])
         fedalg.run_rounds(run)
+    assert steps[0] == steps[1]
     assert torch.equal(runs[0].server.theta, runs[1].server.theta)
     rows = [[{k: v for k, v in row.items() if "seconds" not in k} for row in run.history.rows] for run in runs]
     assert rows[0] == rows[1]

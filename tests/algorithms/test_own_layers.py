@@ -41,10 +41,10 @@ def test_some_layers_are_shared_and_some_are_not(made):
 
 def test_a_network_tells_its_layers(experiment):
     layout = experiment(**FEW).model.layout
-    conv, norm, hidden, head = layout.layers
+    conv, hidden, head = layout.layers
     assert layout.names[:2] == ("0.weight", "0.bias")
-    assert conv == ((0, 72), (72, 80))
-    assert norm == ((80, 88), (88, 96), (layout.n_trainable, layout.n_trainable + 8), (layout.dim - 8, layout.dim))
+    norm = ((80, 88), (88, 96), (layout.n_trainable, layout.n_trainable + 8), (layout.dim - 8, layout.dim))
+    assert conv == ((0, 72), (72, 80), *norm)
     assert (head[0][0], head[-1][1]) == layout.head
     assert hidden[-1][1] == head[0][0]
 
@@ -69,8 +69,13 @@ def test_layers_stay_with_their_client(experiment, one_thread, algorithm):
     torch.testing.assert_close(server.served()[own], (sum(models) / 3)[own])
 
 
-@pytest.mark.parametrize("algorithm", PERSONAL)
-@pytest.mark.parametrize("how", [{}, {"wire": "real"}, {"bn_every": 2, "eval_every": 2}], ids=str)
+SENT = [
+    *((name, how) for name in PERSONAL for how in ({}, {"wire": "real"})),
+    ("fedper", {"bn_every": 2, "eval_every": 2}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "how"), SENT, ids=str)
 def test_what_stays_with_a_client_is_not_sent(experiment, algorithm, how):
     run = experiment(algorithm=algorithm, **FEW, **how)
     layout, own = run.model.layout, run.server.algorithm.own
@@ -163,9 +168,24 @@ def test_the_head_alone_moves_first_also_under_what_an_algorithm_adds(experiment
 
 
 def test_one_layer_is_refused_before_anything_is_trained(experiment):
-    with pytest.raises(InputError, match="--fedper_layers: of 4 layers"):
-        experiment(algorithm="fedper", fedper_layers=4, **FEW)
+    with pytest.raises(InputError, match="--fedper_layers: of 3 layers"):
+        experiment(algorithm="fedper", fedper_layers=3, **FEW)
 
 
 def test_all_that_keep_layers_are_in_these_tests():
     assert sorted(name for name, cls in ALGORITHMS.items() if hasattr(cls, "own_ranges")) == sorted(PERSONAL)
+
+
+@pytest.mark.parametrize("algorithm", ["fedbn", "lg_fedavg"])
+def test_where_no_statistics_are_sent_they_cannot_be_sent_more_seldom(experiment, algorithm):
+    with pytest.raises(InputError, match=f"--bn_every has no effect with --algorithm {algorithm}"):
+        experiment(algorithm=algorithm, bn_every=2, eval_every=2, **FEW)
+
+
+@pytest.mark.parametrize("attack", ["sign_flip", "noise"])
+def test_an_attackers_own_layers_are_nobodys(experiment, attack):
+    how = {"attackers": 0.34, "attack_strength": 1e6, "merge": "median", "on_nan": "skip"}
+    run = experiment(algorithm="fedper", attack=attack, **how, **FEW)
+    train_round(run, 1)
+    assert len(run.server.algorithm.own_layers) == 2  # one of three attacks
+    assert run.server.served()[run.server.algorithm.own].abs().max() < 1

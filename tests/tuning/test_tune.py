@@ -30,7 +30,7 @@ def test_the_best_on_validation_data_is_chosen_whatever_the_test_says(tune, tmp_
     done = tune(*flags)
     assert done.returncode == 0, done.stderr
     tried = tmp_path / "tried"
-    assert len(lines(tried / "experiments.txt")) == 2
+    assert [len(lines(path)) for path in tried.glob("runs_*.txt")] == [2]
     assert lines(tried / "chosen.txt")[0].endswith("--quiet --lr 0.1")
     assert "lr=0.1 is the largest that was tried" in done.stdout
     assert not list(tmp_path.glob("*.csv"))  # all of it is in its folder
@@ -82,10 +82,9 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(tune, tmp_path):
 def test_every_point_is_run_with_every_seed(tmp_path):
     flags = ["--grid", "lr=1,2", "--seeds", "8", "9", "--dry_run", "--", "--dataset", "DIGITS"]
     done = subprocess.run([sys.executable, ROOT / "tune.py", *flags], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == "4 runs: tuning/experiments.txt\n"
-    assert lines(tmp_path / "tuning" / "experiments.txt") == [
-        f"--dataset DIGITS --lr {lr} --seed {seed} --out tuning" for lr in (1, 2) for seed in (8, 9)
-    ]
+    (path,) = (tmp_path / "tuning").iterdir()
+    assert done.stdout == f"4 runs: tuning/{path.name}\n"
+    assert lines(path) == [f"--dataset DIGITS --lr {lr} --seed {seed} --out tuning" for lr in (1, 2) for seed in (8, 9)]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +95,7 @@ def test_every_point_is_run_with_every_seed(tmp_path):
         (["--grid", "lr=1,1.0", "--", "--dataset", "DIGITS"], "lr=1.0: is the same run as the command line: lr=1"),
         (["--grid", "prox_momentum=1,2", "--", "--dataset", "DIGITS"], "--prox_momentum has no effect without"),
         (["--seeds", "1", "1", "--grid", "lr=1,2", "--", "--dataset", "DIGITS"], "a seed is there twice"),
+        (["--grid", "lr=1,2", "--", "--save_weights", "w.pt"], "--save_weights is of one run"),
         (["--list", "nowhere.txt"], "nowhere.txt: there is no such file"),
         (["--list", "empty.txt"], "there are no lines of flags in the list"),
         (["--list", "empty.txt", "--grid", "lr=1,2"], "leave out --grid"),
