@@ -132,7 +132,7 @@ class Client:
     def train_aside(self, start, correction=None):
         """Train a model that is not sent, from `start [dim]`, as `train` does; return it, [dim], as the caller's own.
 
-        It leaves no trace: losses, hits, steps and what a local method keeps for the client are not of it, and no attack
+        It leaves no trace: losses, hits, steps and what a local method keeps for a client are not of it, and no attack
         spoils it. But `loss` is not finite if a number of it is not.
         """
         told = {name: getattr(self, name) for name in ("seen", "loss", "hits", "n_steps", "start", "attack")}
