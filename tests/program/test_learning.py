@@ -33,6 +33,7 @@ OF_ITS_OWN = {  # settings that an algorithm needs, or that a small network does
     "soups": {"n_verts": 2, "soup_epochs": 5},
     "diwa": {"n_verts": 2, "soup_epochs": 5},
     "lss": {"lr": 2e-3},  # of Adam
+    "fedrep": {"n_epochs": 14},  # its heads are fitted first
     "fedavgm": {"momentum": 0.0},  # the server's is enough
     "fedadagrad": {"server_lr": 0.2},
     "signsgd": {"sign_step": 0.02},
@@ -41,7 +42,7 @@ OF_ITS_OWN = {  # settings that an algorithm needs, or that a small network does
 }
 
 
-@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - {"ditto"}))  # whose model is FedAvg's, bit for bit
 def test_every_algorithm_learns_the_digits(experiment, small_networks, algorithm):
     """The quick version of `make run`, on a small network: IID, the same settings, 7 of its 30 rounds."""
     settings = {"n_epochs": 7, "n_client_epochs": 5, "batch_size": 16, "lr": 0.05, "quiet": True, "eval_every": 7}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ def lines(path):
 
 
 @pytest.mark.slow
-def test_the_best_on_validation_data_is_chosen_whatever_the_test_says(tune, tmp_path):
+def test_the_best_on_validation_data_is_chosen_whatever_the_test_says(tune, tmp_path, monkeypatch):
+    for name, value in {"EXTRA": "--out elsewhere", "ENVIRONMENT": "BATCH", "SLURM_JOB_ID": "5"}.items():
+        monkeypatch.setenv(name, value)  # flags of other runs; a batch job, whose script run_experiments.sh is not
     flags = ["--grid", "lr=1e-9,0.1", "--seeds", "3", "--out", "tried", "--jobs", "2", "--", *TINY]
     done = tune(*flags)
     assert done.returncode == 0, done.stderr
@@ -41,19 +44,22 @@ def test_the_best_on_validation_data_is_chosen_whatever_the_test_says(tune, tmp_
         path.write_text(json.dumps(record))
     assert tune("--choose", *flags).returncode == 0
     assert (tried / "choice.md").read_text() == report
-    again = tune(*[flag.replace("1e-9,0.1", "1e-9,0.1,0.05") for flag in flags])
-    assert again.returncode == 0
-    assert again.stdout.count("already finished") == 2
-    assert "| 0.05 |" in (tried / "choice.md").read_text()
 
 
 @pytest.mark.slow
-def test_a_list_is_chosen_for_line_by_line_and_who_diverges_is_out(tune, tmp_path):
+def test_a_list_is_chosen_for_line_by_line_and_who_diverges_is_out(tune, program, tmp_path):
     path = tmp_path / "list.txt"
     common = " ".join(TINY)
     path.write_text(f"{common} {{lr: 1e30 | 0.1}}\n{common} --algorithm fedprox {{lr: 1e30 | 1e29}}\n")
-    done = tune("--list", path, "--out", "tried")
-    assert done.returncode == 1  # of the second, nothing
+    flags = ["--list", path, "--out", "tried"]
+    assert tune(*flags, "--dry_run").returncode == 0
+    (runs,) = (tmp_path / "tried").glob("runs_*.txt")
+    said = tune(*flags, "--choose")
+    assert said.returncode == 2
+    assert "4 of 4 runs are not finished" in said.stderr
+    for line in lines(runs):
+        program("--metrics_dir", tmp_path / "tried" / "metrics", *shlex.split(line))
+    assert tune(*flags, "--choose").returncode == 1  # of the second, nothing
     (chosen,) = lines(tmp_path / "tried" / "chosen.txt")
     assert chosen.endswith("--lr 0.1")
     told = json.loads((tmp_path / "tried" / "choice.json").read_text())
@@ -79,12 +85,26 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(tune, tmp_path):
     assert "2 of 2 runs are not finished, such as fedavg_DIGITS_iid_0_" in choose.stderr
 
 
+def listed(folder, *flags):
+    """Return what tune.py prints that only writes its list, there."""
+    words = [sys.executable, ROOT / "tune.py", *flags, "--dry_run", "--", "--dataset", "DIGITS"]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
 def test_every_point_is_run_with_every_seed(tmp_path):
-    flags = ["--grid", "lr=1,2", "--seeds", "8", "9", "--dry_run", "--", "--dataset", "DIGITS"]
-    done = subprocess.run([sys.executable, ROOT / "tune.py", *flags], cwd=tmp_path, capture_output=True, text=True)
+    said = listed(tmp_path, "--grid", "lr=1,2", "--seeds", "8", "9")
     (path,) = (tmp_path / "tuning").iterdir()
-    assert done.stdout == f"4 runs: tuning/{path.name}\n"
+    assert said == f"4 runs: tuning/{path.name}\n"
     assert lines(path) == [f"--dataset DIGITS --lr {lr} --seed {seed} --out tuning" for lr in (1, 2) for seed in (8, 9)]
+
+
+def test_a_changed_grid_is_another_list_and_nobodys_is_overwritten(tmp_path):
+    """Lines that wait in SLURM's queue are known by their numbers in the list that was there."""
+    (tmp_path / "experiments.txt").write_text("mine")
+    said = [listed(tmp_path, "--out", ".", "--grid", f"lr={values}") for values in ("1,2", "0.5,1,2", "1,2")]
+    assert said[0] == said[2] != said[1]
+    assert (tmp_path / "experiments.txt").read_text() == "mine"
+    assert sorted(len(lines(path)) for path in tmp_path.glob("runs_*.txt")) == [2, 3]
 
 
 @pytest.mark.parametrize(
