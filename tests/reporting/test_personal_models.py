@@ -244,6 +244,17 @@ def test_a_client_with_norm_layers_of_its_own_starts_from_these_and_keeps_them(e
         assert accuracies["personal_accuracy"] == on_all_images(run, model, number)
 
 
+def test_a_model_of_dittos_trains_once_more_under_its_pull(experiment):
+    run = experiment(algorithm="ditto", ditto_lambda=5.0, dirichlet=0.3, n_clients=3, participation=1.0)
+    train_rounds(run, 2)
+    server, client = run.server, run.clients.trainer.client(1, run.settings.n_epochs + 1)
+    whole = client.train(server.algorithm.own_model[1], server.algorithm.own_correction(server.theta)).clone()
+    free = trained(run, 1, server.algorithm.own_model[1])
+    part, _ = made(run, 1)
+    torch.testing.assert_close(server.theta + part, whole, rtol=0, atol=1e-5)
+    assert (free - server.theta).norm() > 1.5 * (whole - server.theta).norm()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # A run that is ended while it saves its clients
 
