@@ -176,11 +176,16 @@ def _specs(shelf, versions):
     files, found = [*sorted((HERE / folder).glob("*.py")), *(path for path, *_ in versions)], {}
     for file in files:
         for spec in read(file, shelf, decorator, files):
-            if spec.name in found:
-                known = found[spec.name].file
-                raise InputError(f"{spec.place}: --{shelf} {spec.name} is registered already, in {known}")
+            alike = next((other for name, other in found.items() if _same_file(name) == _same_file(spec.name)), None)
+            if alike:
+                words = "" if alike.name == spec.name else f" as {alike.name}, which is the same in names of files"
+                raise InputError(f"{spec.place}: --{shelf} {spec.name} is registered already{words}, in {alike.file}")
             found[spec.name] = spec
     return found
+
+
+def _same_file(name):
+    return name.replace("_", "-")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ WORDS = {
         "pixels": (int, "a whole number"),
         "download": ((dict, str), "a dict {file: (address, MD5)}, nor the name of a dataset that has one"),
     },
-    "partition": {"value": TEXT},
+    "partition": {"value": TEXT, "of": TEXT},
     "model_name": {"norms": (object, ""), **dict.fromkeys(("example", "library", "pretrained"), TEXT)},
 }
 FIRST = ("algorithm", "preset", "plugin", "out", "evaluate_clients")  # what is known before an algorithm's defaults are
@@ -70,13 +70,22 @@ def _check_words(spec):
     said = spec.more.get("norms", norms)
     if not isinstance(said, tuple) or not said or not all(norm in norms for norm in said):
         raise _slip(spec, f"norms={said!r} is no tuple of some of {', '.join(norms)}")
-    if spec.more.get("value") not in (None, *KINDS):
-        raise _slip(spec, f"value={spec.more['value']!r} is none of {', '.join(KINDS)}")
     if spec.shelf == "partition":
-        try:
-            spec.title.format(value=1)
-        except (LookupError, ValueError):
-            raise _slip(spec, f"title={spec.title!r} may hold {{value}}, and no other braces") from None
+        _check_partition(spec)
+
+
+def _check_partition(spec):
+    kinds = spec.more["value"].split(",") if "value" in spec.more else []
+    if not set(kinds) <= set(KINDS):
+        raise _slip(spec, f"value={spec.more['value']!r} is none of {', '.join(KINDS)}, nor some with commas between")
+    if spec.more.get("of", "classes") not in ("classes", "domains"):
+        raise _slip(spec, f"of={spec.more['of']!r} is neither 'classes' nor 'domains'")
+    value = tuple(1 for _ in kinds)
+    try:
+        spec.title.format(value=value if len(value) > 1 else 1)
+    except (LookupError, ValueError):
+        several = ", or {value[0]} where it has several," if len(value) > 1 else ","
+        raise _slip(spec, f"title={spec.title!r} may hold {{value}}{several} and no other braces") from None
 
 
 def _check_statistics(spec):

@@ -48,19 +48,30 @@ def split_of(text):
     if bool(kind) != bool(colon):
         raise argparse.ArgumentTypeError(f"{text!r} is not {pattern(spec)}")
     try:
-        return spec, KINDS[kind](value) if kind else None
+        return spec, _values(kind.split(","), value) if kind else None
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not {pattern(spec)}: {error}") from None
 
 
+def _values(kinds, text):
+    """Return the value of a text, or, of several kinds, a tuple of those between its commas."""
+    texts = text.split(",")
+    if len(texts) != len(kinds):
+        raise argparse.ArgumentTypeError(f"it takes {len(kinds)} values with commas between them")
+    values = tuple(KINDS[kind](value) for kind, value in zip(kinds, texts, strict=True))
+    return values if len(values) > 1 else values[0]
+
+
 def pattern(spec):
-    """Return what --partition looks like for the Spec of a partition: "iid", "labels:VALUE"."""
-    return spec.name + (":VALUE" if spec.more.get("value") else "")
+    """Return what --partition looks like for the Spec of a partition: "iid", "labels:VALUE", "extended:VALUE,VALUE"."""
+    kind = spec.more.get("value")
+    return spec.name + (":" + ",".join("VALUE" for _ in kind.split(",")) if kind else "")
 
 
 def _partition(text):
     spec, value = split_of(text)
-    return spec.name if value is None else f"{spec.name}:{value}"
+    values = value if isinstance(value, tuple) else (value,)
+    return spec.name if value is None else f"{spec.name}:{','.join(map(str, values))}"
 
 
 def _workers(text):

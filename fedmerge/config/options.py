@@ -67,6 +67,12 @@ OPTIONS = {
         Option("model_name", None, tuple, model_help),
         Option("seed", 0, "integer", "seed of every random draw"),
         Option("shift", "label", ("label", "feature"), "clients differ in their classes, or each has its own domain"),
+        Option(
+            "feature_noise",
+            0.0,
+            "nonnegative",
+            "deviation of the noise on the last client's images, as a share of the brightest value; others have less",
+        ),
         Option("dirichlet", "iid", "dirichlet", "concentration of the split of each class; nan or iid = IID"),
         Option("partition", None, "partition", partition_help),
         Option("n_clients", 20, "count", "clients that hold the training data"),

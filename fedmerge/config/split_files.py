@@ -125,11 +125,11 @@ def split_name(args):
 
 
 def drawn_name(how):
-    """Return what the name of a run calls a split that is drawn as --partition has it: "labels-2".
+    """Return what the name of a run calls a split that is drawn as --partition has it: "labels-2", "extended-2-0.5".
 
     A hash stands for what cannot be in it of the value, so that 1e+20 is not 1e-20.
     """
-    value = how.partition(":")[2]
+    value = how.partition(":")[2].replace(",", "-")
     return plain(how) + hash_unless(value == plain(value), how)
 
 
@@ -143,9 +143,11 @@ def _is_level(name):
     with suppress(ValueError):
         float(name)
         return True
-    with suppress(argparse.ArgumentTypeError):
-        split_of(name.replace("-", ":", 1))
-        return True
+    kind, hyphen, value = name.partition("-")
+    for comma in ("-", ","):  # between values
+        with suppress(argparse.ArgumentTypeError):
+            split_of(kind + (":" if hyphen else "") + value.replace("-", comma))
+            return True
     return name.lower() == "iid"
 
 

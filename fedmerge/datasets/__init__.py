@@ -15,7 +15,7 @@ images}. What else the decorator may say:
     pixels           how high and wide its images are: --image_size of so many is none
     never_augmented  why --augment standard is refused
     bundled          True: there is nothing to download
-    domains          True: there are several, for --shift feature
+    domains          True: there are several, for --shift feature and --partition users
     model            the network that is trained unless --model_name names another
     label_set        the dataset that has the same classes in the same order
     download         what `python data.py --download` fetches: {file: (URL, MD5)}, or the name of a class of
@@ -36,6 +36,7 @@ from fedmerge.datasets.batches import (
 )
 from fedmerge.datasets.images import Images, Splits, join
 from fedmerge.datasets.loading import fingerprint, label_set, load_dataset, resize
+from fedmerge.datasets.noise import with_noise
 
 __all__ = [
     "CPU_PIXELS",
@@ -54,4 +55,5 @@ __all__ = [
     "label_set",
     "load_dataset",
     "resize",
+    "with_noise",
 ]

@@ -9,9 +9,11 @@ To add a way to draw a split, add a file with a function that is registered unde
 
 It makes one draw. classes: the positions, in the training set, of each class, a list of ascending int64 arrays;
 value: what stands behind the colon in --partition NAME:VALUE, of a kind of config.kinds.KINDS (without `value`, there
-is none); rng: the NumPy generator of the draw. It returns positions int64 [M], each at most once, and the client of
-each, int64 [M]. Draws are repeated until each client has --min_client_samples. What else the decorator may say:
+is none), or, of several with commas between them, as in value="count,positive", a tuple; rng: the NumPy generator of
+the draw. It returns positions int64 [M], each at most once, and the client of each, int64 [M]. Draws are repeated until
+each client has --min_client_samples. What else the decorator may say:
 
+    of        "domains": `classes` are then the positions of each domain of the data, such as a user, instead
     advice    a function (classes, n_clients, value, seed, min_samples, domains) that returns in words, up to "or ",
               what to change where that cannot succeed
 """

@@ -6,6 +6,7 @@ from fedmerge.errors import InputError
 from fedmerge.partitions.enough import draw_enough
 from fedmerge.partitions.saved import load_partition, save_partition
 from fedmerge.randomness import key_seed
+from fedmerge.registry import said
 
 
 def split_into_clients(args, train, may_write=True):
@@ -13,6 +14,7 @@ def split_into_clients(args, train, may_write=True):
     path, labels = split_path(args), train.labels
     there = path is not None and path.exists()
     drawn_as = split_files.drawn_as(vars(args))
+    groups = labels if drawn_as is None else _groups(args, drawn_as, train)
     if (split_files.hand_made(args) is not None) != (drawn_as is None):
         raise InputError(f"{path}: was changed or taken away as the run began: start it again")
     how = (args.n_clients, drawn_as, args.seed, args.min_client_samples)
@@ -21,12 +23,27 @@ def split_into_clients(args, train, may_write=True):
     elif args.shift == "feature":
         parts = partition_by_domain(labels, train.domains, *how)
     else:
-        parts = partition(labels, *how)
+        parts = partition(groups, *how)
     if args.norm == "batch" and 1 in map(len, parts):
         raise InputError("a client has one sample, too few for BatchNorm: --min_client_samples 2, or --norm group")
     if path is not None and may_write and not there:
         save_partition(path, labels, parts, split_files.drawn_split(args))
     return parts
+
+
+def _groups(args, how, train):
+    """Return what a partition divides the training data.Images by, int64 [N]: their labels, or their domains."""
+    name = how.partition(":")[0]
+    if said("partition", name, "of", "classes") == "classes":
+        return train.labels
+    if args.shift == "feature":
+        raise InputError(f"--partition {name} makes the domains of {args.dataset} clients: leave out --shift feature")
+    if train.domains is None:
+        raise InputError(
+            f"--partition {name}: nothing tells whose the images of {args.dataset} are, as the folders of "
+            "NAME/<user>/<class>/ do"
+        )
+    return train.domains
 
 
 def partition(labels, n_clients, how, seed, min_samples=1, domains=1):

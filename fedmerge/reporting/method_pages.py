@@ -9,7 +9,8 @@ import itertools
 import re
 import sys
 
-from fedmerge.config.options import KINDS, all_options
+from fedmerge.config.kinds import KINDS, pattern
+from fedmerge.config.options import all_options
 from fedmerge.registry import AXES, HERE, SHELVES, requirements, specs
 from fedmerge.saving import write_atomic
 
@@ -31,7 +32,12 @@ ABOUT = {
     "partition": ("Partitions", "How the training set is split among the clients; see [Splits](splits.md)."),
     "model_name": ("Networks", "What is trained."),
 }
-EXAMPLES = {"count": "2", "positive": "0.5"}  # of values that --partition has behind the colon
+EXAMPLES = {
+    "count": "2",
+    "positive": "0.5",
+    "decay": "0.1",
+    "count,positive": "2,0.5",
+}  # of values that --partition has behind the colon
 
 
 def page():
@@ -70,8 +76,8 @@ def _contents():
 def _heading(members):
     """Return the heading of the section of some Specs; no other section has it."""
     first, *others = members
-    value = ":VALUE" if "value" in first.more else ""
-    names = ", ".join([f"`--{first.shelf} {first.shown}{value}`", *(f"`{spec.name}`" for spec in others)])
+    shown = pattern(first) if first.shelf == "partition" else first.shown
+    names = ", ".join([f"`--{first.shelf} {shown}`", *(f"`{spec.name}`" for spec in others)])
     titles = ", ".join(spec.title for spec in members if spec.title != spec.name and "title" in spec.more)
     return names + (f": {titles}" if titles and "{" not in titles else "")
 
@@ -133,7 +139,8 @@ SAID = {
     "pixels": lambda value: f"has images of {value}x{value} pixels",
     "never_augmented": lambda value: f"refuses `--augment standard`: {value}",
     "label_set": lambda value: f"has the classes of `{value}`",
-    "value": lambda value: f"VALUE: {kind_in_words(value)}",
+    "value": lambda value: f"VALUE: {', then '.join(map(kind_in_words, value.split(',')))}",
+    "of": lambda value: f"divides the samples by their {value}, not their classes",
     "norms": lambda value: f"`--norm {value[0]}`" + (f", or {' or '.join(value[1:])}" if value[1:] else " only"),
     "pretrained": lambda value: "has published ImageNet weights, for `--pretrained`",
 }

@@ -29,19 +29,31 @@ def plot_run(metrics_dir, name, plots_dir):
         axes.legend()
         save(figure, plots_dir / f"{name}_{what}_curves", ["png"])
     partition = json.loads((metrics_dir / f"{name}.json").read_text(encoding="utf-8"))["partition"]
-    plot_partition(partition["histograms"], plots_dir / f"{name}_partition", name)
+    words = _in_words(partition["skew"]) if "skew" in partition else ""
+    plot_partition(partition["histograms"], plots_dir / f"{name}_partition", name, words)
     return f"{plots_dir / name}_*.png"
 
 
-def plot_partition(histograms, path, title):
-    """Draw how many samples of each class every client holds; `histograms` is [n_clients][n_classes] counts."""
+def _in_words(skew):
+    """Return a line of partitions.skew's figures."""
+    return (
+        f"Hellinger {skew['hellinger']:.2f}, Jensen-Shannon {skew['jensen_shannon']:.2f}, effective classes "
+        f"{skew['effective_classes']:.1f}, Gini of sizes {skew['size_gini']:.2f}"
+    )
+
+
+def plot_partition(histograms, path, title, words=""):
+    """Draw how many samples of each class every client holds; `histograms` is [n_clients][n_classes] counts.
+
+    words: a line below the title.
+    """
     figure, axes = plt.subplots(figsize=(5, 4))
     image = axes.imshow(histograms, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
     axes.grid(visible=False)
     axes.set(xlabel="class", ylabel="client")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(textwrap.fill(title, 70), fontsize=7)
+    axes.set_title("\n".join([textwrap.fill(title, 70), *textwrap.wrap(words, 80)]), fontsize=7)
     figure.colorbar(image, label="training samples")
     save(figure, path, ["png"])
 

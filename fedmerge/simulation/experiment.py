@@ -98,7 +98,7 @@ def assemble(settings, splits, parts, device):
     model = networks.FlatModel(build_module(settings, splits, device), device, settings.bn != "frozen")
     if settings.bn_every > 1:
         check_statistics(model, settings.model_name)
-    splits = splits.to(device)
+    splits = noisy(settings, splits, parts).to(device)
     server = Server(settings, model.layout, model.vector.clone(), [len(part) for part in parts])
     if settings.bn_every > 1 and not server.crossing.n_buffers:
         raise InputError(f"--bn_every has no effect with --algorithm {settings.algorithm}, which sends no statistics")
@@ -113,6 +113,13 @@ def assemble(settings, splits, parts, device):
     history, backend = History(settings.n_epochs), ThreadBackend(server, clients)
     names = run_name(settings), split_name(settings)
     return Experiment(settings, *names, device, splits, server, clients, evaluator, history, backend)
+
+
+def noisy(settings, splits, parts):
+    """Return the Splits with the noise of --feature_noise, if any."""
+    if not settings.feature_noise:
+        return splits
+    return datasets.with_noise(splits, parts, settings.feature_noise, settings.seed)
 
 
 def check_statistics(model, name):

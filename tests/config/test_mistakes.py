@@ -154,6 +154,12 @@ DECLARED = [  # what is known of the source
     (NETWORK.replace('("none",)', "(5, [])"), r"norms=\(5, \[\]\) is no tuple of some of"),
     (PARTITION.replace('"mine"', '"mine", value=["count"]'), r"value=\['count'\] is not a text"),
     (PARTITION.replace('"mine"', '"mine", title="{k} shards"'), r"title='{k} shards' may hold {value}, and no other"),
+    (PARTITION.replace('"mine"', '"mine", value="count,sizes"'), r"value='count,sizes' is none of .* some with commas"),
+    (PARTITION.replace('"mine"', '"mine", of="users"'), r"of='users' is neither 'classes' nor 'domains'"),
+    (
+        PARTITION.replace('"mine"', '"mine", value="count,share", title="{value[2]}"'),
+        r"may hold {value}, or {value\[0\]} where it has several",
+    ),
     (DATASET.replace('"cnn"', "5"), r"model=5 is not a text"),
     (ALGORITHM.replace("(FedAvg)", "(Mine)"), r"Mine derives from itself"),
     (f"x = 1\n\0\n{ALGORITHM}", r"is not Python \(holds a NUL character\)"),

@@ -113,6 +113,7 @@ def test_half_of_twice_the_mean_is_fedavg(program, folder):
         ('"half_share"', '"sparsity"', 11, "declares --sparsity otherwise than --compressor topk: another name"),
         ('options = {"half_share"', 'options = OTHER | {"half_share"', 11, "are not written out as a dict"),
         ('"half"', '"fedavg"', 8, "--algorithm fedavg is registered already, in"),
+        ('"half"', '"lg-fedavg"', 8, "--algorithm lg-fedavg is registered already as lg_fedavg, which is the same in"),
         ("title=", "title=1 +", 7, "title of half: is read, not run"),
         ("def choose(", "def choose", 29, "is not Python"),
         ("import Compressor", "import Compressors", 3, "ImportError: cannot import name 'Compressors'"),

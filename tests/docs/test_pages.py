@@ -29,7 +29,7 @@ def test_every_shelf_has_a_heading_and_every_component_a_section():
     page = method_pages.page()
     for shelf in SHELVES:
         for name in method_pages.specs(shelf):
-            assert re.search(rf"^### .*`(--{shelf} )?{re.escape(name)}(:VALUE|NAME)?`", page, re.MULTILINE), (
+            assert re.search(rf"^### .*`(--{shelf} )?{re.escape(name)}(:VALUE(,VALUE)*|NAME)?`", page, re.MULTILINE), (
                 shelf,
                 name,
             )

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, keys
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_runs import write_run
 
@@ -28,8 +28,15 @@ from fedmerge.registry import PARTITIONS, specs, use_plugins
 from fedmerge.reporting import run_record, runs
 from fedmerge.simulation.experiment import prepare
 
-VALUES = {"count": ("1", "2", "4"), "positive": ("0.05", "0.5", "100.0"), None: ("",)}
-HOWS = [f"{n}:{v}".rstrip(":") for n, s in sorted(specs("partition").items()) for v in VALUES[s.more.get("value")]]
+VALUES = {
+    "count": ("1", "2", "4"),
+    "positive": ("0.05", "0.5", "100.0"),
+    "decay": ("0.0", "0.3"),
+    "count,positive": ("1,0.5", "3,0.05", "4,100.0"),
+    None: ("",),
+}
+OF_CLASSES = [(name, spec) for name, spec in sorted(specs("partition").items()) if "of" not in spec.more]
+HOWS = [f"{name}:{value}".rstrip(":") for name, spec in OF_CLASSES for value in VALUES[spec.more.get("value")]]
 
 
 def whole(parts, n):
@@ -60,7 +67,8 @@ def test_every_sample_is_at_one_client_or_the_split_is_refused(labels, n_clients
         parts = partitions.partition(labels, n_clients, how, seed, min_samples)
     except InputError:
         n_classes, (kind, _, value) = len(labels.unique()), how.partition(":")
-        cannot = kind == "labels" and not n_classes / n_clients <= int(value) <= n_classes
+        few = kind in ("labels", "extended")
+        cannot = few and not n_classes / n_clients <= int(value.partition(",")[0]) <= n_classes
         cannot = cannot or (kind == "shards" and n_clients * int(value) > len(labels))
         assert cannot or (min_samples and how != "iid")  # so few samples may not suffice
         return
@@ -190,6 +198,46 @@ def test_unevenness_of_many_clients_is_that_of_some():
     assert partitions.skew(table)["hellinger"] == pytest.approx(some["hellinger"])
 
 
+@given(
+    sizes=st.lists(st.integers(40, 60), min_size=2, max_size=12),
+    n_clients=st.integers(1, 40),
+    k=st.integers(1, 12),
+    seed=st.integers(0, 100),
+)
+def test_of_an_extended_dirichlet_split_each_class_is_at_enough_clients_and_each_client_has_few(
+    sizes, n_clients, k, seed
+):
+    assume(k <= len(sizes) <= k * n_clients)
+    labels = torch.cat([torch.full((size,), c) for c, size in enumerate(sizes)])
+    how = f"extended:{k},1000.0"  # so nearly even that each has a part of all its classes, if there is one for each
+    table = partitions.histograms(labels, partitions.partition(labels, n_clients, how, seed, 0), len(sizes))
+    assert ((table > 0).sum(1) == k).all()
+    assert ((table > 0).sum(0) >= max(1, k * n_clients // len(sizes) // 2)).all()
+
+
+def test_shares_of_an_extended_dirichlet_split_follow_its_law():
+    """Two clients of both classes: a share is of Beta(a, a), with the variance 1 / 4 (2 a + 1)."""
+    labels, alpha, shares = torch.arange(2).repeat_interleave(500), 0.7, []
+    for seed in range(400):
+        table = partitions.histograms(labels, partitions.partition(labels, 2, f"extended:2,{alpha}", seed, 0), 2)
+        shares += (table[0] / 500).tolist()
+    assert np.mean(shares) == pytest.approx(1 / 2, abs=0.04)
+    assert np.var(shares) == pytest.approx(1 / 4 / (2 * alpha + 1), rel=0.1)
+
+
+def test_a_share_of_similar_samples_by_hand():
+    """Of 4 classes of 300, a fifth is dealt out; of the rest, each of 4 clients has about one class."""
+    labels = torch.arange(4).repeat_interleave(300)
+    table = partitions.histograms(labels, partitions.partition(labels, 4, "similarity:0.2", 0), 4)
+    assert table.sum(1).tolist() == [300] * 4
+    assert (table.diagonal() > 230).all()
+    assert (table.sum(1) - table.diagonal() > 30).all()
+    alone = partitions.histograms(labels, partitions.partition(labels, 4, "similarity:0", 0), 4)
+    assert torch.equal(alone, 300 * torch.eye(4, dtype=torch.int64))
+    uneven = partitions.partition(labels, 7, "similarity:0.333", 0)
+    assert {len(part) for part in uneven} == {171, 172}
+
+
 class Shares:
     """A NumPy generator that draws what a test says."""
 
@@ -294,6 +342,11 @@ def test_a_hundred_thousand_clients_are_split_in_every_way():
         ("--partition labels", "'labels' is not labels:VALUE"),
         ("--partition quantity:-1", "'quantity:-1' is not quantity:VALUE: '-1' is not a positive number"),
         ("--partition iid:3", "'iid:3' is not iid"),
+        (
+            "--partition extended:2",
+            "'extended:2' is not extended:VALUE,VALUE: it takes 2 values with commas",
+        ),
+        ("--partition extended:2,0", "'extended:2,0' is not extended:VALUE,VALUE: '0' is not a positive number"),
         ("--partition labls:2", "did you mean labels?"),
         ("--partition labels:2 --dirichlet 0.5", "both say how the data are split: give one"),
         ("--partition iid --dirichlet iid", "both say how the data are split: give one"),
@@ -425,7 +478,13 @@ def test_a_split_made_by_hand_goes_with_no_partition_and_is_not_called_like_one(
     assert (args.partition, args.dirichlet) == (None, None)
     with pytest.raises(InputError, match="--partition has no effect with --partition_file"):
         resolve(settings, explicit={"partition"})
-    for name, wrong in (("labels-2", True), ("quantity-0.5", True), ("labels-of-mine", False), ("my-labels-2", False)):
+    for name, wrong in (
+        ("labels-2", True),
+        ("extended-2-0.5", True),
+        ("users", True),
+        ("labels-of-mine", False),
+        ("my-labels-2", False),
+    ):
         file.write_text(json.dumps({**content, "name": name}))
         if wrong:
             with pytest.raises(InputError, match=f"cannot be called '{name}'"):
