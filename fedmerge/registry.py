@@ -47,6 +47,7 @@ CONTRACTS = {
 AXES = ("local", "compressor", "merge", "algorithm")  # that a published method is a row over
 WITH_OPTIONS = (*AXES, "model_name")  # whose components have options, in the order of these
 _PLUGINS = ContextVar("plugins", default=())  # Paths of files and folders besides, of --plugin: of a thread's run
+_SEEN = ContextVar("seen", default=None)  # within `one_look`, a list: empty, or of plugin_versions()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -86,6 +87,8 @@ def use_plugins(paths) -> None:
         if not path.exists():
             raise InputError(f"--plugin {path}: there is no such file or folder")
     _PLUGINS.set(tuple(dict.fromkeys(paths)))
+    if _SEEN.get():
+        _SEEN.get().clear()
 
 
 @contextmanager
@@ -120,7 +123,23 @@ def _files_in(folder):
 
 def plugin_versions() -> tuple:
     """Return ((Path, when it was changed, its size), ...) of `plugin_files`: what is known of them is for these."""
-    return tuple(version_of(path) for path in plugin_files())
+    seen = _SEEN.get()
+    if seen:
+        return seen[0]
+    versions = tuple(version_of(path) for path in plugin_files())
+    if seen is not None:
+        seen.append(versions)
+    return versions
+
+
+@contextmanager
+def one_look():
+    """While this lasts, files of plugins are looked at once: a command line asks for them hundreds of times."""
+    token = _SEEN.set([] if _SEEN.get() is None else _SEEN.get())
+    try:
+        yield
+    finally:
+        _SEEN.reset(token)
 
 
 def specs(shelf: str) -> dict[str, Spec]:

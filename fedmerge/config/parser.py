@@ -18,7 +18,7 @@ from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, c
 from fedmerge.config.resolve import resolve, spread
 from fedmerge.declared import described
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.registry import AXES, SHELVES, specs, use_plugins
+from fedmerge.registry import AXES, SHELVES, one_look, specs, use_plugins
 
 BITS = f"{{{','.join(map(str, VALUE_BITS))}}}"
 METAVARS = {  # of a kind of option, else X
@@ -121,6 +121,7 @@ def _add(group, option, text):
         group.add_argument(*flags, type=KINDS[option.kind], metavar=METAVARS.get(option.kind, "X"), help=text)
 
 
+@one_look()
 def parse_args(argv=None):
     """Parse and check the command line; return a Namespace with every setting resolved.
 

@@ -15,9 +15,10 @@ from fedmerge.config.options import REGISTRIES, acts, all_options
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.randomness import round_half_up
-from fedmerge.registry import AXES, having, requirements, said, specs
+from fedmerge.registry import AXES, having, one_look, requirements, said, specs
 
 
+@one_look()
 def resolve(given, explicit=()):
     """Fill in the defaults of `given` {name: value} and check how the settings go together.
 

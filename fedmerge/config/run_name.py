@@ -10,11 +10,12 @@ from fedmerge import files
 from fedmerge.config.options import acts, all_options
 from fedmerge.config.resolve import with_defaults
 from fedmerge.config.split_files import drawn_as, hash_unless, plain, split_name, split_path
-from fedmerge.registry import WITH_OPTIONS, find
+from fedmerge.registry import WITH_OPTIONS, find, one_look
 
 LONGEST = 240  # bytes of a name: file systems allow 255, and "_metrics.csv" comes on top
 
 
+@one_look()
 def run_name(args):
     """Return `algorithm_dataset_split_seed`, then `_option=value` for each other setting that changes the result
     and is not at its default. Different settings give different names."""

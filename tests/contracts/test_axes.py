@@ -9,7 +9,7 @@ import fedalg
 from fedmerge import partitions
 from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
-from fedmerge.registry import AXES, specs
+from fedmerge.registry import AXES, one_look, requirements, specs
 from fedmerge.simulation.experiment import assemble, load_splits
 
 TINY = {
@@ -23,6 +23,37 @@ PAIRS = [
     for first in sorted(specs(one))
     for second in sorted(specs(other))
 ]
+
+
+def pairs_of(settings):
+    """Return the pairs of components in settings {axis: name}."""
+    named = [(axis, settings[axis]) for axis in AXES if axis in settings]
+    return set(itertools.combinations(named, 2))
+
+
+@one_look()
+def covering():
+    """Return settings of all four axes in which every pair is that goes together, and the pairs that do not."""
+    requires = {(axis, name): requirements(spec) for axis in AXES for name, spec in specs(axis).items()}
+
+    def refuses(one, other):
+        return other[1] not in requires[one].get(other[0], (other[1],))
+
+    refused = {pair for pair in PAIRS if refuses(*pair) or refuses(*pair[::-1])}
+    left, rows = set(PAIRS) - refused, []
+    while left:
+        row = dict(min(left))  # and what else of pairs that are left goes with it
+        for axis in AXES:
+            if axis not in row:
+                choices = [row | {axis: name} for name in sorted(specs(axis))]
+                choices = [choice for choice in choices if not refused & pairs_of(choice)]
+                row = max(choices, key=lambda choice: len(left & pairs_of(choice)))
+        rows.append({axis: row[axis] for axis in AXES})
+        left -= pairs_of(rows[-1])
+    return rows, refused
+
+
+ROWS, REFUSED = covering()
 
 
 pytestmark = pytest.mark.usefixtures("small_networks")
@@ -43,12 +74,10 @@ def trained(data, **settings):
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda pair: "-".join(pair))
-def test_every_pair_trains_or_is_refused(one, other, data):
-    settings = dict([one, other])
+def check(data, settings):
+    """Train two rounds, or be refused in a line that says why; return whether it trained."""
     if settings.get("algorithm") == "centralised":
-        settings |= {"n_clients": 1, "participation": 1.0}
+        settings = settings | {"n_clients": 1, "participation": 1.0}
         splits, parts = data
         data = splits, [torch.cat(parts)]
     try:
@@ -57,11 +86,25 @@ def test_every_pair_trains_or_is_refused(one, other, data):
         said = str(error)
         assert "\n" not in said
         assert any(f"--{flag}" in said for flag in (*settings, "residual"))
-        return
+        return False
     assert torch.isfinite(run.server.served()).all()
     first, second = run.history.rows
     assert first["clients"] == second["clients"] >= 1
     assert 0 < second["kept_share"] <= 1
+    assert set(fedalg.COLUMNS) <= set(second) | {"epoch"}
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", ROWS, ids=lambda settings: "-".join(settings.values()))
+def test_all_that_go_together_train_in_pairs_with_each_other(settings, data):
+    if not check(data, settings):  # for what two of them do: the others train
+        assert any(check(data, dict(pair)) for pair in sorted(pairs_of(settings)))
+
+
+@pytest.mark.slow
+def test_what_requires_another_component_is_refused(data):
+    assert not any(check(data, dict(pair)) for pair in sorted(REFUSED))
 
 
 @pytest.mark.slow

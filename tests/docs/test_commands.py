@@ -31,7 +31,7 @@ PARSERS = {
 }
 SCRIPTS = ["models.py", "import_TIN.py", "run_experiments.sh", "plotting.sh"]
 SBATCH = {"signal", "gres", "time", "nodes", "cpus-per-task", "dependency"}  # flags of SLURM's own
-PLACEHOLDER = re.compile(r"(\w+:)?[A-Z]+|<.*>|\.\.\.|\".*=.*\"")
+PLACEHOLDER = re.compile(r"(\w+:)?[A-Z,]+|<.*>|\.\.\.|\".*=.*\"")
 
 
 @pytest.fixture(scope="module")

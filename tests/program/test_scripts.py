@@ -313,8 +313,9 @@ def heed_all():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize(
+    ("jobs", "name"), [("1", "SIGINT"), ("1", "SIGUSR1"), ("2", "SIGINT"), ("2", "SIGTERM"), ("2", "SIGHUP")]
+)
 def test_a_signal_reaches_all_that_run(tmp_path, jobs, name):
     """As typed at a terminal: it goes to the launcher's whole process group, yet each run hears it once."""
     python = tmp_path / "python"

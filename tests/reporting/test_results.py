@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+import plotting
 from fedmerge.config.options import all_options
 from fedmerge.config.run_name import settings_of
 from fedmerge.reporting import curves, run_status, runs
@@ -30,13 +31,6 @@ def study(request):
 
 def readme(study):
     return (study / "README.md").read_text()
-
-
-@pytest.mark.slow
-def test_every_run_is_read(study):
-    found, foreign = runs.load_runs(study)
-    assert foreign == {}
-    assert len(found) == int(re.search(r"\| runs \| (\d+),", readme(study))[1])
 
 
 def wanted(args):
@@ -74,10 +68,20 @@ def test_every_line_of_its_list_has_its_run(study, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_its_tables_are_what_plotting_makes_of_the_runs(study, tmp_path, monkeypatch, capsys):
+def test_every_run_is_read_and_its_tables_are_what_plotting_makes_of_them(study, tmp_path, monkeypatch, capsys):
+    read = []
+
+    def load(folder):
+        read.append(runs.load_runs(folder))
+        return read[-1]
+
+    monkeypatch.setattr(plotting, "load_runs", load)
     for figure in ("draw_train_val", "draw_comparison"):
         monkeypatch.setattr(curves, figure, lambda *_, **__: None)
     assert redraw.draw(study, tmp_path) == 0
+    ((found, foreign),) = read
+    assert foreign == {}
+    assert len(found) == int(re.search(r"\| runs \| (\d+),", readme(study))[1])
     kept = {path.name: path.read_text() for path in (study / "figures").glob("*.md")}
     assert kept
     assert {name: (tmp_path / name).read_text() for name in kept} == kept  # else: python results/redraw.py
