@@ -17,6 +17,7 @@ LAYOUT = Layout(
     n_trainable=9,
     dim=12,
     shapes=((2, 2), (3,), (1, 2)),
+    inputs=(2, 0, 2),
     layers=(((0, 4),), ((4, 7),), ((7, 9),)),
 )
 CLIENTS = 20  # of a run, whether or not a test lets them take part
@@ -52,7 +53,7 @@ class FakeClient:
         self.delta, self.id, self.round, self.lr = delta, client_id, round, lr
         self.n_steps = self.gradients = n_steps  # it has no momentum
         self.row, self.received, self.n_samples = torch.empty_like(delta), {}, 1
-        self.model = SimpleNamespace(vector=delta)
+        self.model = SimpleNamespace(vector=delta, layout=LAYOUT)
 
     def train(self, start, correction):
         self.start, self.correction = start.clone(), correction
@@ -67,6 +68,13 @@ class FakeClient:
 
     def if_finite(self, vector):
         return vector
+
+    def fisher(self, n):
+        return torch.rand(9, generator=self.rng("fisher"), dtype=self.delta.dtype)
+
+    def input_grams(self, names, n):
+        inputs = [torch.randn(2, 5, generator=self.rng("gram", name), dtype=self.delta.dtype) for name in names]
+        return [x @ x.T / 5 for x in inputs]
 
 
 def let_train(server, theta, client):

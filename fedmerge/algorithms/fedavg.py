@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +51,8 @@ class FedAvg(Stateful):
     broadcasts = ()  # names of attributes, vectors [n_trainable], that the server sends besides its model
     statistics = ()  # of merging.statistic, or of `uploads`, what `merge` needs beside the merged step
     optional_hooks = {"gradient_correction": ("w", "start", "client")}
+    measured = {}  # {name: length} of what a merging rule has clients send besides
+    measure = None  # (client) -> {name: vector} of these, after it trained
     gradient_correction = None  # (w [n_trainable], start [n_trainable], client) -> what is added to a local gradient
 
     def __init__(self, layout: Layout, run: RunContext | None = None, **options):
@@ -111,7 +114,10 @@ class FedAvg(Stateful):
         check_vector(start, received, self.layout.dim, self, "the model from client_start")
         trained = client.train(start, self.gradient_correction)
         delta = torch.sub(trained, start, out=client.row[: self.layout.dim])
-        return self._checked(self.client_update(delta, start, client), delta)
+        more = {} if self.measure is None else self.measure(client)
+        update = self._checked(self.client_update(delta, start, client), delta)
+        update.more |= more
+        return update
 
     def _checked(self, update, delta):
         """Return what `client_update` returned, vectors in the order of `uploads`; InputError if it is none to send."""
@@ -132,13 +138,18 @@ class FedAvg(Stateful):
         return torch.cat([vector, *more.values()]) if more else vector
 
     def parted(self, vector: Tensor, names: tuple) -> tuple[Tensor, dict]:
-        """Return what `joined` put together: the vector [dim], and {name: [n_trainable]}, all views."""
-        dim, n = self.layout.dim, self.layout.n_trainable
-        return vector[:dim], {name: vector[dim + i * n : dim + (i + 1) * n] for i, name in enumerate(names)}
+        """Return what `joined` put together: the vector [dim], and {name: [n_trainable]}, all views; of rows, too.
+
+        What is `measured` has the length that it says.
+        """
+        lengths = [self.measured.get(name, self.layout.n_trainable) for name in names]
+        ends = list(accumulate(lengths, initial=self.layout.dim))
+        places = zip(names, pairwise(ends), strict=True)
+        return vector[..., : ends[0]], {name: vector[..., begin:end] for name, (begin, end) in places}
 
     def decoded(self, row: Tensor, mask: Tensor | None) -> ClientUpdate:
         """Return the ClientUpdate in a row [upload_dim], as it crossed the wire."""
-        delta, more = self.parted(row, self.uploads)
+        delta, more = self.parted(row, self.sent)
         return ClientUpdate(delta, mask, **more)
 
     def whole_broadcast(self, theta: Tensor) -> Tensor:
@@ -154,6 +165,11 @@ class FedAvg(Stateful):
         return self.joined(model, more)
 
     @property
+    def sent(self) -> tuple:
+        """Names of all that a client sends besides its change."""
+        return (*self.uploads, *self.measured)
+
+    @property
     def upload_dim(self) -> int:
         """How many numbers a client's upload has when nothing is left out."""
-        return self.layout.dim + len(self.uploads) * self.layout.n_trainable
+        return self.layout.dim + len(self.uploads) * self.layout.n_trainable + sum(self.measured.values())

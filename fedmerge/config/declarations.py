@@ -18,7 +18,7 @@ WORDS = {
     "algorithm": {"requires": FLAGS, "server_residual": YES_OR_NO},
     "local": {"requires": FLAGS, "averages": YES_OR_NO, "one_run": YES_OR_NO},
     "compressor": {"requires": FLAGS, "server_residual": YES_OR_NO},
-    "merge": {"requires": FLAGS, "needs": (object, ""), "weighted": YES_OR_NO},
+    "merge": {"requires": FLAGS, "needs": (object, ""), "uploads": (tuple, "a tuple of names"), "weighted": YES_OR_NO},
     "dataset": {
         **dict.fromkeys(("augment", "bundled", "domains"), YES_OR_NO),
         **dict.fromkeys(("label_set", "model", "never_augmented", "then"), TEXT),
@@ -92,6 +92,9 @@ def _check_statistics(spec):
     needs = spec.more.get("needs")
     if needs != "all updates" and not (needs and is_names(needs)):
         raise _slip(spec, f"needs={needs!r} is neither a tuple of names, such as ('update',), nor 'all updates'")
+    uploads = spec.more.get("uploads", ("fisher",))
+    if not uploads or not is_names(uploads):
+        raise _slip(spec, f"uploads={uploads!r} is no tuple of names, such as ('fisher',)")
 
 
 def _check_flags(spec):

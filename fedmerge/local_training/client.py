@@ -5,6 +5,7 @@ made and read once a round.
 """
 
 import contextlib
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from fedmerge.local_training.optimizers import OPTIMIZERS
 from fedmerge.local_training.settings import gradients_of
 from fedmerge.networks.draws import keyed_draws
 from fedmerge.randomness import generator, key_seed
+
+GRAM_BATCH = 32  # samples whose patches are in memory at once
 
 
 class Client:
@@ -222,6 +225,56 @@ class Client:
                 losses.append(F.cross_entropy(logits, y, reduction="sum"))
         return torch.stack(losses).sum() / len(indices)
 
+    def _some(self, n, purpose):
+        """Return the places, in the training set, of n of the client's samples, or of all if these are fewer."""
+        order = torch.randperm(self.n_samples, generator=self.rng(purpose))
+        return self.indices[order[:n]].to(self.splits.train.labels.device)
+
+    def fisher(self, n):
+        """Return the diagonal of the Fisher information [n_trainable] at the working model, by n of the samples.
+
+        That is the mean over the samples of the squared gradient of -log p(y | x), with y drawn from p(y | x), the
+        network's own prediction as in evaluation. `gradient` of the model is used up.
+        """
+        total, train, chosen = torch.zeros_like(self.model.gradient), self.splits.train, self._some(n, "fisher")
+        draws = torch.rand(len(chosen), generator=self.rng("fisher label")).to(chosen.device)
+
+        def surprise(logits, _, draw):
+            shares = logits.detach().softmax(1).cumsum(1)
+            return F.cross_entropy(logits, (shares < draw[:, None] * shares[:, -1:]).sum(1))
+
+        with self.model.evaluating():
+            for place, draw in zip(chosen.split(1), draws.split(1), strict=True):
+                self._backward(self.splits.normalise(train.images[place]), draw, loss=surprise)
+                total.addcmul_(self.model.gradient, self.model.gradient)
+        return total.div_(len(chosen))
+
+    @torch.no_grad()
+    def input_grams(self, names, n):
+        """Return G = X X^T / columns [inputs, inputs] of the inputs X of layers, by n of the client's samples.
+
+        names: of the layers' weights. The inputs are those in the working model, as in evaluation; of a convolution,
+        each patch that the kernel is laid on is one.
+        """
+        layers = [self.model.module.get_submodule(name.rpartition(".")[0]) for name in names]
+        grams, counts, train = [None] * len(layers), [0] * len(layers), self.splits.train
+
+        def see(i, layer, given):
+            rows = patches(layer, given[0].float())
+            gram = rows.t() @ rows
+            grams[i] = gram if grams[i] is None else grams[i].add_(gram)
+            counts[i] += len(rows)
+
+        hooks = [layer.register_forward_pre_hook(partial(see, i)) for i, layer in enumerate(layers)]
+        try:
+            with self.model.evaluating():
+                for chosen in self._some(n, "gram").split(GRAM_BATCH):
+                    self.forward(self.splits.normalise(train.images[chosen]))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [gram / count for gram, count in zip(grams, counts, strict=True)]
+
     @torch.no_grad()
     def settle(self, vector):
         """Make `vector [dim]`, an average, the working model's; with bn_recalibrate, measure BatchNorm's statistics.
@@ -259,6 +312,14 @@ class Client:
                 logits -= slope * (lr * model.gradient * update + l1_strength)
         self.loss = self.loss + 0 * logits.sum()  # not finite if a logit is not, so that it is found with the losses
         return logits > 0
+
+
+def patches(layer, x):
+    """Return what a linear or convolutional layer multiplies its weight with, given its input x: [rows, inputs]."""
+    if isinstance(layer, torch.nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
 
 
 class RunningMeans:

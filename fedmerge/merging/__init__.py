@@ -2,10 +2,16 @@
 
 To add a merging rule, put a file here with a function `(aggregate, layout, **options) -> step [dim]` under
 `@merging_rule("name", title=..., needs=...)`. needs: the statistics that it takes from `aggregate.mean`, or "all
-updates".
+updates". What else the decorator may say:
+
+    uploads   names of vectors that clients send besides their change, for it
+    measure   a function (client, **options) -> {name: vector} that makes them, once the client has trained
+    lengths   a function (layout, **options) -> {name: length} of them (without it, each is as long as the weights)
 """
 
-from fedmerge.declared import is_names, mistake
+from collections.abc import Callable
+
+from fedmerge.declared import check_vector, is_names, mistake
 from fedmerge.merging.aggregate import (
     Aggregate,
     Arrival,
@@ -27,6 +33,28 @@ def needs_of(rule) -> tuple | str:
     return needs
 
 
+def measured_for(rule, layout, options: dict) -> tuple[dict, Callable | None]:
+    """Return what a merging rule with these options has clients send besides their change: {name: length}, and a
+    function (client) -> {name: vector}. Raises InputError where the rule's own functions do not say the same.
+    """
+    said, names = rule.registered, rule.registered.get("uploads", ())
+    if not names:
+        return {}, None
+    of_weights = dict.fromkeys(names, layout.n_trainable)
+    lengths = said["lengths"](layout, **options) if "lengths" in said else of_weights
+    if "measure" not in said or set(lengths) != set(names):
+        raise mistake(rule, f"uploads={names!r} needs measure=..., and lengths=... of the same names, if any")
+
+    def measure(client):
+        found = said["measure"](client, **options)
+        if set(found) != set(names):
+            raise mistake(said["measure"], f"measures {', '.join(found) or 'nothing'}, not {', '.join(names)}")
+        like = client.model.vector
+        return {name: check_vector(found[name], like, lengths[name], said["measure"], name) for name in lengths}
+
+    return lengths, measure
+
+
 __all__ = [
     "ALL",
     "Aggregate",
@@ -35,6 +63,7 @@ __all__ = [
     "WeightedSums",
     "add_to",
     "find_statistics",
+    "measured_for",
     "needs_of",
     "statistic",
 ]

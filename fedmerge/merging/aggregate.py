@@ -95,6 +95,7 @@ class Aggregate:
     mean: dict = field(default_factory=dict)  # {name: vector} of the statistics that were asked for
     deltas: torch.Tensor = None  # [clients, dim], zero where nothing was kept, if all updates were asked for
     masks: torch.Tensor = None  # bool [clients, n_trainable], likewise; None if all weights were sent
+    more: dict = field(default_factory=dict)  # {name: [clients, k]}, likewise, of what clients sent besides
     round: int = 1
     n_clients: int = 1  # of the run, that have samples
     seed: int = 0

@@ -28,6 +28,7 @@ class Layout:
     head: tuple = ()  # begin and end of the weights of the last layer, see `head_of`
     adapters: tuple = ()  # (begin of A, begin of B, end of B, rank) of low-rank adapters of which both are trained
     shapes: tuple = ()  # of the trainable tensors
+    inputs: tuple = ()  # of each, how many inputs it multiplies, as a matrix of all outputs; 0 where it is no such one
     layers: tuple = ()  # ((begin, end), ...) of each layer with weights, in order, with buffers and the norm behind it
 
     def rows_of(self, vector):
@@ -49,6 +50,17 @@ def head_of(module):
     """Return the name of the layer that makes the logits: the one whose parameters come last in the module."""
     *_, (name, _) = module.named_parameters()
     return name.rpartition(".")[0]
+
+
+def _inputs(layer, name, parameter):
+    """Return how many inputs a parameter multiplies if it is the matrix of a layer that is linear in it, else 0."""
+    plain = type(layer) is nn.Linear or (
+        type(layer) is nn.Conv2d
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and isinstance(layer.padding, tuple)
+    )
+    return parameter[0].numel() if plain and name.rpartition(".")[2] == "weight" else 0
 
 
 def _layers(places, n_trainable, with_weights):
@@ -98,6 +110,7 @@ class FlatModel:
             names=tuple(name for name, _ in parameters),
             sizes=sizes,
             shapes=tuple(tuple(p.shape) for _, p in parameters),
+            inputs=tuple(_inputs(self._owner(name), name, p) for name, p in parameters),
             n_trainable=sum(sizes),
             dim=ends[-1],
             norms=tuple((a, b) for name, a, b in places if is_norm(self._owner(name))),

@@ -130,6 +130,7 @@ SAID = {
         if isinstance(value, str)
         else f"adds up the clients' {' and '.join(value)}"
     ),
+    "uploads": lambda value: f"has clients send besides their change: {', '.join(value)}",
     "bundled": lambda value: "there is nothing to download",
     "download": lambda value: "`python data.py --download` fetches it",
     "then": lambda value: f"then `{value}` is to be run",

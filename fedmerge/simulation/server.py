@@ -30,8 +30,14 @@ class Server:
         if settings.lora_merge == "products":
             check_step_is_taken(self.algorithm)
         rule = MERGING_RULES[settings.merge]
-        self.rule = partial(rule, layout=layout, **chosen_options(settings, rule.registered.get("options", ())))
-        needs = merging.needs_of(rule)
+        options = chosen_options(settings, rule.registered.get("options", ()))
+        self.rule, needs = partial(rule, layout=layout, **options), merging.needs_of(rule)
+        self.algorithm.measured, self.algorithm.measure = merging.measured_for(rule, layout, options)
+        if self.algorithm.measured and self.algorithm.own is not None:
+            raise InputError(
+                f"--merge {settings.merge} needs an algorithm under which clients share all weights, not "
+                f"{settings.algorithm}"
+            )
         # Whether all updates of a round are needed at once.
         self.keeps_all = needs == merging.ALL or settings.lora_merge == "products"
         uploads = self.algorithm.uploads
@@ -128,7 +134,8 @@ class Server:
         found = merging.Aggregate(arrived, round=cohort.round, n_clients=n_clients, seed=self.settings.seed)
         sums = cohort.sums
         if cohort.rows is not None:
-            found.deltas, found.masks = cohort.rows[places, : self.layout.dim], cohort.masks_of(places)
+            found.masks = cohort.masks_of(places)
+            found.deltas, found.more = self.algorithm.parted(cohort.rows[places], self.algorithm.sent)
             sums = merging.WeightedSums(self.statistics, self.layout)
             for i, weight in zip(whole, weights, strict=True):
                 sums.add(self.algorithm.decoded(cohort.rows[i], cohort.mask_of(i)), weight)

@@ -148,6 +148,8 @@ DECLARED = [  # what is known of the source
         r"mine: --layout is called as aggregate, layout are: another name",
     ),
     (RULE.replace(', needs=("update",)', ""), r"mine: needs=None is neither a tuple of names"),
+    (RULE.replace("needs", 'uploads=("a", "a"), needs'), r"mine: uploads=\('a', 'a'\) is no tuple of names"),
+    (RULE.replace("needs", 'uploads="fisher", needs'), r"mine: uploads='fisher' is not a tuple of names"),
     (RULE.replace('("update",)', '"update"'), r"mine: needs='update' is neither a tuple of names"),
     (RULE.replace('("update",)', '["update"]'), r"mine: needs=\['update'\] is neither a tuple of names"),
     (NETWORK.replace('("none",)', "()"), r"norms=\(\) is no tuple of some of batch, group, none"),
@@ -164,7 +166,13 @@ DECLARED = [  # what is known of the source
     (ALGORITHM.replace("(FedAvg)", "(Mine)"), r"Mine derives from itself"),
     (f"x = 1\n\0\n{ALGORITHM}", r"is not Python \(holds a NUL character\)"),
 ]
+MEASURING = (
+    "def lengths(layout):\n    return LENGTHS\n\n\ndef measure(client):\n    return {'a': client.model.gradient}\n\n\n"
+    + RULE.replace("needs", 'uploads=("a",), measure=measure, lengths=lengths, needs')
+)
 IMPORTED = [  # what is seen before a client trains
+    (RULE.replace("needs", 'uploads=("a",), needs'), r"mine: uploads=\('a',\) needs measure=\.\.\., and lengths"),
+    (MEASURING.replace("LENGTHS", '{"b": 1}'), r"mine: uploads=\('a',\) needs measure=.*of the same names"),
     (
         ALGORITHM + "    def gradient_corection(self, w, start, client):\n        pass\n",
         r"did you mean gradient_c",
@@ -287,6 +295,8 @@ TRAINED = [  # what is seen as the first round goes by
         ALGORITHM + '    uploads = ("control",)\n',
         r"Mine: client_update sends besides the change: none; uploads name",
     ),
+    (MEASURING.replace("LENGTHS", '{"a": 1}'), r"measure: a is float32 \[\d+\], not float32 \[1\]"),
+    (MEASURING.replace("LENGTHS", '{"a": 1}').replace("{'a'", "{'b'"), r"measure: measures b, not a"),
     (of_update("ClientUpdate(delta, control=delta)"), r"sends besides the change: control; uploads names: none"),
     (of_update("delta"), r"Mine: client_update returns a Tensor, not a ClientUpdate"),
     (of_update("ClientUpdate(delta[:9])"), r"Mine: the change from client_update is float32 \[9\], not float32 \["),

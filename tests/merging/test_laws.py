@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import LAYOUT, cohort
+from toy import LAYOUT, FakeClient, cohort
 
 from fedmerge.client_update import ClientUpdate
-from fedmerge.merging import Aggregate, Arrival, WeightedSums, find_statistics, needs_of
+from fedmerge.merging import Aggregate, Arrival, WeightedSums, find_statistics, measured_for, needs_of
 from fedmerge.merging.directions import orthogonal, present
 from fedmerge.networks import Layout
 from fedmerge.registry import MERGING_RULES
@@ -29,15 +29,18 @@ anything = given(seed=st.integers(0, 10**6), clients=st.integers(1, 5))
 def merged(rule, deltas, p, seed=0, round=1, **options):
     """Return the step [12] that a rule makes of the updates [clients, 12] of clients with the weights p."""
     function, weights = MERGING_RULES[rule], p.tolist()
+    default = {name: value for name, (value, *_) in function.registered.get("options", {}).items()}
+    _, measure = measured_for(function, LAYOUT, default | options)
+    more = [{} if measure is None else measure(FakeClient(delta, i)) for i, delta in enumerate(deltas)]
     aggregate = Aggregate([Arrival(i, 1, 1, w) for i, w in enumerate(weights)], round=round, seed=seed)
     if isinstance(needs_of(function), str):
         aggregate.deltas = deltas.clone()
+        aggregate.more = {name: torch.stack([one[name] for one in more]) for name in more[0]}
     else:
         sums = WeightedSums(find_statistics(needs_of(function)), LAYOUT)
-        for delta, weight in zip(deltas, weights, strict=True):
-            sums.add(ClientUpdate(delta), weight)
+        for delta, weight, own in zip(deltas, weights, more, strict=True):
+            sums.add(ClientUpdate(delta, **own), weight)
         aggregate.mean = sums.means(sum(weights), len(weights))
-    default = {name: value for name, (value, *_) in function.registered.get("options", {}).items()}
     return function(aggregate, layout=LAYOUT, **default | options)
 
 
