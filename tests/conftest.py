@@ -15,9 +15,10 @@ import fedalg
 from fedmerge import merging
 from fedmerge.checkpoint.policy import CheckpointPolicy
 from fedmerge.checkpoint.store import Checkpoints
+from fedmerge.config.options import all_options
 from fedmerge.config.resolve import resolve
 from fedmerge.networks.flat_model import Layout
-from fedmerge.registry import plugins_held
+from fedmerge.registry import plugins_held, requirements, specs
 from fedmerge.reporting import run_figures
 from fedmerge.simulation.experiment import prepare
 from fedmerge.simulation.run_state import RunState
@@ -140,6 +141,14 @@ def spawn():
     yield start
     for process in started:
         process.kill()
+
+
+def component(axis, name):
+    """Return {flag: value} that choose a component, and what it requires where that is not the default."""
+    needs = {
+        flag: able for flag, able in requirements(specs(axis)[name]).items() if all_options()[flag].default not in able
+    }
+    return {axis: name, **{flag: able[0] for flag, able in needs.items()}}
 
 
 def train_round(run, round=None, saver=None):

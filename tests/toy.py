@@ -54,6 +54,7 @@ class FakeClient:
         self.n_steps = self.gradients = n_steps  # it has no momentum
         self.row, self.received, self.n_samples = torch.empty_like(delta), {}, 1
         self.model = SimpleNamespace(vector=delta, layout=LAYOUT)
+        self.indices = torch.arange(1)
 
     def train(self, start, correction):
         self.start, self.correction = start.clone(), correction
@@ -68,6 +69,13 @@ class FakeClient:
 
     def if_finite(self, vector):
         return vector
+
+    def batches(self, epochs, rng, indices=None):
+        return []
+
+    def learn_mix(self, own, received, mix, places, batches, rate):
+        mix *= 0.9
+        return mix.sum()
 
     def fisher(self, n):
         return torch.rand(9, generator=self.rng("fisher"), dtype=self.delta.dtype)

@@ -51,8 +51,8 @@ class FedAvg(Stateful):
     broadcasts = ()  # names of attributes, vectors [n_trainable], that the server sends besides its model
     statistics = ()  # of merging.statistic, or of `uploads`, what `merge` needs beside the merged step
     optional_hooks = {"gradient_correction": ("w", "start", "client")}
-    measured = {}  # {name: length} of what a merging rule has clients send besides
-    measure = None  # (client) -> {name: vector} of these, after it trained
+    rule_uploads = {}  # {name: length} of what a merging rule has clients send besides
+    measure_for_rule = None  # (client) -> {name: vector} of these, after it trained
     gradient_correction = None  # (w [n_trainable], start [n_trainable], client) -> what is added to a local gradient
 
     def __init__(self, layout: Layout, run: RunContext | None = None, **options):
@@ -110,11 +110,12 @@ class FedAvg(Stateful):
 
     def train(self, received: Tensor, client: "Client") -> ClientUpdate:
         """Let `client` train from the model `received [dim]`; return its ClientUpdate, before anything is left out."""
+        client.downloaded = received
         start = self.client_start(received, client)
         check_vector(start, received, self.layout.dim, self, "the model from client_start")
         trained = client.train(start, self.gradient_correction)
         delta = torch.sub(trained, start, out=client.row[: self.layout.dim])
-        more = {} if self.measure is None else self.measure(client)
+        more = {} if self.measure_for_rule is None else self.measure_for_rule(client)
         update = self._checked(self.client_update(delta, start, client), delta)
         update.more |= more
         return update
@@ -140,16 +141,16 @@ class FedAvg(Stateful):
     def parted(self, vector: Tensor, names: tuple) -> tuple[Tensor, dict]:
         """Return what `joined` put together: the vector [dim], and {name: [n_trainable]}, all views; of rows, too.
 
-        What is `measured` has the length that it says.
+        What is in `rule_uploads` has the length that it says.
         """
-        lengths = [self.measured.get(name, self.layout.n_trainable) for name in names]
+        lengths = [self.rule_uploads.get(name, self.layout.n_trainable) for name in names]
         ends = list(accumulate(lengths, initial=self.layout.dim))
         places = zip(names, pairwise(ends), strict=True)
         return vector[..., : ends[0]], {name: vector[..., begin:end] for name, (begin, end) in places}
 
     def decoded(self, row: Tensor, mask: Tensor | None) -> ClientUpdate:
         """Return the ClientUpdate in a row [upload_dim], as it crossed the wire."""
-        delta, more = self.parted(row, self.sent)
+        delta, more = self.parted(row, self.all_uploads)
         return ClientUpdate(delta, mask, **more)
 
     def whole_broadcast(self, theta: Tensor) -> Tensor:
@@ -165,11 +166,11 @@ class FedAvg(Stateful):
         return self.joined(model, more)
 
     @property
-    def sent(self) -> tuple:
+    def all_uploads(self) -> tuple:
         """Names of all that a client sends besides its change."""
-        return (*self.uploads, *self.measured)
+        return (*self.uploads, *self.rule_uploads)
 
     @property
     def upload_dim(self) -> int:
         """How many numbers a client's upload has when nothing is left out."""
-        return self.layout.dim + len(self.uploads) * self.layout.n_trainable + sum(self.measured.values())
+        return self.layout.dim + len(self.uploads) * self.layout.n_trainable + sum(self.rule_uploads.values())

@@ -25,7 +25,8 @@ class Client:
     """One client in one round. After `train`, `loss` and `hits` are scalar tensors: sums over the `seen` samples, and
     `n_steps` is how many steps its optimiser took.
 
-    `start [dim]` is the model that it trained; `received` {name: [n_trainable]} is what the server sent besides.
+    `start [dim]` is the model that it trained, `downloaded [dim]` the one that it got, `received` {name: [n_trainable]}
+    what the server sent besides.
 
     `row`, if set, is the vector [upload_dim] in which the server wants what the client sends; fresh memory would cost a
     step.
@@ -41,6 +42,8 @@ class Client:
         self.n_samples = len(self.indices)
         self.seen, self.loss, self.hits, self.n_steps = 0, 0.0, 0, 0
         self.start, self.received = None, {}
+        self.downloaded = None
+        self.aside = None  # what an algorithm has its local method train beside
         self.row, self.scratch = None, trainer.lend_scratch()
         self.is_finite = None  # a bool scalar tensor: whether its loss and what it sent are, once it sent
 
@@ -132,13 +135,17 @@ class Client:
             self.attack.spoil(self, start, self.model.vector)
         return self.model.vector
 
+    def told(self):
+        """Return {attribute: value} of what is told of its steps so far."""
+        return {name: getattr(self, name) for name in ("seen", "loss", "hits", "n_steps")}
+
     def train_aside(self, start, correction=None):
         """Train a model that is not sent, from `start [dim]`, as `train` does; return it, [dim], as the caller's own.
 
         It leaves no trace: losses, hits, steps and what a local method keeps for a client are not of it, and no attack
         spoils it. But `loss` is not finite if a number of it is not.
         """
-        told = {name: getattr(self, name) for name in ("seen", "loss", "hits", "n_steps", "start", "attack")}
+        told = self.told() | {"start": self.start, "attack": self.attack}
         kept = [(of_client, of_client.get(self.id)) for of_client in self.local.of_clients().values()]
         self.attack = None
         trained = self.train(start, correction).clone()
@@ -290,6 +297,25 @@ class Client:
             means.count()
             self.forward(x)
         means.end()
+
+    def learn_mix(self, own, received, mix, places, batches, rate):
+        """Let `mix [k]` descend the loss of a model, a step of size `rate` each batch, and stay in [0, 1]; in place.
+
+        The model is `received [dim]`, but at the `places [k]`: own + (received - own) * mix. Returns the loss of the
+        last batch, a scalar tensor.
+        """
+        model, loss = self.model, None
+        model.load(received)
+        model.train()
+        begin = own[places]
+        way = received[places] - begin
+        with self._own_draws("mixture"):
+            for x, y in batches:
+                model.vector[places] = torch.addcmul(begin, way, mix)
+                logits = self._backward(x, y)
+                mix.addcmul_(model.gradient[places], way, value=-rate).clamp_(0, 1)
+                loss = F.cross_entropy(logits, y)
+        return loss
 
     def learn_mask(self, start, delta, mask, epochs, lr, bias, l1_strength):
         """Return the bool mask [n_trainable] that learning on the client's data makes of `mask`.

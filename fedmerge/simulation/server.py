@@ -32,16 +32,13 @@ class Server:
         rule = MERGING_RULES[settings.merge]
         options = chosen_options(settings, rule.registered.get("options", ()))
         self.rule, needs = partial(rule, layout=layout, **options), merging.needs_of(rule)
-        self.algorithm.measured, self.algorithm.measure = merging.measured_for(rule, layout, options)
-        if self.algorithm.measured and self.algorithm.own is not None:
-            raise InputError(
-                f"--merge {settings.merge} needs an algorithm under which clients share all weights, not "
-                f"{settings.algorithm}"
-            )
+        self.algorithm.rule_uploads, self.algorithm.measure_for_rule = merging.measured_for(rule, layout, options)
+        check_uploads(self.algorithm, rule)
         # Whether all updates of a round are needed at once.
         self.keeps_all = needs == merging.ALL or settings.lora_merge == "products"
         uploads = self.algorithm.uploads
-        self.statistics = merging.find_statistics(() if needs == merging.ALL else needs, (), rule)
+        of_rule = tuple(self.algorithm.rule_uploads)
+        self.statistics = merging.find_statistics(() if needs == merging.ALL else needs, of_rule, rule)
         self.statistics |= merging.find_statistics(self.algorithm.statistics, uploads, self.algorithm)
         self.empty = [client_id for client_id, size in enumerate(sizes) if not size]  # these never take part
         how = DownlinkSettings(
@@ -135,7 +132,7 @@ class Server:
         sums = cohort.sums
         if cohort.rows is not None:
             found.masks = cohort.masks_of(places)
-            found.deltas, found.more = self.algorithm.parted(cohort.rows[places], self.algorithm.sent)
+            found.deltas, found.more = self.algorithm.parted(cohort.rows[places], self.algorithm.all_uploads)
             sums = merging.WeightedSums(self.statistics, self.layout)
             for i, weight in zip(whole, weights, strict=True):
                 sums.add(self.algorithm.decoded(cohort.rows[i], cohort.mask_of(i)), weight)
@@ -199,6 +196,18 @@ def check_step_is_taken(algorithm):
         raise InputError(
             "--lora_merge products needs an algorithm that adds the merged step as it is, such as fedavg or fedprox, "
             f"not {algorithm.registered['name']}"
+        )
+
+
+def check_uploads(algorithm, rule):
+    """Raise InputError unless clients can send what a merging rule has them send, besides what is the algorithm's."""
+    both = set(algorithm.rule_uploads) & {*algorithm.uploads, *algorithm.broadcasts}
+    if both:
+        raise mistake(rule, f"uploads has {min(both)}, and so has {type(algorithm).__name__}: another name")
+    if algorithm.rule_uploads and algorithm.own is not None:
+        raise InputError(
+            f"--merge {rule.registered['name']} needs an algorithm under which clients share all weights, not "
+            f"{algorithm.registered['name']}"
         )
 
 

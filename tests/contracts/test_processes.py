@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 import torch
-from conftest import POOLS, QUICK, train_rounds
+from conftest import POOLS, QUICK, component, train_rounds
 from processes import TIMES, digest, environments
 
 from fedmerge.config.resolve import resolve
@@ -25,7 +25,7 @@ SMALL = {
 }
 COMPONENTS = [
     *({"algorithm": name, "norm": "batch"} for name in sorted(set(ALGORITHMS) - {"centralised"})),
-    *({"local": name} for name in sorted(LOCAL_METHODS)),
+    *(component("local", name) for name in sorted(LOCAL_METHODS)),
     *({"merge": name} for name in sorted(MERGING_RULES)),
     *({"compressor": name, "residual": "client", "value_bits": 8} for name in sorted(COMPRESSORS)),
 ]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import POOLS, QUICK, put_algorithm, train_round, train_rounds
+from conftest import POOLS, QUICK, component, put_algorithm, train_round, train_rounds
 from processes import digest, environments
 
 from fedmerge.algorithms.fedavg import FedAvg
@@ -75,7 +75,7 @@ class Weightless(FedAvg):
 
 CASES = {
     **{name: {"algorithm": name} for name in sorted(set(ALGORITHMS) - {"centralised"})},
-    **{f"local {name}": {"local": name} for name in sorted(LOCAL_METHODS)},
+    **{f"local {name}": component("local", name) for name in sorted(LOCAL_METHODS)},
     "las that keeps": {"algorithm": "las", "server_momentum": 0.5, "residual": "server"},
     "Controlled": {},
     "Keeping": {},

@@ -1,14 +1,14 @@
 """Clients that train at once make what they make one after the other, to the last bit."""
 
 import pytest
-from conftest import POOLS, assert_alike, train_rounds
+from conftest import POOLS, assert_alike, component, train_rounds
 
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, LOCAL_METHODS, MERGING_RULES
 
 SHORT = {**POOLS, "batch_size": 32, "local_steps": 2, "participation": 0.25, "dirichlet": 0.5}
 CASES = [
     *({"algorithm": name} for name in sorted(set(ALGORITHMS) - {"centralised"})),
-    *({"local": name} for name in sorted(LOCAL_METHODS)),
+    *(component("local", name) for name in sorted(LOCAL_METHODS)),
     *({"merge": name} for name in sorted(MERGING_RULES)),
     *({"compressor": name, "residual": "client", "value_bits": 8} for name in sorted(COMPRESSORS)),
     {"algorithm": "las", "preset": "compact", "wire": "real"},

@@ -14,6 +14,7 @@ from fedmerge.local_training.client import patches
 from fedmerge.merging import Aggregate, Arrival, WeightedSums, find_statistics
 from fedmerge.networks.flat_model import FlatModel
 from fedmerge.registry import MERGING_RULES, specs
+from fedmerge.simulation.server import check_uploads
 
 MEASURING = sorted(name for name, spec in specs("merge").items() if "uploads" in spec.more)
 pytestmark = pytest.mark.usefixtures("small_networks", "one_thread")
@@ -128,7 +129,7 @@ def test_which_layers_are_matrices():
 def test_what_is_measured_is_sent_and_counted(experiment, rule, real):
     settings = {"model_name": "small", "n_clients": 5, "participation": 0.4, "local_steps": 2, "merge": rule}
     run = experiment(**settings, wire="real" if real else "formula")
-    lengths = run.server.algorithm.measured
+    lengths = run.server.algorithm.rule_uploads
     assert sum(lengths.values()) > 1000
     train_rounds(run, 2)
     each = wire.dense_bytes(run.model.layout.dim + sum(lengths.values()))
@@ -140,3 +141,10 @@ def test_what_is_measured_is_sent_and_counted(experiment, rule, real):
 def test_layers_that_clients_keep_have_no_part_in_what_they_measure(experiment, rule):
     with pytest.raises(InputError, match=f"--merge {rule} needs an algorithm under which clients share all weights"):
         experiment(merge=rule, algorithm="fedper")
+
+
+def test_what_a_rule_has_clients_send_has_a_name_of_its_own(experiment):
+    algorithm = experiment(algorithm="scaffold").server.algorithm
+    algorithm.rule_uploads = {"control": 3}
+    with pytest.raises(InputError, match="fisher: uploads has control, and so has Scaffold: another name"):
+        check_uploads(algorithm, MERGING_RULES["fisher"])

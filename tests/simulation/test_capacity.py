@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import POOLS, put_algorithm, train_round
+from conftest import POOLS, component, put_algorithm, train_round
 
 import fedalg
 from fedmerge import memory
@@ -14,7 +14,7 @@ from fedmerge.simulation import capacity
 KEEPS = {"algorithm": "las", "preset": "compact", "n_clients": 10, "participation": 0.2}
 CASES = [
     *({"algorithm": name} for name in sorted(ALGORITHMS)),
-    *({"local": name} for name in sorted(LOCAL_METHODS)),
+    *(component("local", name) for name in sorted(LOCAL_METHODS)),
     *({"compressor": name, "residual": "client", "value_bits": 8} for name in sorted(COMPRESSORS)),
     {**KEEPS, "residual_momentum": 0.5},
     {"downlink": "individual"},

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import QUICK, keep_two_rounds, train_round, train_rounds
+from conftest import QUICK, component, keep_two_rounds, train_round, train_rounds
 from processes import TIMES
 
 import fedalg
@@ -266,7 +266,7 @@ FEW = {"n_clients": 4, "participation": 1, "local_steps": 1, "n_verts": 1, "soup
     "settings",
     [
         *({"algorithm": name} for name in sorted(set(ALGORITHMS) - {"centralised"})),
-        *({"local": name} for name in sorted(LOCAL_METHODS)),
+        *(component("local", name) for name in sorted(LOCAL_METHODS)),
         *({"compressor": name, "residual": "client", "value_bits": 8} for name in sorted(COMPRESSORS)),
         {"algorithm": "las", "residual": "server", "server_momentum": 0.5},
         {"algorithm": "las", "residual": "client", "residual_momentum": 0.5},
