@@ -31,7 +31,10 @@ def partition_help() -> str:
 def augment_help() -> str:
     """Return the help of --augment."""
     those = ", ".join(having("dataset", "augment"))
-    return f"standard = crop with padding 4 and flip; default: that for {those}; none for others"
+    return (
+        "standard = crop, after padding with 4 black pixels, and flip; reflect = the same with mirrored pixels; "
+        f"default: standard for {those}; none for others"
+    )
 
 
 def norm_help() -> str:

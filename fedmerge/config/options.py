@@ -64,6 +64,7 @@ OPTIONS = {
             "pixels that the network sees: larger images are shrunk, smaller ones enlarged batch by batch (default: as "
             "they are)",
         ),
+        Option("normalise", True, "flag", "shift and scale images to mean 0 and deviation 1; else pixels are 0 to 1"),
         Option("model_name", None, tuple, model_help),
         Option("seed", 0, "integer", "seed of every random draw"),
         Option("shift", "label", ("label", "feature"), "clients differ in their classes, or each has its own domain"),
@@ -92,7 +93,7 @@ OPTIONS = {
         Option("weight_decay", 0.0, "nonnegative", "L2 decay of all trainable weights"),
         Option("lr_decay", 1.0, "share", "factor on the learning rate after each round"),
         Option("clip_norm", None, "positive", "clip the norm of every gradient here (default: off)"),
-        Option("augment", None, ("none", "standard"), augment_help),
+        Option("augment", None, ("none", "standard", "reflect"), augment_help),
         Option(
             "bn_recalibrate",
             False,
@@ -306,7 +307,8 @@ OPTIONS = {
     ],
 }
 ALIASES = {"rounds": "n_epochs", "keep": "sparsity", "prox_mu": "prox_momentum"}  # what the field calls them
-RESERVED = ("config", "help", "self", "callbacks", *ALIASES)  # flags that are no settings, and arguments of calls
+# Flags that are no settings, and arguments of calls.
+RESERVED = ("config", "recipe", "help", "self", "callbacks", *ALIASES)
 REGISTRIES = {
     **{shelf: functools.partial(Names, shelf) for shelf in SHELVES},
     "preset": lambda: sorted({preset for spec in specs("algorithm").values() for preset in spec.presets}),

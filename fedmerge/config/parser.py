@@ -18,8 +18,10 @@ from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, c
 from fedmerge.config.resolve import resolve, spread
 from fedmerge.declared import described
 from fedmerge.errors import InputError, did_you_mean
+from fedmerge.python_source import HERE
 from fedmerge.registry import AXES, SHELVES, one_look, specs, use_plugins
 
+RECIPES = sorted(path.stem for path in (HERE / "recipes").glob("*.txt"))
 BITS = f"{{{','.join(map(str, VALUE_BITS))}}}"
 METAVARS = {  # of a kind of option, else X
     **{"path": "PATH", "count": "N", "integer": "N", "size": "N", "bits": BITS},
@@ -59,6 +61,7 @@ def build_parser(prog="fedalg.py"):
         formatter_class=_Help,
     )
     parser.add_argument("--config", metavar="FILE", help="file of flags, one a line; the command line wins")
+    parser.add_argument("--recipe", choices=RECIPES, help="the flags of a published setting; all others win")
     known = all_options()
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title)
@@ -135,9 +138,9 @@ def parse_args(argv=None):
     except InputError as error:
         _Parser(prog="fedalg.py").error(str(error))
     given = parser.parse_args(argv)
-    config = _read_config(parser, given.config) if "config" in given else argparse.Namespace()
+    of_files, named = _of_files(parser, vars(given)), vars(given).keys() - {"config", "recipe"}
     try:
-        return resolve({**spread(vars(config)), **spread(vars(given))}, explicit=set(vars(given)))
+        return resolve(of_files | spread({name: vars(given)[name] for name in named}), explicit=named)
     except InputError as error:
         parser.error(str(error))
 
@@ -153,6 +156,9 @@ def typed_settings(given):
         raise InputError(f"{twice[0]} is there by two names: give one")
     given = {ALIASES.get(name, name): _plain(value, name) for name, value in given.items()}
     plugins, path = _paths(given.pop("plugin", ()), "plugin"), given.pop("config", None)
+    recipe = given.pop("recipe", None)
+    if recipe not in (None, *RECIPES):
+        raise InputError(f"recipe: {recipe!r} is none of {', '.join(RECIPES)}{did_you_mean(str(recipe), RECIPES)}")
     of_config = [] if path is None else [f"--config={_path(path, 'config')}"]
     _take_plugins([*(f"--plugin={plugin}" for plugin in plugins), *of_config])
     given |= {"plugin": plugins[-1]} if plugins else {}  # of several --plugin, the last is the setting
@@ -161,8 +167,8 @@ def typed_settings(given):
         raise InputError(f"there is no setting {unknown[0]}{did_you_mean(unknown[0], [*all_options(), *ALIASES])}")
     parser = build_parser()
     parser.error = _refuse
-    config = vars(_read_config(parser, path)) if path is not None else {}
-    return resolve({**spread(config), **spread(vars(parser.parse_args(_typed(given))))}, explicit=set(given))
+    of_files = _of_files(parser, {"config": path, "recipe": recipe})
+    return resolve(of_files | spread(vars(parser.parse_args(_typed(given)))), explicit=set(given))
 
 
 def _typed(given):
@@ -222,6 +228,19 @@ def _take_plugins(argv):
                 words = [word for _, words in read_flags(found.config) for word in words]
                 plugins = [*plugins, *early.parse_known_args(words)[0].plugin]
         use_plugins(plugins)
+
+
+def _of_files(parser, given):
+    """Return the settings {name: value} of the files that --recipe and --config name, the latter's where both have one.
+
+    given: the flags {name: value}. A file of --config may name a recipe.
+    """
+    config = {} if given.get("config") is None else vars(_read_config(parser, given["config"]))
+    recipe = given.get("recipe") or config.pop("recipe", None)
+    of_recipe = {} if recipe is None else vars(_read_config(parser, HERE / "recipes" / f"{recipe}.txt"))
+    both = {name for name in ("partition", "dirichlet") if config.get(name) is not None}
+    of_recipe = {name: value for name, value in of_recipe.items() if not both or name not in ("partition", "dirichlet")}
+    return {**spread(of_recipe), **spread({name: v for name, v in config.items() if name != "recipe"})}
 
 
 def _read_config(parser, path):

@@ -133,8 +133,8 @@ def _check_combinations(args):
         )
     _check_network(args)
     why = said("dataset", args.dataset, "never_augmented")
-    if args.augment == "standard" and why:
-        raise InputError(f"--augment standard is not for {args.dataset}: {why}")
+    if args.augment != "none" and why:
+        raise InputError(f"--augment {args.augment} is not for {args.dataset}: {why}")
 
 
 # Of what clients send and get.

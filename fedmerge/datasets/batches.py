@@ -20,19 +20,29 @@ def batch_bounds(n, batch_size):
     return list(zip(cuts, [*cuts[1:], n], strict=True))
 
 
-def augment(images, draws):
+def augment(images, draws, reflect=False):
     """Crop images [B, C, H, W] at random after padding with CROP_PADDING black pixels, and flip them at random.
 
     draws int64 [B, 3]: rows and columns to move by, 0..2 * CROP_PADDING, and 1 to flip; one row for each sample.
+    reflect: pad with the pixels that lie as far inside the border, instead of black ones.
     """
     b, c, h, w = images.shape
     at = images.device
     down, right, flip = draws[:, 0, None], draws[:, 1, None], draws[:, 2, None] == 1
     rows = down + torch.arange(h, device=at)  # [B, H]
     columns = right + torch.where(flip, torch.arange(w - 1, -1, -1, device=at), torch.arange(w, device=at))  # [B, W]
-    padded = F.pad(images, [CROP_PADDING] * 4)
+    if reflect:
+        padded, rows, columns = images, _reflected(rows, h), _reflected(columns, w)
+    else:
+        padded = F.pad(images, [CROP_PADDING] * 4)
     which = torch.arange(b, device=at)[:, None, None, None]
     return padded[which, torch.arange(c, device=at)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _reflected(places, n):
+    """Return which of n pixels is at the places int64 of a padded row."""
+    inside = (places - CROP_PADDING).abs()
+    return n - 1 - (n - 1 - inside).abs()
 
 
 def client_choices(splits, indices, batch_size, epochs, rng, augmented=False, n_steps=None):
@@ -61,7 +71,7 @@ def batch(splits, chosen, draws=None):
     """Return (x float32 [B, C, H, W], y int64 [B]) of what client_choices yields."""
     x = splits.train.images[chosen]
     if draws is not None:
-        x = augment(x, draws)
+        x = augment(x, draws, splits.reflect)
     return splits.normalise(x), splits.train.labels[chosen]
 
 

@@ -47,6 +47,7 @@ class Splits:
     domains: tuple = ()  # names of the domains that the images' `domains` number
     fingerprint: str = ""  # tells whether two runs read the same images and labels
     enlarged: int | None = None  # pixels to which `normalise` enlarges them, where they are smaller
+    reflect: bool = False  # what `augment` pads with
 
     @property
     def image_size(self):

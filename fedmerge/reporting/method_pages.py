@@ -204,7 +204,9 @@ def _commands(members):
         value = EXAMPLES[spec.more["value"]] if "value" in spec.more else None
         word = spec.name + spec.more.get("example", "") if value is None else f"{spec.name}:{value}"
         size = " --image_size 32" if spec.shelf == "model_name" else ""  # some are too deep for the digits
-        lines.append(f"python fedalg.py --{spec.shelf} {word}{size}")
+        needs = {f: able for f, able in requirements(spec).items() if all_options()[f].default not in able}
+        needs = "".join(f" --{flag} {able[0]}" for flag, able in needs.items() if flag not in spec.defaults)
+        lines.append(f"python fedalg.py --{spec.shelf} {word}{needs}{size}")
         lines += [f"{lines[-1]} --preset {preset}" for preset in sorted(spec.presets)]
     return lines
 

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -90,7 +90,10 @@ def _share_out(run, group):
 def load_splits(settings):
     """Return the datasets.Splits of the settings."""
     s = settings
-    return datasets.load_dataset(s.dataset, s.data_root, s.seed, s.image_size, s.shift, s.validation)
+    splits = datasets.load_dataset(s.dataset, s.data_root, s.seed, s.image_size, s.shift, s.validation)
+    if not s.normalise:
+        splits = replace(splits, mean=torch.zeros_like(splits.mean), std=torch.ones_like(splits.std))
+    return replace(splits, reflect=s.augment == "reflect")
 
 
 def assemble(settings, splits, parts, device):
@@ -148,7 +151,7 @@ def make_trainer(settings, model, splits, parts, device):
         weight_decay=settings.weight_decay,
         lr_decay=settings.lr_decay,
         clip_norm=settings.clip_norm,
-        augment=settings.augment == "standard",
+        augment=settings.augment != "none",
         bf16=settings.precision == "bf16",
         max_steps=settings.local_steps,
         optimizer=settings.local_optimizer,

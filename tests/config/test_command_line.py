@@ -8,10 +8,11 @@ import pytest
 from conftest import ROOT
 
 from fedmerge.config.options import ALIASES, all_options
-from fedmerge.config.parser import parse_args, split_words
+from fedmerge.config.parser import RECIPES, build_parser, parse_args, read_flags, split_words, typed_settings
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError
+from fedmerge.python_source import HERE
 from fedmerge.registry import DATASETS, specs
 
 BAD = {
@@ -240,3 +241,46 @@ def test_what_was_published_is_taken():
     without_seed = {re.sub(r"--seed \d+|--pretrained", "", line).strip() for line in of_here}
     for line in sorted(without_seed):
         parse_args(split_words(f"{line} --dataset DIGITS", "line"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Recipes
+
+
+def refused_words(capsys, *words):
+    with pytest.raises(SystemExit):
+        parse_args([*words])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_its_flags(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word for _, words in read_flags(HERE / "recipes" / f"{name}.txt") for word in words]
+    whose = {"fedacg": "fedacg", "niid_bench": "fedprox"}[name]  # algorithm, some of whose flags it sets
+    file = HERE / "recipes" / f"{name}.txt"
+    mine, typed = (
+        parse_args([*given, "--algorithm", whose]) for given in (["--recipe", name], ["--config", str(file)])
+    )
+    assert vars(mine) == vars(typed)
+    assert vars(build_parser().parse_args(words)).items() <= vars(mine).items()
+    assert typed_settings({"recipe": name, "algorithm": whose}) == mine
+    assert not hasattr(mine, "recipe")
+
+
+def test_what_is_typed_or_in_a_file_wins_over_a_recipe(tmp_path):
+    (tmp_path / "mine.txt").write_text("--recipe fedacg\n--lr 0.5\n--dirichlet 0.1\n")
+    args = parse_args(["--config", str(tmp_path / "mine.txt"), "--batch_size", "7"])
+    assert (args.lr, args.dirichlet, args.partition, args.batch_size, args.n_clients) == (0.5, 0.1, None, 7, 100)
+    args = parse_args(["--recipe", "fedacg", "--algorithm", "fedacg", "--partition", "labels:2"])
+    assert (args.partition, args.acg_beta, args.momentum) == ("labels:2", 2e-3, 0.0)
+    args = parse_args(["--recipe", "fedacg", "--dirichlet", "iid"])
+    assert (args.partition, args.dirichlet) == (None, "iid")
+
+
+def test_a_recipe_that_is_none_is_refused(capsys):
+    assert "did you mean fedacg?" in refused_words(capsys, "--recipe", "fedagc")
+    with pytest.raises(InputError, match=r"recipe: 'fedagc' is none of fedacg, niid_bench \(did you mean fedacg"):
+        typed_settings({"recipe": "fedagc"})

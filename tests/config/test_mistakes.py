@@ -137,7 +137,7 @@ DECLARED = [  # what is known of the source
             ALGORITHM + f'    options = {{"{name}": (1, "count", "n")}}\n',
             rf"mine declares --{name} otherwise than every",
         )
-        for name in ("config", "help", "rounds", "keep", "callbacks", "residual")
+        for name in ("config", "recipe", "help", "rounds", "keep", "callbacks", "residual")
     ),
     *(
         (ALGORITHM + f'    options = {{"{name}": (1, "count", "n")}}\n', rf"Mine has an option {name}, which its base")

@@ -5,6 +5,7 @@ from itertools import islice
 import pytest
 import torch
 import torch.nn.functional as F
+from cifar_files import write_cifar
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,15 +36,32 @@ def test_every_epoch_is_another_order_of_the_same_samples(experiment):
     assert not torch.equal(labels[0], own)
 
 
-def test_augmentation_equals_padding_cropping_and_flipping_one_by_one():
+@pytest.mark.parametrize("reflect", [False, True])
+def test_augmentation_equals_padding_cropping_and_flipping_one_by_one(reflect):
     g = torch.Generator().manual_seed(0)
     images = torch.randint(256, (50, 3, 12, 10), dtype=torch.uint8, generator=g)
     draws = torch.stack([torch.randint(n, (50,), generator=g) for n in (9, 9, 2)], dim=1)
     expected = []
     for image, (down, right, flip) in zip(images, draws.tolist(), strict=True):
-        crop = F.pad(image, [4] * 4)[:, down : down + 12, right : right + 10]
+        padded = F.pad(image.float(), [4] * 4, mode="reflect" if reflect else "constant").to(torch.uint8)
+        crop = padded[:, down : down + 12, right : right + 10]
         expected.append(crop.flip(-1) if flip else crop)
-    assert torch.equal(datasets.augment(images, draws), torch.stack(expected))
+    assert torch.equal(datasets.augment(images, draws, reflect), torch.stack(expected))
+
+
+def test_a_run_pads_and_scales_as_it_is_told(experiment, tmp_path):
+    of_cifar = {"dataset": "CIFAR10", "data_root": str(write_cifar(tmp_path)), "model_name": "lenet"}
+    run = experiment(**of_cifar, augment="reflect", normalise=False)
+    images = run.splits.train.images[:4]
+    assert run.clients.trainer.settings.augment
+    draws = torch.tensor([[0, 0, 0], [8, 8, 1], [1, 5, 0], [4, 4, 0]])
+    x, _ = datasets.batch(run.splits, torch.arange(4), draws)
+    torch.testing.assert_close(x, datasets.augment(images, draws, reflect=True) / 255)
+    usual = experiment(**of_cifar)
+    x, _ = datasets.batch(usual.splits, torch.arange(4), draws)
+    moved = datasets.augment(images, draws)
+    torch.testing.assert_close(x, usual.splits.normalise(moved))
+    assert usual.splits.mean.max() > 0
 
 
 @pytest.mark.parametrize("augmented", [False, True])

@@ -118,7 +118,7 @@ def others():
 def test_a_flag_in_the_text_is_one_and_takes_what_is_said(page, text, parser, others, capsys):
     for flag, *values in parts(text):
         name = flag.removeprefix("--").partition("=")[0]
-        known = {*all_options(), *ALIASES, "config", "help"}
+        known = {*all_options(), *ALIASES, "config", "recipe", "help"}
         if name.removeprefix("no-") not in known:
             assert name in SBATCH or f'"--{name}"' in others or f" --{name}" in others, f"there is no {flag}"
         elif values and not PLACEHOLDER.fullmatch(" ".join(values)):
