@@ -89,6 +89,12 @@ def build_parser():
     parser.add_argument("--dataset", help="of --stamp")
     parser.add_argument("--seed", type=KINDS["integer"], default=0, help="it draws the validation images, cut off [0]")
     parser.add_argument("--shift", choices=["label", "feature"], default="label", help="as of fedalg.py [label]")
+    parser.add_argument(
+        "--validation",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="as of fedalg.py: without, no image is cut off",
+    )
     parser.add_argument("--data_root", default="./data", help="folder of the datasets [./data]")
     parser.add_argument("--output", metavar="FILE", help="of --labels [standard output]")
     return parser
@@ -101,7 +107,7 @@ def do(args):
     if args.stamp and not args.dataset:
         raise InputError("--stamp needs --dataset")
     args.dataset = args.dataset or args.labels
-    splits = load_dataset(args.dataset, args.data_root, args.seed, shift=args.shift)
+    splits = load_dataset(args.dataset, args.data_root, args.seed, shift=args.shift, validation=args.validation)
     if args.stamp:
         stamp(args.stamp.replace("{seed}", str(args.seed)), splits, args)
     elif args.output:

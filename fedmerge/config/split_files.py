@@ -79,6 +79,7 @@ def stamping(args):
     """Return the command that makes a split made by hand one for the data of these settings."""
     words = ["--stamp", split_path(args), "--dataset", args.dataset, "--seed", args.seed]
     words += ["--shift", args.shift] if args.shift != "label" else []
+    words += [] if args.validation else ["--no-validation"]
     words += ["--data_root", args.data_root] if args.data_root != "./data" else []
     return shlex.join(["python", "data.py", *map(str, words)])
 

@@ -36,7 +36,9 @@ def load_partition(path, labels, n_clients, min_samples=1):
     if len(content["clients"]) != n_clients:
         raise InputError(f"{path}: splits into {len(content['clients'])} clients, not --n_clients {n_clients}")
     if content.get("labels_sha256") != labels_hash(labels):
-        raise InputError(f"{path}: was made for other training data (another --dataset, --seed or --data_root)")
+        raise InputError(
+            f"{path}: was made for other training data (another --dataset, --seed, --data_root or --no-validation)"
+        )
     parts = _checked_parts(path, content, len(labels))
     if min(len(part) for part in parts) < min_samples:
         raise InputError(

@@ -1,9 +1,14 @@
 """Which point of a grid is the best, by the validation accuracy of its runs. Nobody looks at test accuracies here."""
 
+import argparse
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from fedmerge.config.kinds import KINDS
+from fedmerge.config.options import ALIASES, all_options
 
 BY = {  # the names of figures in reporting/scores.py
     "last": "val_accuracy",
@@ -64,17 +69,18 @@ class Choice:
 
     @property
     def at_end(self):
-        """[(name, value, "smallest" or "largest")] of numbers of which the best is the last that was tried."""
+        """[(name, value, "smallest" or "largest")] of numbers of which the best is the last that was tried, though the
+        flag takes others beyond it.
+        """
         ends = []
         for group in self.groups if self.best else ():
             numbers = _numbers(group.values)
             if len(set(numbers)) < 2:
                 continue
-            chosen = float(self.best.values[group.name])
-            if chosen in (min(numbers), max(numbers)):
-                ends.append(
-                    (group.name, self.best.values[group.name], "smallest" if chosen == min(numbers) else "largest")
-                )
+            value = self.best.values[group.name]
+            for end, number in (("smallest", min(numbers)), ("largest", max(numbers))):
+                if float(value) == number and has_more(group.name, number, end):
+                    ends.append((group.name, value, end))
         return ends
 
 
@@ -82,6 +88,20 @@ def choose(points, groups):
     """Return the Choice of the Points; of several with the same mean, the first is the best."""
     order = sorted(points, key=lambda point: -math.inf if math.isnan(point.mean) else point.mean, reverse=True)
     return Choice(order, list(groups))
+
+
+def has_more(name, number, end):
+    """Tell whether a flag takes numbers that are smaller, or larger, than this one."""
+    kind = KINDS.get(all_options()[ALIASES.get(name, name)].kind)
+    step = -1 if end == "smallest" else 1
+    if kind is None:
+        return True
+    whole = [int(number) + step, int(number) + 4 * step, int(number) * 2**step]
+    for beyond in (*map(int, whole), number + step * (abs(number) or 1) / 1000):
+        with suppress(argparse.ArgumentTypeError):
+            if (kind(str(beyond)) - number) * step > 0:
+                return True
+    return False
 
 
 def _numbers(values):

@@ -1,11 +1,13 @@
 """Runs that train on all training images, and have nothing to choose by."""
 
+import json
 import math
 
 import pandas as pd
 import pytest
 import torch
 
+import data
 import fedmerge
 import plotting
 from fedmerge.datasets import load_dataset
@@ -85,3 +87,18 @@ def test_without_validation_there_is_nothing_to_choose_by():
     }
     with pytest.raises(InputError, match="lr=1: --no-validation leaves nothing to choose by"):
         Study([grid.template(["--dataset", "DIGITS", "--no-validation"], "here", ["lr=1,2"])], [0], "out")
+
+
+def test_a_split_of_all_images_is_made_by_hand(tmp_path, experiment):
+    file = tmp_path / "halves.json"
+    n = len(load_dataset("DIGITS", ".", 0, validation=False).train)
+    file.write_text(json.dumps({"clients": [list(range(n // 2)), list(range(n // 2, n))]}))
+    settings = {"partition_file": str(file), "n_clients": 2, "validation": False}
+    with pytest.raises(
+        InputError, match=r"'python data.py --stamp \S+ --dataset DIGITS --seed 0 --no-validation' checks"
+    ):
+        experiment(**settings)
+    data.main(["--stamp", str(file), "--dataset", "DIGITS", "--no-validation"])
+    assert sum(map(len, experiment(**settings).clients.parts)) == n
+    with pytest.raises(InputError, match="halves.json: was made for other training data .*no-validation"):
+        experiment(**settings | {"validation": True})

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedmerge.tuning.choice import Point, choose
+from fedmerge.tuning.choice import Point, choose, has_more
 from fedmerge.tuning.grid import Group
 from fedmerge.tuning.report import as_json, as_markdown, conclusions
 
@@ -70,7 +70,27 @@ def test_one_end_does_not_hide_another():
     groups = [Group("lr", ("1", "2")), Group("momentum", ("0", "0.9"))]
     points = [point("1", 0.1, momentum="0"), point("2", 0.9, momentum="0")]
     choice, _ = chosen(*points, groups=groups)
-    assert choice.at_end == [("lr", "2", "largest"), ("momentum", "0", "smallest")]
+    assert choice.at_end == [("lr", "2", "largest")]  # no momentum is less than 0
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "smaller", "larger"),
+    [
+        ("lr", 0.1, True, True),
+        ("momentum", 0.0, False, True),
+        ("momentum", 0.9, True, True),
+        ("participation", 1.0, True, False),
+        ("n_client_epochs", 1.0, False, True),
+        ("rounds", 30.0, True, True),
+        ("image_size", 64.0, True, True),
+        ("value_bits", 16.0, True, True),
+        ("value_bits", 32.0, True, False),
+        ("dirichlet", 0.1, True, True),
+        ("seed", 0.0, False, True),
+    ],
+)
+def test_which_numbers_have_others_beyond_them(name, number, smaller, larger):
+    assert (has_more(name, number, "smallest"), has_more(name, number, "largest")) == (smaller, larger)
 
 
 class Template:
