@@ -100,5 +100,5 @@ def test_a_split_of_all_images_is_made_by_hand(tmp_path, experiment):
         experiment(**settings)
     data.main(["--stamp", str(file), "--dataset", "DIGITS", "--no-validation"])
     assert sum(map(len, experiment(**settings).clients.parts)) == n
-    with pytest.raises(InputError, match="halves.json: was made for other training data .*no-validation"):
+    with pytest.raises(InputError, match=r"halves.json: was made for other training data .*no-validation"):
         experiment(**settings | {"validation": True})
