@@ -9,6 +9,7 @@ state_dicts averaged key by key, images normalised beforehand. Memory is the pea
 W1: 50,000 synthetic 3x32x32 images, 100 clients at Dirichlet 0.1, 10 a round, 1 epoch, batches of 32, the small CNN.
 W2: 1,000 clients of 50 images, 50 a round, batches of 10.
 W3, for a GPU: 20 clients, 4 a round, 5 epochs, batches of 64, ResNet-18.
+W4: 10 clients at Dirichlet 0.5, all of them a round, 1 epoch, batches of 64, LeNet, as in --recipe niid_bench.
 """
 
 import argparse
@@ -39,6 +40,7 @@ WORKS = {
     "W1": {"n_clients": 100, "participation": 0.1, "dirichlet": 0.1, "batch_size": 32},
     "W2": {"n_clients": 1000, "participation": 0.05, "dirichlet": "iid", "batch_size": 10},
     "W3": {"n_clients": 20, "participation": 0.2, "dirichlet": "iid", "model_name": "resnet18", "n_client_epochs": 5},
+    "W4": {"n_clients": 10, "participation": 1.0, "dirichlet": 0.5, "model_name": "lenet", "batch_size": 64},
     "10 clients": {"n_clients": 10, "participation": 1.0, "dirichlet": "iid", "batch_size": 32},
     "1000 clients": {"n_clients": 1000, "participation": 0.01, "dirichlet": "iid", "batch_size": 32},
 }

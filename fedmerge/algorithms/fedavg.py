@@ -17,6 +17,7 @@ from fedmerge.registry import algorithm
 
 if TYPE_CHECKING:
     from fedmerge.local_training.client import Client
+    from fedmerge.local_training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ class FedAvg(Stateful):
         super().__init__(**options)
         self.layout, self.run = layout, run or RunContext()
         self.compressor = None  # that of the run
+
+    def begin(self, theta: Tensor, trainer: "Trainer") -> int | None:
+        """Prepare, before the first round, with what all clients hold; `theta [dim]`, the first model, may be changed.
+
+        trainer: a local_training.Trainer. Returns None, or, if that took every client an upload of so many numbers and
+        a download of the first model and a mask of the weights that cross the wire from now on, how many. What does not
+        cross is in `own`.
+        """
 
     def broadcast(self, theta: Tensor) -> Tensor:
         """Return the vector [dim] from which clients start, given the server's model `theta [dim]`."""

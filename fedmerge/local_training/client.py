@@ -169,6 +169,7 @@ class Client:
         """
         s, w = settings or self.settings, self.model.trainable if w is None else w
         gradient = self.model.gradient_of(w)
+        trained = None if self.trainer.trained is None else self._trained(w)
         optimizer = OPTIMIZERS[s.optimizer](w, gradient, s)
         outputs, means = [], RunningMeans(self.model) if s.bn_means else None
         try:
@@ -183,6 +184,8 @@ class Client:
                         gradient += correction(w)
                     if adjust is not None:
                         adjust(gradient)
+                    if trained is not None:
+                        gradient *= trained
                     if s.clip_norm is not None:
                         gradient *= (s.clip_norm / (gradient.norm() + 1e-6)).clamp(max=1)
                     if origin is not None and s.weight_decay:
@@ -193,6 +196,21 @@ class Client:
             if means:
                 means.end()
             self._count(outputs)
+
+    def _trained(self, w):
+        """Return which of the weights w, a part of the model's or a vector [n_trainable], are trained: 1 or 0."""
+        inside = w.untyped_storage().data_ptr() == self.model.vector.untyped_storage().data_ptr()
+        begin = w.storage_offset() if inside else 0
+        return self.trainer.trained[begin : begin + len(w)]
+
+    def saliency(self, vector):
+        """Return |w g| [n_trainable] at the model `vector [dim]`, g the gradient of the loss on one batch."""
+        self.model.load(vector)
+        self.model.train()
+        with self._own_draws("saliency"):
+            for x, y in self.batches(1, self.rng("saliency"), n_steps=1):
+                self._backward(x, y)
+        return (self.model.trainable * self.model.gradient).abs()
 
     def captured_steps(self, choices):
         """Take a plain step of SGD for each of data.client_choices, by a CUDA graph, and yield after it."""
@@ -210,7 +228,14 @@ class Client:
         s = self.settings
         drawn = self.trainer.draws  # a graph's recording would draw, too
         plain = s.optimizer == "sgd" and s.clip_norm is None and s.bn != "eval_after_first_epoch"
-        return s.capture and plain and not s.bn_means and self.attack is None and not drawn
+        return (
+            s.capture
+            and plain
+            and not s.bn_means
+            and self.attack is None
+            and not drawn
+            and self.trainer.trained is None
+        )
 
     def _count(self, outputs):
         """Add up losses and hits of [(logits, y)]."""

@@ -23,6 +23,7 @@ class Trainer:
         self.model, self.splits, self.parts, self.settings = model, splits, parts, settings
         self.local, self.attack = local or LocalMethod(), attack
         self.scratch, self.captured = None, None
+        self.trained = None  # 1 for each weight that is trained, else 0, [n_trainable]; None: all are
 
     @functools.cached_property
     def draws(self):
@@ -37,6 +38,7 @@ class Trainer:
     def twin(self):
         """Return a Trainer with a working model of its own, and all else in common, for other clients meanwhile."""
         twin = Trainer(self.model.twin(), self.splits, self.parts, self.settings, self.local, self.attack)
+        twin.trained = self.trained
         twin.draws = self.draws  # found out once, and not by several threads at a time
         return twin
 

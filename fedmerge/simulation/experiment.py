@@ -109,6 +109,8 @@ def assemble(settings, splits, parts, device):
         needs_all = f"--merge {settings.merge}"
         capacity.check_cohort(settings, server.cohort_size, server.algorithm.upload_dim, needs_all)
     trainer = make_trainer(settings, model, splits, parts, device)
+    if parts:
+        server.begin_with(trainer)
     at_once = server.cohort_size if parts else settings.n_clients  # without any, all are judged
     threads = ClientThreads(trainer, 1 if trainer.draws else how_many(settings.parallel_clients, device, at_once))
     clients = ClientPool(server, parts, trainer, threads)

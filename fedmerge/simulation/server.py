@@ -3,15 +3,18 @@
 import sys
 from functools import partial
 
+import torch
+
 from fedmerge import merging
 from fedmerge.algorithms.fedavg import FedAvg, RunContext
+from fedmerge.client_update import ClientUpdate
 from fedmerge.compressors import ErrorFeedback
 from fedmerge.declared import check_vector, mistake
 from fedmerge.errors import InputError
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
 from fedmerge.simulation.cohort import Cohort
 from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
-from fedmerge.wire import Crossing, Downlink, DownlinkSettings
+from fedmerge.wire import Crossing, Downlink, DownlinkSettings, dense_bytes, pack, payload_bytes
 
 BYTES = ["bytes_up", "bytes_down", "bytes_up_total", "bytes_down_total"]
 
@@ -41,20 +44,39 @@ class Server:
         self.statistics = merging.find_statistics(() if needs == merging.ALL else needs, of_rule, rule)
         self.statistics |= merging.find_statistics(self.algorithm.statistics, uploads, self.algorithm)
         self.empty = [client_id for client_id, size in enumerate(sizes) if not size]  # these never take part
-        how = DownlinkSettings(
-            mode=settings.downlink,
-            keep=settings.down_sparsity,
-            bits=settings.down_bits or settings.value_bits,
-            shared_init=settings.shared_init,
-            real=settings.wire == "real",
-            seed=settings.seed,
-        )
-        self.crossing = Crossing(self.algorithm.own, layout, theta)
-        broadcast = self.crossing.out(self.algorithm.whole_broadcast(theta))
-        # Buffers that are sent in all rounds are in all messages, even where they are the same as before.
-        self.n_skipped = self.crossing.n_buffers if settings.bn_every > 1 else 0
-        self.downlink = Downlink(broadcast, self.crossing.n_weights, settings.n_clients, how, self.n_skipped)
+        self._open_wire(settings.shared_init)
         self.traffic, self.cohort, self._all_rows = {}, None, None
+        self.before = {}  # client -> (bytes up, bytes down) before the first round
+
+    def _open_wire(self, shared_init):
+        """Make what tells which numbers cross the wire, and what clients download."""
+        s = self.settings
+        how = DownlinkSettings(
+            mode=s.downlink,
+            keep=s.down_sparsity,
+            bits=s.down_bits or s.value_bits,
+            shared_init=shared_init,
+            real=s.wire == "real",
+            seed=s.seed,
+        )
+        self.crossing = Crossing(self.algorithm.own, self.layout, self.theta)
+        broadcast = self.crossing.out(self.algorithm.whole_broadcast(self.theta))
+        # Buffers that are sent in all rounds are in all messages, even where they are the same as before.
+        self.n_skipped = self.crossing.n_buffers if s.bn_every > 1 else 0
+        self.downlink = Downlink(broadcast, self.crossing.n_weights, s.n_clients, how, self.n_skipped)
+
+    def begin_with(self, trainer):
+        """Let the algorithm prepare with what clients hold; trainer: a local_training.Trainer."""
+        first = len(self.algorithm.whole_broadcast(self.theta))
+        n_up = self.algorithm.begin(self.theta, trainer)
+        if n_up is None:
+            return
+        self._open_wire(shared_init=True)  # from here on, everybody has the first model
+        crosses = torch.ones(self.layout.n_trainable, dtype=torch.bool, device=self.theta.device)
+        crosses[self.algorithm.own[self.algorithm.own < len(crosses)].to(crosses.device)] = False
+        n_down = payload_bytes(pack(ClientUpdate(crosses.to(self.theta.dtype), crosses), len(crosses), 1))
+        n_down += 0 if self.settings.shared_init else dense_bytes(first)
+        self.before = {i: (dense_bytes(n_up), n_down) for i, size in enumerate(self.sizes) if size}
 
     @property
     def cohort_size(self):
@@ -152,12 +174,17 @@ class Server:
     def count_bytes(self, cohort):
         """Add the bytes of a Cohort to the traffic; return the row's columns."""
         up = {result.client_id: result.bytes for result in cohort.done}
-        down = cohort.down
+        down = dict(cohort.down)
+        before = self.before if cohort.round == 1 else {}
+        for client_id, (own_up, own_down) in before.items():
+            up[client_id] = up.get(client_id, 0) + own_up
+            down[client_id] = down.get(client_id, 0) + own_down
         if not self.algorithm.communicates:
             up, down = {}, dict.fromkeys(down, 0)
         for client_id in down:
             rounds, *sent = self.traffic.get(client_id, (0, 0, 0))
-            self.traffic[client_id] = [rounds + 1, sent[0] + up.get(client_id, 0), sent[1] + down[client_id]]
+            took_part = int(client_id in cohort.down)
+            self.traffic[client_id] = [rounds + took_part, sent[0] + up.get(client_id, 0), sent[1] + down[client_id]]
         totals = [sum(client[i] for client in self.traffic.values()) for i in (1, 2)]
         return dict(zip(BYTES, [sum(up.values()), sum(down.values()), *totals], strict=True))
 

@@ -133,4 +133,5 @@ def test_all_four_at_once(name, data):
     local = "moon" if "moon" in able else able[0]
     run = trained(data, algorithm=name, local=local, compressor="randk", merge="ties", **residual)
     assert torch.isfinite(run.server.served()).all()
-    assert 0.1 < run.history.rows[0]["kept_share"] < 0.3
+    whole = run.server.crossing.n_weights / run.model.layout.n_trainable  # of all weights
+    assert 0.1 < run.history.rows[0]["kept_share"] / (whole if name == "ssfl" else 1) < 0.3

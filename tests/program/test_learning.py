@@ -39,6 +39,7 @@ OF_ITS_OWN = {  # settings that an algorithm needs, or that a small network does
     "signsgd": {"sign_step": 0.02},
     "stc": {"sparsity": 0.1, "down_sparsity": 0.1},
     "topk": {"sparsity": 0.05},
+    "ssfl": {"ssfl_keep": 0.2},
 }
 
 
