@@ -29,7 +29,8 @@ class APFL(FedAvg):
         return received
 
     def client_update(self, delta, start, client):
-        self.own_model[client.id], _ = client.aside
+        if client.attack is None:  # what an attacker has of its own is spoilt, and is nobody's
+            self.own_model[client.id], _ = client.aside
         return ClientUpdate(delta)
 
     def client_model(self, theta, client_id):

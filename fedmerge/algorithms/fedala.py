@@ -41,17 +41,17 @@ class FedALA(FedAvg):
 
     def _mixed(self, received, own, mix):
         places = self.places.to(received.device)
-        start = own[places]
-        return received.index_copy(0, places, torch.addcmul(start, received[places] - start, mix))
+        return received.index_copy(0, places, torch.lerp(own[places], received[places], mix))
 
     def client_start(self, received, client):
         own = self.last_model.get(client.id)
         if own is None:
             return received
-        places, mix = self.places.to(received.device), self.mix[client.id].clone()
-        first = bool((mix == 1).all())
+        places, first = self.places.to(received.device), client.id not in self.mix
+        mix = torch.ones_like(received[places]) if first else self.mix[client.id].clone()
         order = torch.randperm(client.n_samples, generator=client.rng("mixture samples"))
-        some = client.indices.cpu()[order[: max(1, round(self.ala_share * client.n_samples))]]
+        n = max(min(2, client.n_samples), round(self.ala_share * client.n_samples))  # of one, BatchNorm has no variance
+        some = client.indices.cpu()[order[:n]]
         losses = []
         for epoch in range(MOST if first else 1):
             batches = client.batches(1, client.rng("mixture", epoch), some)
@@ -64,13 +64,12 @@ class FedALA(FedAvg):
     def client_update(self, delta, start, client):
         if client.attack is None:  # what an attacker has of its own is spoilt, and is nobody's
             self.last_model[client.id] = client.model.vector
-            self.mix.setdefault(client.id, torch.ones(len(self.places)).to(delta))
         client.start = client.downloaded  # what the change is relative to
         return ClientUpdate(torch.sub(client.model.vector, client.downloaded, out=delta))
 
     def client_model(self, theta, client_id):
-        own = self.last_model.get(client_id)
-        return theta if own is None else self._mixed(theta, own, self.mix[client_id])
+        own, mix = self.last_model.get(client_id), self.mix.get(client_id)
+        return theta if own is None or mix is None else self._mixed(theta, own, mix)
 
     def kept_length(self, name, layout):
         return {"last_model": layout.dim, "mix": len(self.places)}.get(name)

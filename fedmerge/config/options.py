@@ -72,7 +72,7 @@ OPTIONS = {
             "feature_noise",
             0.0,
             "nonnegative",
-            "deviation of the noise on the last client's images, as a share of the brightest value; others have less",
+            "deviation of the noise on the last client's images, as a share of the brightest value; the first has none",
         ),
         Option("dirichlet", "iid", "dirichlet", "concentration of the split of each class; nan or iid = IID"),
         Option("partition", None, "partition", partition_help),

@@ -172,6 +172,8 @@ def _without_effect(args):
             found["bn"] = f"with --norm {args.norm}, which has no statistics"
     elif args.bn == "frozen":
         found["bn_every"] = "with --bn frozen: no statistics are sent"
+    if args.n_clients == 1:
+        found["feature_noise"] = "with one client: it has the least noise, which is none"
     if args.local == "soups" and args.soup_selection == "uniform":
         found["holdout"] = "with --soup_selection uniform, which averages all models and judges none"
     if args.compressor == "none":

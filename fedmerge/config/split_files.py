@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fedmerge.config.kinds import split_of
 from fedmerge.errors import InputError
+from fedmerge.registry import specs
 from fedmerge.saving import read_json
 
 SPLITTING = ("dataset", "seed", "shift", "dirichlet", "partition", "n_clients", "min_client_samples")
@@ -145,10 +146,11 @@ def _is_level(name):
         float(name)
         return True
     kind, hyphen, value = name.partition("-")
-    for comma in ("-", ","):  # between values
-        with suppress(argparse.ArgumentTypeError):
-            split_of(kind + (":" if hyphen else "") + value.replace("-", comma))
-            return True
+    spec = specs("partition").get(kind)
+    commas = spec.more.get("value", "").count(",") if spec else 0
+    with suppress(argparse.ArgumentTypeError):
+        split_of(kind + (":" if hyphen else "") + value.replace("-", ",", commas))
+        return True
     return name.lower() == "iid"
 
 

@@ -289,12 +289,15 @@ class Client:
         each patch that the kernel is laid on is one.
         """
         layers = [self.model.module.get_submodule(name.rpartition(".")[0]) for name in names]
-        grams, counts, train = [None] * len(layers), [0] * len(layers), self.splits.train
+        # One whose weights are used without calling it stays at zeros, and is left to the plain mean.
+        grams = [layer.weight.new_zeros(2 * [layer.weight[0].numel()]) for layer in layers]
+        counts, train = [0] * len(layers), self.splits.train
 
         def see(i, layer, given):
-            rows = patches(layer, given[0].float())
-            gram = rows.t() @ rows
-            grams[i] = gram if grams[i] is None else grams[i].add_(gram)
+            with torch.autocast(self.model.vector.device.type, enabled=False):
+                rows = patches(layer, given[0].float())
+                gram = rows.t() @ rows
+            grams[i] += gram
             counts[i] += len(rows)
 
         hooks = [layer.register_forward_pre_hook(partial(see, i)) for i, layer in enumerate(layers)]
@@ -305,7 +308,7 @@ class Client:
         finally:
             for hook in hooks:
                 hook.remove()
-        return [gram / count for gram, count in zip(grams, counts, strict=True)]
+        return [gram / max(1, count) for gram, count in zip(grams, counts, strict=True)]
 
     @torch.no_grad()
     def settle(self, vector):
@@ -332,11 +335,11 @@ class Client:
         model, loss = self.model, None
         model.load(received)
         model.train()
-        begin = own[places]
-        way = received[places] - begin
+        begin, end = own[places], received[places]
+        way = end - begin
         with self._own_draws("mixture"):
             for x, y in batches:
-                model.vector[places] = torch.addcmul(begin, way, mix)
+                model.vector[places] = torch.lerp(begin, end, mix)
                 logits = self._backward(x, y)
                 mix.addcmul_(model.gradient[places], way, value=-rate).clamp_(0, 1)
                 loss = F.cross_entropy(logits, y)

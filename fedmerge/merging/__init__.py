@@ -11,7 +11,7 @@ updates". What else the decorator may say:
 
 from collections.abc import Callable
 
-from fedmerge.declared import check_vector, is_names, mistake
+from fedmerge.declared import check_arguments, check_vector, is_names, mistake
 from fedmerge.merging.aggregate import (
     Aggregate,
     Arrival,
@@ -40,13 +40,19 @@ def measured_for(rule, layout, options: dict) -> tuple[dict, Callable | None]:
     said, names = rule.registered, rule.registered.get("uploads", ())
     if not names:
         return {}, None
-    of_weights = dict.fromkeys(names, layout.n_trainable)
-    lengths = said["lengths"](layout, **options) if "lengths" in said else of_weights
-    if "measure" not in said or set(lengths) != set(names):
+    lengths = dict.fromkeys(names, layout.n_trainable)
+    if "lengths" in said:
+        check_arguments(said["lengths"], ("layout",), options)
+        lengths = said["lengths"](layout, **options)
+    if "measure" not in said or not isinstance(lengths, dict) or set(lengths) != set(names):
         raise mistake(rule, f"uploads={names!r} needs measure=..., and lengths=... of the same names, if any")
+
+    check_arguments(said["measure"], ("client",), options)
 
     def measure(client):
         found = said["measure"](client, **options)
+        if not isinstance(found, dict):
+            raise mistake(said["measure"], f"returns a {type(found).__name__}, not a dict {{name: vector}}")
         if set(found) != set(names):
             raise mistake(said["measure"], f"measures {', '.join(found) or 'nothing'}, not {', '.join(names)}")
         like = client.model.vector

@@ -9,12 +9,15 @@ from fedmerge.randomness import key_seed
 from fedmerge.registry import said
 
 
-def split_into_clients(args, train, may_write=True):
-    """Return each client's indices into the training data.Images; read --partition_file, or write it if it may."""
+def split_into_clients(args, train, may_write=True, domains=()):
+    """Return each client's indices into the training data.Images; read --partition_file, or write it if it may.
+
+    domains: the names of those that the images are of.
+    """
     path, labels = split_path(args), train.labels
     there = path is not None and path.exists()
     drawn_as = split_files.drawn_as(vars(args))
-    groups = labels if drawn_as is None else _groups(args, drawn_as, train)
+    groups = labels if drawn_as is None else _groups(args, drawn_as, train, domains)
     if (split_files.hand_made(args) is not None) != (drawn_as is None):
         raise InputError(f"{path}: was changed or taken away as the run began: start it again")
     how = (args.n_clients, drawn_as, args.seed, args.min_client_samples)
@@ -31,7 +34,7 @@ def split_into_clients(args, train, may_write=True):
     return parts
 
 
-def _groups(args, how, train):
+def _groups(args, how, train, names):
     """Return what a partition divides the training data.Images by, int64 [N]: their labels, or their domains."""
     name = how.partition(":")[0]
     if said("partition", name, "of", "classes") == "classes":
@@ -43,6 +46,10 @@ def _groups(args, how, train):
             f"--partition {name}: nothing tells whose the images of {args.dataset} are, as the folders of "
             "NAME/<user>/<class>/ do"
         )
+    there = set(train.domains.tolist())
+    for number, domain in enumerate(names):
+        if number not in there:
+            raise InputError(f"--partition {name}: no image of {domain} is for training: add some, or take it away")
     return train.domains
 
 

@@ -68,7 +68,8 @@ def prepare(settings, group=None):
         device = torch.device("cuda", group.local_rank % torch.cuda.device_count())  # SLURM may show each its own
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):  # one warns of the data
         splits = load_splits(settings)
-        run = assemble(settings, splits, partitions.split_into_clients(settings, splits.train, first), device)
+        parts = partitions.split_into_clients(settings, splits.train, first, splits.domains)
+        run = assemble(settings, splits, parts, device)
     if first:
         capacity.check_room(run.server, run.clients, run.name)
     if group:

@@ -71,6 +71,7 @@ class Server:
         n_up = self.algorithm.begin(self.theta, trainer)
         if n_up is None:
             return
+        check_uploads(self.algorithm, self.rule.func)
         self._open_wire(shared_init=True)  # from here on, everybody has the first model
         crosses = torch.ones(self.layout.n_trainable, dtype=torch.bool, device=self.theta.device)
         crosses[self.algorithm.own[self.algorithm.own < len(crosses)].to(crosses.device)] = False

@@ -92,14 +92,16 @@ def choose(points, groups):
 
 def has_more(name, number, end):
     """Tell whether a flag takes numbers that are smaller, or larger, than this one."""
-    kind = KINDS.get(all_options()[ALIASES.get(name, name)].kind)
-    step = -1 if end == "smallest" else 1
+    option = all_options().get(ALIASES.get(name, name))  # None of a plugin of another line
+    kind = None if option is None else KINDS.get(option.kind)
     if kind is None:
         return True
+    step = -1 if end == "smallest" else 1
     whole = [int(number) + step, int(number) + 4 * step, int(number) * 2**step]
     for beyond in (*map(int, whole), number + step * (abs(number) or 1) / 1000):
         with suppress(argparse.ArgumentTypeError):
-            if (kind(str(beyond)) - number) * step > 0:
+            value = kind(str(beyond))
+            if isinstance(value, str) or (value - number) * step > 0:
                 return True
     return False
 

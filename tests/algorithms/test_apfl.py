@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("small_networks", "one_thread")
         {"local_optimizer": "adam", "lr": 1e-3, "clip_norm": 1.0},
         {"norm": "batch", "local_steps": 3, "bn_every": 2, "eval_every": 2},
         {"attack": "sign_flip", "attackers": 0.3, "attack_strength": 1000.0, "merge": "median"},
+        {"attack": "label_flip", "attackers": 0.3},
     ],
     ids=str,
 )
@@ -26,6 +27,7 @@ def test_the_common_model_is_fedavgs_to_the_last_bit(experiment, how):
     runs = [experiment(algorithm=name, quiet=True, **few | how) for name in ("fedavg", "apfl")]
     for run in runs:
         fedalg.run_rounds(run)
+    assert set(run.server.algorithm.own_model) == {0, 1, 2} - set(getattr(run.clients.trainer.attack, "numbers", ()))
     assert torch.equal(runs[0].server.theta, runs[1].server.theta)
     rows = [[{k: v for k, v in row.items() if "seconds" not in k} for row in run.history.rows] for run in runs]
     assert rows[0] == rows[1]

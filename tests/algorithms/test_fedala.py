@@ -92,3 +92,29 @@ def test_an_attacker_has_no_model_of_its_own(experiment):
 def test_more_layers_than_there_are_are_refused(experiment):
     with pytest.raises(InputError, match="--ala_layers 4: the network has 3 that are trained"):
         experiment(algorithm="fedala", ala_layers=4, **FEW)
+
+
+def test_a_mixture_of_ones_is_the_received_model_to_the_last_bit(experiment):
+    run = experiment(algorithm="fedala", ala_layers=3, **FEW)
+    train_round(run, 1)
+    algorithm, theta = run.server.algorithm, torch.randn(run.model.layout.dim)
+    assert torch.equal(algorithm.client_model(theta, 0), theta)  # nothing is learned yet
+    for value, expected in ((1.0, theta), (0.0, algorithm.last_model[0])):
+        algorithm.mix[0] = torch.full((len(algorithm.places),), value)
+        assert torch.equal(algorithm.client_model(theta, 0), expected)
+
+
+def test_it_is_learned_until_still_only_once_even_if_nothing_is_learned(experiment, monkeypatch):
+    run, calls = experiment(algorithm="fedala", **FEW), []
+    monkeypatch.setattr(
+        "fedmerge.local_training.client.Client.learn_mix", lambda client, *_: calls.append(client.id) or torch.ones(())
+    )
+    train_rounds(run, 3)
+    assert [calls.count(i) for i in range(3)] == [11 + 1] * 3
+
+
+def test_two_samples_are_the_least_that_it_learns_by(experiment):
+    """BatchNorm has no variance of a single one that is one pixel wide."""
+    run = experiment(algorithm="fedala", ala_share=1e-3, **FEW | {"model_name": "tiny"}, norm="batch")
+    train_rounds(run, 2)
+    assert set(run.server.algorithm.mix) == {0, 1, 2}

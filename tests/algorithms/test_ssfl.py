@@ -97,3 +97,8 @@ def test_a_run_resumed_counts_it_once(experiment):
 def test_adapters_say_nothing_before_they_are_trained(experiment):
     with pytest.raises(InputError, match=r"ssfl: no weight of \S+\.[ab] matters before training"):
         experiment(algorithm="ssfl", trainable="lora", model_name="cnn")
+
+
+def test_what_clients_would_measure_of_all_weights_is_refused(experiment):
+    with pytest.raises(InputError, match="--merge fisher needs an algorithm under which clients share all weights"):
+        experiment(algorithm="ssfl", merge="fisher", **FEW)

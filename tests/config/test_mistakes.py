@@ -172,6 +172,8 @@ MEASURING = (
 )
 IMPORTED = [  # what is seen before a client trains
     (RULE.replace("needs", 'uploads=("a",), needs'), r"mine: uploads=\('a',\) needs measure=\.\.\., and lengths"),
+    (MEASURING.replace("measure(client)", "measure(clients, more)"), r"measure: is called with \(client\)"),
+    (MEASURING.replace("lengths(layout)", "lengths()"), r"lengths: is called with \(layout\)"),
     (MEASURING.replace("LENGTHS", '{"b": 1}'), r"mine: uploads=\('a',\) needs measure=.*of the same names"),
     (
         ALGORITHM + "    def gradient_corection(self, w, start, client):\n        pass\n",
@@ -296,6 +298,10 @@ TRAINED = [  # what is seen as the first round goes by
         r"Mine: client_update sends besides the change: none; uploads name",
     ),
     (MEASURING.replace("LENGTHS", '{"a": 1}'), r"measure: a is float32 \[\d+\], not float32 \[1\]"),
+    (
+        MEASURING.replace("LENGTHS", '{"a": 1}').replace("{'a': client.model.gradient}", "[]"),
+        r"measure: returns a list",
+    ),
     (MEASURING.replace("LENGTHS", '{"a": 1}').replace("{'a'", "{'b'"), r"measure: measures b, not a"),
     (of_update("ClientUpdate(delta, control=delta)"), r"sends besides the change: control; uploads names: none"),
     (of_update("delta"), r"Mine: client_update returns a Tensor, not a ClientUpdate"),

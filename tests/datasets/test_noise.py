@@ -18,8 +18,8 @@ def test_the_last_client_has_the_most_noise_and_others_their_share_of_it():
     noisy = with_noise(splits, parts, 0.1, 0)
     for i, part in enumerate(parts):
         values = noisy.train.images[part].float()
-        expected = 25.5 * (i + 1) / 4
-        assert abs(values.std() - (expected**2 + 1 / 12) ** 0.5) < 0.03 * expected  # rounding adds a twelfth
+        expected = 25.5 * i / 3
+        assert abs(values.std() - (expected**2 + (i > 0) / 12) ** 0.5) <= 0.03 * expected  # rounding adds a twelfth
         assert abs(values.mean() - 128) < 0.5
     assert torch.equal(splits.train.images, grey(400).train.images)  # nobody else's
     assert noisy.test is splits.test
@@ -32,7 +32,10 @@ def test_noise_is_keyed_by_seed_and_client_and_cut_to_eight_bits():
     one, two, other = (with_noise(splits, parts, 4.0, seed).train.images for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-    assert not torch.equal(one[0], one[1])
+    assert torch.equal(one[:2], splits.train.images[:2])
+    assert not torch.equal(one[2], one[3])
+    three = with_noise(splits, [torch.arange(2), *torch.arange(2, 4).split(1)], 4.0, 0).train.images
+    assert not torch.equal(three[3], one[3])
     assert {0, 255} <= set(one.flatten().tolist())
 
 

@@ -148,3 +148,36 @@ def test_what_a_rule_has_clients_send_has_a_name_of_its_own(experiment):
     algorithm.rule_uploads = {"control": 3}
     with pytest.raises(InputError, match="fisher: uploads has control, and so has Scaffold: another name"):
         check_uploads(algorithm, MERGING_RULES["fisher"])
+
+
+@pytest.mark.parametrize("rule", MEASURING)
+def test_what_is_measured_is_exact_where_training_is_not(experiment, rule):
+    settings = {"model_name": "small", "n_clients": 5, "participation": 0.4, "local_steps": 2, "merge": rule}
+    run = experiment(**settings, precision="bf16")
+    train_rounds(run, 1)
+    client = run.clients.trainer.client(0, 1)
+    client.train(run.server.theta)
+    found = run.server.algorithm.measure_for_rule(client)
+    assert {vector.dtype for vector in found.values()} == {torch.float32}
+
+
+class Unasked(nn.Module):
+    """Whose second layer's weight is used without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return F.linear(self.first(x.flatten(1)), self.second.weight)
+
+
+def test_a_layer_that_is_not_called_is_averaged(trained):
+    trained.trainer.model = trained.model = FlatModel(Unasked())
+    first, second = trained.input_grams(["first.weight", "second.weight"], 20)
+    assert first.any()
+    assert not second.any()
+    deltas = torch.tensor([[1.0] * 12, [3.0] * 12])
+    aggregate = Aggregate([Arrival(i, 1, 1, 1) for i in range(2)], deltas=deltas, more={"gram": torch.zeros(2, 6)})
+    how = {"regmean_largest": 2, "regmean_samples": 1, "regmean_shrink": 0.9}
+    torch.testing.assert_close(MERGING_RULES["regmean"](aggregate, LAYOUT, **how), torch.full((12,), 2.0))

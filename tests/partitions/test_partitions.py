@@ -481,6 +481,7 @@ def test_a_split_made_by_hand_goes_with_no_partition_and_is_not_called_like_one(
     for name, wrong in (
         ("labels-2", True),
         ("extended-2-0.5", True),
+        ("extended-2-1e-05", True),
         ("users", True),
         ("labels-of-mine", False),
         ("my-labels-2", False),

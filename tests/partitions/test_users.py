@@ -13,7 +13,7 @@ from fedmerge import partitions
 from fedmerge.config.parser import parse_args
 from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
-from fedmerge.simulation.experiment import prepare
+from fedmerge.simulation.experiment import load_splits, prepare
 
 
 @pytest.fixture
@@ -76,3 +76,14 @@ def test_a_partition_of_domains_gets_their_positions():
         [0, 2],
         [3],
     ]
+
+
+def test_a_user_of_whom_no_image_is_left_for_training_is_named(letters):
+    folder = letters / "data" / "letters" / "dora" / "a"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(folder / "0.png")
+    args = resolve(settings(letters, n_clients=4))
+    splits = load_splits(args)
+    own = splits.train.domains != 3
+    with pytest.raises(InputError, match="--partition users: no image of dora is for training"):
+        partitions.split_into_clients(args, splits.train[own], domains=splits.domains)

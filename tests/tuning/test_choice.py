@@ -87,6 +87,8 @@ def test_one_end_does_not_hide_another():
         ("value_bits", 32.0, True, False),
         ("dirichlet", 0.1, True, True),
         ("seed", 0.0, False, True),
+        ("lora_layers", 1.0, True, True),
+        ("of_no_component", 1.0, True, True),
     ],
 )
 def test_which_numbers_have_others_beyond_them(name, number, smaller, larger):
