@@ -172,7 +172,10 @@ MEASURING = (
 )
 IMPORTED = [  # what is seen before a client trains
     (RULE.replace("needs", 'uploads=("a",), needs'), r"mine: uploads=\('a',\) needs measure=\.\.\., and lengths"),
-    (MEASURING.replace("measure(client)", "measure(clients, more)"), r"measure: is called with \(client\)"),
+    (
+        MEASURING.replace("measure(client)", "measure(clients, more)").replace("LENGTHS", '{"a": 1}'),
+        r"measure: is called with \(client\)",
+    ),
     (MEASURING.replace("lengths(layout)", "lengths()"), r"lengths: is called with \(layout\)"),
     (MEASURING.replace("LENGTHS", '{"b": 1}'), r"mine: uploads=\('a',\) needs measure=.*of the same names"),
     (
