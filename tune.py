@@ -7,6 +7,11 @@ the seeds. Test accuracies have no part in it. What is in the folder --out after
     chosen.txt         the flags with the chosen values, without a seed: a list for run_experiments.sh
     choice.md, .json   all points in order, by how much the best is ahead, and whether it is at an end of its grid
 
+    python tune.py --trials 40 --range lr=0.001..0.3 --grid local=sgd,sam --seeds 0 1 -- --algorithm fedavg
+
+tries 40 points, each where Optuna expects most after those before it; trials that fall behind are ended early. They are
+kept in trials.db, which processes that run the same command share.
+
 The values can also be in a list, for as many settings as it has lines: python tune.py --list compare.txt --seeds 0 1,
 with lines such as --algorithm fedavg --dataset CIFAR10 {lr: 0.1 | 0.03} {momentum: 0 | 0.9}. Called again, it goes on
 with what is missing.
@@ -40,6 +45,13 @@ def build_parser():
     add = parser.add_argument
     add("--grid", nargs="+", action="extend", default=[], metavar="NAME=V,V", help="values to try of a flag")
     add("--list", metavar="FILE", help="lines of flags with {NAME: V | V}; each is chosen for by itself")
+    add("--range", nargs="+", action="extend", default=[], metavar="NAME=LOW..HIGH", help="numbers for --trials to try")
+    add(
+        "--trials",
+        type=KINDS["count"],
+        metavar="N",
+        help="search by Optuna, with so many trials, instead of all points",
+    )
     add("--seeds", type=KINDS["integer"], nargs="+", default=[0], metavar="N", help="a run of each [0]")
     add(
         "--by",
@@ -64,7 +76,7 @@ def templates_of(args, flags):
         return grid.read_templates(args.list)
     if not flags:
         raise InputError("no flags of fedalg.py behind --, such as -- --algorithm fedavg, and no --list")
-    return [grid.template(flags, "the command line", args.grid)]
+    return [grid.template(flags, "the command line", args.grid, args.range)]
 
 
 def launch(path, args):
@@ -98,10 +110,37 @@ def conclude(study):
     return 0 if study.all_chosen else 1
 
 
+def search(study, args):
+    """Let Optuna search, unless only to choose, and choose; return the exit status."""
+    from fedmerge.checkpoint.policy import Interrupted
+    from fedmerge.tuning.trials import Search, check_installed, warn_of_pruned
+
+    check_installed()
+    import fedalg  # once there is something to run: it imports torch
+
+    trials = Search(study, args.trials, fedalg.main)
+    try:
+        if not args.choose:
+            trials.run()
+    except Interrupted:
+        print("tune.py: stopped: the same command goes on", file=sys.stderr)
+        return NOT_FINISHED
+    warn_of_pruned(trials.collect())
+    print(study.write_choices(), end="")
+    print(f"\n{study.out / REPORT}; the flags with the chosen values: {study.out / CHOSEN}")
+    return 0 if study.all_chosen else 1
+
+
 def main(argv):
     behind = argv.index("--") if "--" in argv else len(argv)
     args = build_parser().parse_args(argv[:behind])
+    if args.trials is None and args.range:
+        raise InputError("--range is for --trials: a grid has values, as --grid lr=0.1,0.03")
+    if args.trials is not None and (args.list or args.submit or args.dry_run or args.jobs > 1):
+        raise InputError("--trials goes without --list, --submit, --dry_run and --jobs: call it several times at once")
     study = Study(templates_of(args, argv[behind + 1 :]), args.seeds, args.out, args.by)
+    if args.trials is not None:
+        return search(study, args)
     if args.choose:
         return conclude(study)
     path = study.write_list()

@@ -134,9 +134,10 @@ def spawn():
     def start(*what, function=processes.go, environment=()):
         known = {name: os.environ[name] for name in {"FEDMERGE_PLUGINS"} & set(os.environ)}
         everything = (function, what, {**known, **dict(environment)})
-        started.append(context.Process(target=processes.call, args=everything))
-        started[-1].start()
-        return started[-1]
+        process = context.Process(target=processes.call, args=everything)
+        started.append(process)
+        process.start()
+        return process
 
     yield start
     for process in started:

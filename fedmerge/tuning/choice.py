@@ -79,7 +79,7 @@ class Choice:
                 continue
             value = self.best.values[group.name]
             for end, number in (("smallest", min(numbers)), ("largest", max(numbers))):
-                if float(value) == number and has_more(group.name, number, end):
+                if group.is_at(float(value), number) and has_more(group.name, number, end):
                     ends.append((group.name, value, end))
         return ends
 

@@ -5,16 +5,20 @@
 stands for six points, all combinations, and each point for a run a seed.
 """
 
+import argparse
 import itertools
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 
-from fedmerge.config.options import ALIASES
+from fedmerge.config.kinds import KINDS
+from fedmerge.config.options import ALIASES, all_options
 from fedmerge.config.parser import read_flags
 from fedmerge.errors import InputError
 
 GROUP = re.compile(r"\{\s*(?:--)?([A-Za-z]\w*)\s*:(.*)\}", re.DOTALL)
+BETWEEN = re.compile(r"(?:--)?([A-Za-z]\w*)=(.+?)\.\.(.+)")
 NAMED = re.compile(r"(?:--)?([A-Za-z]\w*)=(.+)", re.DOTALL)
 MOST = 100_000  # runs of a list
 
@@ -53,6 +57,25 @@ class Group:
     name: str
     values: tuple
 
+    def is_at(self, value, end):
+        """Tell whether a number is the one at an end of those that were tried."""
+        return value == end
+
+
+@dataclass(frozen=True)
+class Range(Group):
+    """Numbers to try of a flag, from `low` to `high`, which are its values, too."""
+
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    log: bool = False  # tried by their logarithms: the ends are far apart
+
+    def is_at(self, value, end):
+        """Tell whether a number is within a twentieth of the range from an end of it."""
+        low, high, value, end = (math.log(x) if self.log else x for x in (self.low, self.high, value, end))
+        return abs(value - end) <= 0.05 * (high - low)
+
 
 def flag(name, value):
     """Return the words that set a flag to a value; true and false are of flags that take none."""
@@ -66,8 +89,33 @@ def read_templates(path):
     return [template(words, f"{path}: line {number}") for number, words in read_flags(path)]
 
 
-def template(words, where, grid=()):
-    """Return the Template of words, in which {name: value | value} are groups, and of a grid of `name=value,value`."""
+FAR = 10  # times the lower end, from which on numbers between two are tried by their logarithms
+
+
+def range_of(text):
+    """Return the Range of `name=low..high`. Raises InputError."""
+    found = BETWEEN.fullmatch(text)
+    if not found:
+        raise InputError(f"--range {text}: is not as lr=0.001..0.3")
+    name, *ends = found.groups()
+    option = all_options().get(ALIASES.get(name, name))
+    kind = None if option is None else KINDS.get(option.kind)
+    if kind is None:
+        raise InputError(f"--range {text}: there is no flag --{name} that takes numbers")
+    try:
+        low, high = map(kind, ends)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"--range {text}: {error}") from None
+    if isinstance(low, str) or isinstance(high, str) or not low < high:
+        raise InputError(f"--range {text}: are not two numbers, the smaller first")
+    whole = isinstance(low, int) and isinstance(high, int)
+    return Range(name, tuple(ends), low, high, whole, low > 0 and high >= FAR * low)
+
+
+def template(words, where, grid=(), ranges=()):
+    """Return the Template of words, in which {name: value | value} are groups, of a grid of `name=value,value`, and of
+    ranges, `name=low..high`.
+    """
     parts, rest = [], iter(words)
     for word in rest:
         if not word.startswith("{"):
@@ -87,7 +135,7 @@ def template(words, where, grid=()):
         if not found:
             raise InputError(f"--grid {text}: is not as lr=0.1,0.03")
         parts.append(_group(found[1], found[2].split(","), f"--grid {text}"))
-    made = Template(where, tuple(parts))
+    made = Template(where, (*parts, *map(range_of, ranges)))
     _check(made)
     return made
 
