@@ -5,7 +5,8 @@ BIN := .venv/bin
 DEMO := --dataset DIGITS --n_epochs 30 --batch_size 16 --lr 0.05 --quiet
 ALGORITHMS ?= fedavg fedprox fedacg las
 ARGS ?=
-# tests side by side: one more than two cores, since some wait for SLURM or for processes
+# tests side by side: one more than two cores, since some wait for SLURM or for processes; who has nothing left takes
+# from the others
 WORKERS ?= 3
 # round_time, limits, peers, merging, scaling, local_methods, payload or alternatives
 BENCHMARK ?= round_time
@@ -25,11 +26,11 @@ else
 endif
 
 test: .venv/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist worksteal $(ARGS)
 
 # without those that start processes or take seconds: for work in progress
 test-quick: .venv/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 # merging rules against FusionBench and mergekit, in an environment of their own on top of that of the tests
 oracles: .venv/test.stamp
