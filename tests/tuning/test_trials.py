@@ -67,7 +67,7 @@ def test_processes_share_the_trials(spawn, tmp_path):
     assert [done.returncode for done in both] == [0, 0], both[0].stderr
     with sqlite3.connect(tmp_path / "tuning" / "trials.db") as opened:
         ((n,),) = opened.execute("SELECT COUNT(*) FROM trials WHERE state IN ('COMPLETE', 'PRUNED')").fetchall()
-    assert n == 4
+    assert n in (4, 5)  # both may begin the last one at once
 
 
 @pytest.mark.slow
