@@ -181,3 +181,16 @@ def test_a_layer_that_is_not_called_is_averaged(trained):
     aggregate = Aggregate([Arrival(i, 1, 1, 1) for i in range(2)], deltas=deltas, more={"gram": torch.zeros(2, 6)})
     how = {"regmean_largest": 2, "regmean_samples": 1, "regmean_shrink": 0.9}
     torch.testing.assert_close(MERGING_RULES["regmean"](aggregate, LAYOUT, **how), torch.full((12,), 2.0))
+
+
+def test_regmean_shrinks_all_but_the_diagonal_by_hand():
+    """Grams of [[2, 1], [1, 2]] and [[1, 0], [0, 1]] become [[2, .5], [.5, 2]] and the same, by a half."""
+    deltas = torch.zeros(2, 12)
+    deltas[0, :4], deltas[1, :4] = torch.tensor([1.0, 0, 0, 1]), torch.tensor([0.0, 1, 1, 0])
+    more = {"gram": torch.tensor([[2.0, 1, 2, 0, 0, 0], [1.0, 0, 1, 0, 0, 0]])}
+    aggregate = Aggregate([Arrival(i, 1, 1, 1) for i in range(2)], deltas=deltas.clone(), more=more)
+    how = {"regmean_largest": 2, "regmean_samples": 1, "regmean_shrink": 0.5}
+    step = MERGING_RULES["regmean"](aggregate, LAYOUT, **how)
+    first, second = torch.tensor([[2.0, 0.5], [0.5, 2.0]]), torch.eye(2)
+    right = torch.eye(2) @ first + torch.tensor([[0.0, 1], [1, 0]]) @ second
+    torch.testing.assert_close(step[:4].view(2, 2), right @ torch.linalg.inv(first + second), rtol=1e-4, atol=1e-5)

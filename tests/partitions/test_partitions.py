@@ -21,6 +21,7 @@ from fedmerge import datasets, partitions, provenance
 from fedmerge.config.parser import checked_settings, parse_args
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name, settings_of
+from fedmerge.config.split_files import drawn_name
 from fedmerge.errors import InputError
 from fedmerge.partitions import enough
 from fedmerge.partitions.balanced import balanced
@@ -543,3 +544,7 @@ def test_a_partition_is_one_file(go, tmp_path):
     (found,), _ = runs.load_runs("metrics")
     assert found.level.title == "blocks of 100"
     assert provenance.code_hash(with_it) != provenance.code_hash({**with_it, "partition": "labels:2"})
+
+
+def test_a_drawn_split_of_two_values_has_a_plain_name():
+    assert drawn_name("extended:2,0.5") == "extended-2-0.5"
