@@ -63,15 +63,6 @@ def test_a_clients_own_model_equals_its_twin(experiment, alpha):
     assert not torch.allclose(own, run.server.theta, atol=1e-3)
 
 
-def test_who_never_took_part_uses_the_common_model(experiment):
-    run = experiment(algorithm="apfl", **FEW | {"n_clients": 4, "participation": 0.5})
-    train_round(run, 1)
-    kept = set(run.server.algorithm.own_model)
-    assert len(kept) == 2
-    for client_id in set(range(4)) - kept:
-        assert torch.equal(run.server.algorithm.client_model(run.server.theta, client_id), run.server.theta)
-
-
 def test_an_own_model_that_diverges_is_found(experiment, monkeypatch):
     run = experiment(algorithm="apfl", on_nan="skip", **FEW)
     train_round(run, 1)

@@ -52,8 +52,9 @@ def test_a_clients_own_model_equals_its_twin(experiment, one_thread, strength):
     assert not torch.allclose(own, run.server.theta, atol=1e-3)
 
 
-def test_who_never_took_part_uses_the_common_model(experiment):
-    run = experiment(algorithm="ditto", **FEW | {"n_clients": 4, "participation": 0.5})
+@pytest.mark.parametrize("algorithm", ["apfl", "ditto"])
+def test_who_never_took_part_uses_the_common_model(experiment, algorithm):
+    run = experiment(algorithm=algorithm, **FEW | {"n_clients": 4, "participation": 0.5})
     train_round(run, 1)
     kept = set(run.server.algorithm.own_model)
     assert len(kept) == 2
