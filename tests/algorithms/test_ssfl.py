@@ -54,6 +54,9 @@ def test_all_other_weights_stay_zero(experiment, how):
     train_rounds(run, 2)
     own = run.server.algorithm.own
     assert not run.server.served()[own].any()
+    assert (
+        not run.clients.trainer.client(0, 3).train(run.server.theta.clone())[own].any()
+    )  # nor do they move at a client
     others = torch.ones(run.model.layout.n_trainable, dtype=torch.bool)
     others[own] = False
     changed = (run.server.theta != before)[: len(others)]
