@@ -108,6 +108,7 @@ def test_what_requires_another_component_is_refused(data):
 
 
 @pytest.mark.slow
+@one_look()
 def test_what_is_refused_is_known(data):
     refused = []
     for one, other in PAIRS:

@@ -4,12 +4,11 @@ import contextlib
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import processes
 import pytest
 import torch
 from conftest import QUICK, ROOT, train_round, train_rounds
@@ -56,12 +55,11 @@ def test_the_summary_by_hand():
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(tmp_path_factory, spawn):
     """A folder of --save_clients, of five clients on the digits that keep 10 %."""
     folder = tmp_path_factory.mktemp("saved")
     flags = ["--algorithm=las", "--sparsity=0.1", "--value_bits=4", *FEW]
-    command = [sys.executable, str(ROOT / "fedalg.py"), *flags]
-    done = subprocess.run([*command, "--save_clients", "parts"], cwd=folder, capture_output=True, text=True)
+    done = processes.finished(spawn, [str(ROOT / "fedalg.py"), *flags, "--save_clients", "parts"], folder)
     assert done.returncode == 0, done.stderr
     return folder
 
