@@ -4,9 +4,11 @@ Nothing here imports torch.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from fedmerge.config.file_options import FILES
 from fedmerge.config.kinds import KINDS
+from fedmerge.config.option import Option
 from fedmerge.config.option_help import (
     augment_help,
     averaging,
@@ -19,37 +21,7 @@ from fedmerge.config.option_help import (
     pretrained_help,
 )
 from fedmerge.errors import InputError
-from fedmerge.registry import SHELVES, WITH_OPTIONS, Names, find, plugin_versions, specs
-
-
-@dataclass(frozen=True)
-class Option:
-    """One flag. `kind` names an entry of KINDS, is a tuple of choices, or is "flag" (--x / --no-x)."""
-
-    name: str
-    default: object
-    kind: object
-    help: object  # text, or a function that returns it: of what is registered
-    named: bool = True  # whether it changes the result, and so belongs into the run's name
-    # "option=value" or "option=value|value": has no effect otherwise; "option": if at its default; or a function that
-    # returns such a text, of what is registered
-    needs: object = ""
-    axis: str = ""  # the flag that chooses the components which have it, if not all runs do
-    owners: tuple = ()  # these components
-
-    @property
-    def needs_in_words(self):
-        return f"--{self.needs.replace('=', ' ').replace('|', ' or ')}"
-
-    @property
-    def owners_in_words(self):
-        return f"--{self.axis} {' or '.join(specs(self.axis)[name].shown for name in self.owners)}"
-
-    def is_of(self, name):
-        """Tell whether the component that `name` chooses has it."""
-        spec = find(self.axis, name)
-        return spec is not None and spec.name in self.owners
-
+from fedmerge.registry import SHELVES, WITH_OPTIONS, Names, plugin_versions, specs
 
 OPTIONS = {
     "experiment": [
@@ -249,62 +221,7 @@ OPTIONS = {
         ),
         Option("deterministic", False, "flag", "only deterministic GPU kernels (slower)", named=False),
     ],
-    "files": [
-        Option("data_root", "./data", "path", "folder of the datasets", named=False),
-        Option(
-            "plugin",
-            None,
-            "path",
-            "a Python file, or a folder of them, that registers more components; also the folders in FEDMERGE_PLUGINS",
-            named=False,
-        ),
-        Option(
-            "out",
-            None,
-            "path",
-            "folder of metrics, plots, checkpoints and results.csv, where the next four flags do not say otherwise",
-            named=False,
-        ),
-        Option("metrics_dir", "metrics", "path", "folder for <run>_metrics.csv and <run>.json", named=False),
-        Option("plots_dir", "plots", "path", "folder for the figures of each run", named=False),
-        Option("results_file", "results.csv", "path", "one row per finished run", named=False),
-        Option("checkpoint_dir", "checkpoints", "path", "folder from which a run that was ended goes on", named=False),
-        Option(
-            "checkpoint_every",
-            None,
-            "count",
-            "rounds between checkpoints (default: so that they take 1 % of the time, 10 minutes at most)",
-            named=False,
-        ),
-        Option("fresh", False, "flag", "do not go on from a checkpoint, but start over", named=False),
-        Option("save_weights", None, "path", "write the final model here, for --init_weights", named=False),
-        Option("save_clients", None, "path", "write each client's personal part here, as payload files", named=False),
-        Option(
-            "part_sparsity",
-            None,
-            "share",
-            "share of the weights in such a part (default: what the algorithm sends)",
-            named=False,
-            needs="save_clients",
-        ),
-        Option(
-            "part_bits",
-            None,
-            "bits",
-            "bits of a value in it (default: --value_bits)",
-            named=False,
-            needs="save_clients",
-        ),
-        Option(
-            "evaluate_clients",
-            None,
-            "path",
-            "train nothing: judge what --save_clients left in this folder",
-            named=False,
-        ),
-        Option("overwrite", False, "flag", "run again what is already finished", named=False),
-        Option("quiet", False, "flag", "print only the last line", named=False),
-    ],
+    "files": FILES,
 }
 ALIASES = {"rounds": "n_epochs", "keep": "sparsity", "prox_mu": "prox_momentum"}  # what the field calls them
 # Flags that are no settings, and arguments of calls.

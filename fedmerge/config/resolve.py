@@ -116,6 +116,9 @@ def _check_combinations(args):
         raise InputError("--residual client has nothing to keep: clients send all of their updates, exactly")
     if args.save_clients and args.shift == "feature":
         raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
+    for name in ("part_sparsity", "part_bits"):
+        if args.part_kind != "sparse" and getattr(args, name) is not None:
+            raise InputError(f"--{name} has no effect with --part_kind {args.part_kind}, which is a mask: leave it out")
     if args.pretrained and args.init_weights:
         raise InputError("--pretrained and --init_weights both set the starting weights: give one")
     if args.norm == "batch" and args.batch_size == 1:

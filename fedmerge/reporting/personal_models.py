@@ -18,6 +18,7 @@ from fedmerge.errors import InputError
 from fedmerge.randomness import generator
 from fedmerge.registry import COMPRESSORS
 from fedmerge.reporting.progress import say
+from fedmerge.reporting.task_mask_parts import TaskMasks, with_part
 from fedmerge.simulation import personal_parts
 from fedmerge.simulation.server import chosen_options
 
@@ -33,8 +34,9 @@ def save_clients(run, saver=None, say=say):
     """
     settings, server, folder = run.settings, run.server, Path(run.settings.save_clients)
     judge, shared = Judge(run.evaluator), server.served()
-    kept = personal_parts.begin(folder, origin_of(run), shared, server.layout.n_trainable, settings.n_clients)
-    chooser, histograms = part_compressor(server), run.histograms().tolist()
+    n = server.layout.n_trainable
+    kept = personal_parts.begin(folder, origin_of(run), shared, n, settings.n_clients, run.start)
+    chooser, histograms = chooser_of(run), run.histograms().tolist()
     kept |= {n: WITHOUT | {"client": n, "histogram": histograms[n]} for n in server.empty}
     left = [n for n in range(settings.n_clients) if n not in kept]
     tasks = (partial(make_part, server, judge, chooser, shared, n, histograms[n]) for n in left)
@@ -60,6 +62,13 @@ def origin_of(run):
     }
 
 
+def chooser_of(run):
+    """Return what chooses what a client's part holds: a Compressor, or TaskMasks."""
+    if run.start is None:
+        return part_compressor(run.server)
+    return TaskMasks(run.start, run.settings.part_kind, run.settings.tall_lambda)
+
+
 def part_compressor(server):
     """Return the compressor that chooses what of a client's change goes into its part: one that keeps nothing back."""
     settings, share = server.settings, server.settings.part_sparsity
@@ -78,7 +87,7 @@ def make_part(server, judge, chooser, shared, client_id, histogram, trainer):
     """Let a client train once more; return its id, its part to the model `shared [dim]`, and {accuracy: figure}.
 
     It starts from the model that it uses, the shared one where the algorithm gives it none of its own. The part is as
-    bytes. trainer: the local_training.Trainer that is free for it.
+    bytes. chooser: see chooser_of; trainer: the local_training.Trainer that is free for it.
     """
     settings, n = server.settings, server.layout.n_trainable
     start = server.algorithm.client_model(server.common(), client_id)
@@ -91,14 +100,17 @@ def make_part(server, judge, chooser, shared, client_id, histogram, trainer):
             f"--save_clients: client {client_id} diverges as it trains once more; the run itself is finished: leave "
             "--save_clients out, or --overwrite with a smaller --lr"
         )
-    update = relative_to(shared, start, ClientUpdate(*chooser.compress(change, start, client)), change)
+    full, bits, initial = start + change, settings.part_bits or settings.value_bits, None
+    if isinstance(chooser, TaskMasks):
+        update, bits, initial = chooser.part(full, shared, n), chooser.bits, chooser.start
+    else:
+        update = relative_to(shared, start, ClientUpdate(*chooser.compress(change, start, client)), change)
     rng = generator(settings.seed, "personal", client_id)
-    data = wire.encode(wire.pack(update, n, settings.part_bits or settings.value_bits, rng, client.round, client_id))
-    full = start + change
-    part = wire.decode(data, n, len(shared) - n, shared.device).unpack(torch.empty_like(shared))
+    data = wire.encode(wire.pack(update, n, bits, rng, client.round, client_id))
+    own = with_part(shared, wire.decode(data, n, len(shared) - n, shared.device), initial)
     reached = judge(full, histogram, trainer.model)
-    with_part = reached if torch.equal(shared + part, full) else judge(shared + part, histogram, trainer.model)
-    return client_id, data, {"full_accuracy": reached, "personal_accuracy": with_part}
+    personal = reached if torch.equal(own, full) else judge(own, histogram, trainer.model)
+    return client_id, data, {"full_accuracy": reached, "personal_accuracy": personal}
 
 
 def relative_to(shared, start, update, change):
@@ -142,12 +154,13 @@ def judge_clients(run, folder):
     if any(len(histogram) != run.splits.n_classes for histogram in histograms):
         raise InputError(f"{Path(folder) / personal_parts.INDEX}: was made for another dataset")
     judge, shared = Judge(run.evaluator), personal_parts.shared_model(folder, layout, run.device)
+    start = personal_parts.start_model(folder, layout, run.device)
 
     def accuracy_of(client_id, trainer):
         if not sum(histograms[client_id]):
             return None
-        vector = shared + personal_parts.part_of(folder, client_id, layout, run.device)
-        return judge(vector, histograms[client_id], trainer.model)
+        message = personal_parts.part_of(folder, client_id, layout, run.device)
+        return judge(with_part(shared, message, start), histograms[client_id], trainer.model)
 
     tasks = (partial(accuracy_of, client_id) for client_id in range(len(entries)))
     accuracies = list(progress(run.settings, run.clients.threads.run(tasks), 0, len(entries)))
@@ -169,7 +182,7 @@ def report(folder, entries, shared_accuracies, dim, say=say):
     path = Path(folder) / "accuracy"
     saving.write_atomic(path.with_suffix(".csv"), saving.csv_text(personal_parts.COLUMNS, rows))
     run_figures.plot_clients(rows, path)
-    found = personal_parts.summary(rows, dim)
+    found = personal_parts.summary(rows, dim, len(personal_parts.models_in(folder)))
     said = (
         f"{folder}: {len(rows)} clients on their own mix of labels: shared model {found['shared_accuracy']:.4f}, with "
         f"their parts {found['personal_accuracy']:.4f}, full copies {found['full_accuracy']:.4f}; "

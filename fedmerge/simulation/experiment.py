@@ -41,6 +41,7 @@ class Experiment:
     evaluator: Evaluator
     history: History
     backend: object
+    start: torch.Tensor | None = None  # the initial model [dim], where personal parts are masks of the way from it
 
     @property
     def model(self):
@@ -109,6 +110,11 @@ def assemble(settings, splits, parts, device):
     if server.keeps_all:
         needs_all = f"--merge {settings.merge}"
         capacity.check_cohort(settings, server.cohort_size, server.algorithm.upload_dim, needs_all)
+    start = server.theta.clone() if settings.part_kind != "sparse" else None
+    if start is not None and server.algorithm.personalises:
+        raise InputError(
+            f"--part_kind {settings.part_kind}: under --algorithm {settings.algorithm}, clients have more of their own"
+        )
     trainer = make_trainer(settings, model, splits, parts, device)
     if parts:
         server.begin_with(trainer)
@@ -118,7 +124,7 @@ def assemble(settings, splits, parts, device):
     evaluator = Evaluator(model, splits, settings.precision == "bf16")
     history, backend = History(settings.n_epochs), ThreadBackend(server, clients)
     names = run_name(settings), split_name(settings)
-    return Experiment(settings, *names, device, splits, server, clients, evaluator, history, backend)
+    return Experiment(settings, *names, device, splits, server, clients, evaluator, history, backend, start)
 
 
 def noisy(settings, splits, parts):

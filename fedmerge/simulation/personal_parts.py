@@ -1,8 +1,9 @@
 """Personal models on disk: one shared model, and for each client the sparse part that makes it its own.
 
-`--save_clients DIR` leaves a payload file of the shared model, one of each client's part, and clients.json;
-`--evaluate_clients DIR` needs nothing else but the test set. A client's accuracy is that on its own mix of labels: the
-accuracy on each class of the test set, weighted by how many training samples of the class the client holds.
+`--save_clients DIR` leaves a payload file of the shared model, one of each client's part, and clients.json; where parts
+are masks, also start.payload, the initial model. `--evaluate_clients DIR` needs nothing else but the test set. A
+client's accuracy is that on its own mix of labels: the accuracy on each class of the test set, weighted by how many
+training samples of the class the client holds.
 
 While clients are being saved there is clients.jsonl in place of clients.json: a line that says of which run and which
 shared model they are, then a line for each part that is there, with its SHA-256, so that a run that was ended goes on
@@ -25,10 +26,16 @@ from fedmerge.errors import InputError
 
 FORMAT, UNDER_WAY = "fedalg-clients-1", "fedalg-clients-under-way-1"
 INDEX, PROGRESS, SHARED, LOCK = "clients.json", "clients.jsonl", "shared.payload", ".lock"
-WRITTEN = (INDEX, PROGRESS, SHARED, "client_*.payload", "accuracy.*")
+START = "start.payload"
+WRITTEN = (INDEX, PROGRESS, SHARED, START, "client_*.payload", "accuracy.*")
 COLUMNS = ["client", "samples", "bytes", "shared_accuracy", "personal_accuracy", "full_accuracy"]
 LONGEST = 2**20  # characters of a line of clients.jsonl
-PART_OPTIONS = ("part_sparsity", "part_bits")  # settings that change parts, and nothing else of a run
+PART_OPTIONS = (
+    "part_kind",
+    "part_sparsity",
+    "part_bits",
+    "tall_lambda",
+)  # settings that change parts, and nothing else of a run
 
 
 def part_file(folder, number):
@@ -106,14 +113,15 @@ def _json_lines(path):
             yield value
 
 
-def begin(folder, origin, shared, n_trainable, n_clients):
+def begin(folder, origin, shared, n_trainable, n_clients, start=None):
     """Make `folder` ready for the parts to the model `shared [dim]`; return {client: entry} of those that are there.
 
     origin: {name: plain value}, all that the parts hang on. A part stays if it was made of the same, and its file is
-    as it was written; anything else that is in the way goes.
+    as it was written; anything else that is in the way goes. start [dim]: the initial model, where parts are masks.
     """
-    folder, data = Path(folder), wire.encode(wire.pack(ClientUpdate(shared), n_trainable, 32))
-    header = origin | {"shared": hashlib.sha256(data).hexdigest()}
+    models = {SHARED: shared} | ({} if start is None else {START: start})
+    data = {name: wire.encode(wire.pack(ClientUpdate(model), n_trainable, 32)) for name, model in models.items()}
+    folder, header = Path(folder), origin | {Path(name).stem: hashlib.sha256(d).hexdigest() for name, d in data.items()}
     kept = {number: entry for number, entry in _left_by(folder, header, n_clients) if _is_whole(folder, entry)}
     lines = [{"format": UNDER_WAY} | header, *kept.values()]
     saving.write_atomic(folder / PROGRESS, "".join(map(_line, lines)))  # before anything of them is touched
@@ -122,7 +130,9 @@ def begin(folder, origin, shared, n_trainable, n_clients):
     for earlier in [*folder.glob("client_*.payload"), *folder.glob(".*.payload.*.tmp")]:
         if earlier not in own:
             earlier.unlink()
-    saving.write_atomic(folder / SHARED, data)
+    (folder / START).unlink(missing_ok=True)
+    for name, encoded in data.items():
+        saving.write_atomic(folder / name, encoded)
     return kept
 
 
@@ -222,13 +232,25 @@ def shared_model(folder, layout, device="cpu"):
     return _read(Path(folder) / SHARED, layout, device).unpack(torch.empty(layout.dim, device=device))
 
 
+def models_in(folder):
+    """Return the names of the files of whole models that a finished folder holds."""
+    return [name for name in (SHARED, START) if Path(name).stem in _index(folder)]
+
+
+def start_model(folder, layout, device="cpu"):
+    """Return the initial model [dim] in `folder`, None if its parts are no masks."""
+    if START not in models_in(folder):
+        return None
+    return _read(Path(folder) / START, layout, device).unpack(torch.empty(layout.dim, device=device))
+
+
 def part_of(folder, number, layout, device="cpu"):
-    """Return the part [dim] of client `number` in `folder`."""
+    """Return the Message of the part of client `number` in `folder`."""
     path = part_file(folder, number)
     message = _read(path, layout, device)
     if message.client != number:
         raise InputError(f"{path}: is the part of client {message.client}")
-    return message.unpack(torch.empty(layout.dim, device=device))
+    return message
 
 
 def rows_of(folder, entries, shared_accuracies):
@@ -261,12 +283,15 @@ def _read(path, layout, device):
         raise InputError(f"{path}: {error}") from None
 
 
-def summary(rows, dim):
-    """Return {name: figure} of the rows of `rows_of`: mean accuracies, bytes, and how much smaller than full copies."""
+def summary(rows, dim, n_models=1):
+    """Return {name: figure} of the rows of `rows_of`: mean accuracies, bytes, and how much smaller than full copies.
+
+    n_models: how many models all have: the shared one, or the initial one, too.
+    """
     copies, parts = len(rows) * wire.dense_bytes(dim), sum(row["bytes"] for row in rows)
     means = {name: sum(row[name] for row in rows) / len(rows) for name in COLUMNS[3:]}
     return means | {
         "client_bytes": parts,
         "times_smaller": copies / parts,
-        "times_smaller_with_shared": copies / (parts + wire.dense_bytes(dim)),
+        "times_smaller_with_shared": copies / (parts + n_models * wire.dense_bytes(dim)),
     }

@@ -1,7 +1,7 @@
 """The formats in which a message holds its values: one class for each number of bits a value.
 
-FORMATS tells them by their bits. A new one is a class here, and its number in VALUE_BITS of config/kinds.py, which
-the command line reads without torch. What they write, by bits (way PLAIN, unless it says CODED):
+FORMATS tells them by their bits. A new one is a class here, and, to be offered, its number in VALUE_BITS of
+config/kinds.py, which the command line reads without torch. What they write, by bits (way PLAIN, unless it says CODED):
 
     32         f32[]; CODED, of a sparse message: with their exponents packed (float_coding.py)
     16         i32 exponent e, f16[]: each is 2^(e - 15) times its float16. 2^e is the least power of two above all, so
@@ -14,6 +14,7 @@ the command line reads without torch. What they write, by bits (way PLAIN, unles
                each value has the nearer one, not at random (Lloyd 1982)
     1          f32 mean magnitude of each block; a sign bit a value (as STC has it for the whole vector, Sattler et al.
                2019)
+    0          f32, what each of them is: their mean. For masks, which tell by positions alone; --value_bits has it not
 
 Bits fill bytes from the highest one on; in the last byte the rest is 0. The last block may be shorter.
 """
@@ -268,6 +269,38 @@ class Signs(Values):
         scales, negative = _read_scales(reader, n, 1), unpack_bits(reader, n)
         _check_scales(scales)
         return cls(*map(torch.from_numpy, (negative, scales)))
+
+
+@_format
+@dataclass(frozen=True)
+class Equal(Values):
+    """one number for all"""
+
+    count: Tensor  # of values, int64 [1]
+    value: Tensor  # float32 [1]
+
+    bits = 0
+
+    @classmethod
+    def quantise(cls, values, rng=None):
+        n = max(1, len(values))
+        return cls(torch.tensor([len(values)]), (values / n).sum().view(1))  # divided first, lest the sum is too large
+
+    def dequantise(self):
+        return self.value.expand(int(self.count))
+
+    def size(self, sparse=False):
+        return 4 * len(self.value)
+
+    def write(self, sparse=False):
+        return [self.value.cpu().numpy().astype("<f4").tobytes()], PLAIN
+
+    @classmethod
+    def _read(cls, reader, n, way):
+        value = torch.from_numpy(reader.array(1, "<f4").astype(np.float32))
+        if not n and value:
+            raise CodeError("a number that no value has")
+        return cls(torch.tensor([n]), value)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ DECLARED = [  # what is known of the source
     (ALGORITHM + '    defaults = {"momentum": 1.5}\n', r"defaults: --momentum: '1.5' is not a number in \[0, 1\)"),
     (
         ALGORITHM + '    defaults = {"merge": "middle"}\n',
-        r"defaults: --merge: 'middle' is none of breadcrumbs, dare, della",
+        r"defaults: --merge: 'middle' is none of breadcrumbs, consensus, dare",
     ),
     (ALGORITHM + '    defaults = {"eval_train": 1}\n', r"defaults: --eval_train: 1 is neither True nor False"),
     (ALGORITHM + '    presets = {"p": {"mometum": 0.5}}\n', r"preset p: there is no flag --mometum"),

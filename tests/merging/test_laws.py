@@ -150,6 +150,25 @@ def test_model_stock_of_three_takes_the_mean_of_the_cosines():
     assert step[0].item() == pytest.approx(3 / 3 / (1 + 2 / 3) * 2 / 3)
 
 
+def test_consensus_by_hand():
+    """The mean is 2: of half its size or more, changes of 4 and 2 are near enough, and one of 0 is not."""
+    deltas = torch.tensor([[4.0] * 12, [0.0] * 12, [2.0] * 12])
+    deltas[:, 0] = torch.tensor([6.0, 0, 0])  # |6| is near enough to 2, the others are not: it serves one
+    deltas[:, 1] = torch.tensor([3.0, -1, 4])  # |-1| < 0.9 * 3
+    step = merged("consensus", deltas, torch.ones(3) / 3, consensus_clients=2, consensus_lambda=0.9)
+    torch.testing.assert_close(step, torch.tensor([0.0] + [2.0] * 11))
+    every = merged("consensus", deltas, torch.ones(3) / 3, consensus_clients=3, consensus_lambda=0.9)
+    torch.testing.assert_close(every, torch.tensor([0.0] * 9 + [2.0] * 3))
+
+
+def test_emr_by_hand():
+    """The sign is that of the mean by weight, the size the largest of those that have it."""
+    deltas = torch.tensor([[4.0] * 12, [1.0] * 12, [-3.0] * 12])
+    assert merged("emr", deltas, torch.ones(3) / 3).tolist() == pytest.approx([4.0] * 9 + [2 / 3] * 3)
+    step = merged("emr", deltas, torch.tensor([0.1, 0.1, 0.8]))
+    torch.testing.assert_close(step, torch.tensor([-3.0] * 9 + [-1.9] * 3))
+
+
 def test_iso_c_by_hand():
     """The mean of the matrix is diag(3, 1), of singular values 3 and 1, so that both become 2, half of it by alpha."""
     deltas = torch.tensor([[6.0, 1, -1, 0, 1, 1, 1, 3, 4, 1, 1, 1], [0, -1, 1, 2, 1, 1, 1, 3, 4, 3, 1, 1]])

@@ -22,6 +22,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name, settings_of
 from fedmerge.errors import InputError
 from fedmerge.reporting import outputs, personal_models, run_record
+from fedmerge.reporting.task_mask_parts import TaskMasks, with_part
 from fedmerge.simulation import personal_parts
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,7 @@ def test_the_summary_by_hand():
         "times_smaller": 2 * 4000 / 400,
         "times_smaller_with_shared": 2 * 4000 / 4400,
     }
+    assert personal_parts.summary(rows, 992, 2)["times_smaller_with_shared"] == 2 * 4000 / 8400
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +253,95 @@ def test_a_model_of_dittos_trains_once_more_under_its_pull(experiment):
     part, _ = made(run, 1)
     torch.testing.assert_close(server.theta + part, whole, rtol=0, atol=1e-5)
     assert (free - server.theta).norm() > 1.5 * (whole - server.theta).norm()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Parts that are masks of the way from the initial model to the shared one
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [
+        ("tall", [1.0, 4.0, 0.0, 0.0]),  # |3| >= 0.5 |4 - 3|; |1| < 0.5 |-2 - 1|; |1| < 0.5 |4 - 1|
+        ("emr", [1.0, 5.25 / 8 * 4, 0.0, 5.25 / 8 * 4]),  # magnitudes of 5.25 for the client, of 8 where both agree
+    ],
+)
+def test_masks_by_hand(kind, weights):
+    """Three weights of four moved, and a buffer, from a model of ones and zeros."""
+    start = torch.tensor([1.0, 0.0, 0.0, 0.0, 7.0])
+    full, shared = torch.tensor([1.25, 3.0, 1.0, 1.0, 9.0]), torch.tensor([1.0, 4.0, -2.0, 4.0, 8.0])
+    made = TaskMasks(start, kind, 0.5)
+    message = wire.decode(wire.encode(wire.pack(made.part(full, shared, 4), 4, made.bits)), 4, 1)
+    torch.testing.assert_close(with_part(shared, message, start), torch.tensor([*weights, 9.0]))
+
+
+@pytest.mark.parametrize("kind", ["tall", "emr"])
+def test_a_client_that_ends_where_all_do_has_all_of_the_way(kind):
+    start, shared = torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
+    made = TaskMasks(start, kind, 0.4)
+    message = wire.pack(made.part(shared, shared, 7), 7, made.bits)
+    torch.testing.assert_close(with_part(shared, message, start), shared)
+
+
+def test_nothing_is_rescaled_where_nothing_is_left():
+    start, shared = torch.zeros(3), torch.tensor([1.0, 2.0, 0.0])
+    made = TaskMasks(start, "emr", None)
+    message = wire.pack(made.part(-shared, shared, 3), 3, made.bits)
+    assert with_part(shared, message, start).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["tall", "emr"])
+def test_masks_that_were_saved_are_judged_alike_and_take_a_bit_a_weight(program, tmp_path, kind):
+    flags = ["--algorithm=fedavg", *FEW, "--participation=1", "--save_clients", tmp_path / "parts"]
+    done = program(*flags, "--part_kind", kind)
+    assert done.returncode == 0, done.stderr
+    before = pd.read_csv(tmp_path / "parts" / "accuracy.csv")
+    (tmp_path / "parts" / "accuracy.csv").unlink()
+    again = program("--evaluate_clients", tmp_path / "parts")
+    assert again.returncode == 0, again.stderr
+    assert pd.read_csv(tmp_path / "parts" / "accuracy.csv").equals(before)
+    whole = (tmp_path / "parts" / "shared.payload").stat().st_size
+    assert before["bytes"].max() < whole / 30
+    assert before["personal_accuracy"].mean() > 0.5
+    (tmp_path / "parts" / "start.payload").unlink()
+    refused = program("--evaluate_clients", tmp_path / "parts")
+    assert refused.returncode == 2
+    assert "start.payload: No such file" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["sparse", "tall"])
+def test_parts_of_another_kind_than_said_are_refused(program, tmp_path, kind):
+    folder = tmp_path / "parts"
+    assert program("--algorithm=fedavg", *FEW, "--save_clients", folder, "--part_kind", kind).returncode == 0
+    index = json.loads((folder / "clients.json").read_text())
+    if kind == "sparse":
+        shutil.copy(folder / "shared.payload", folder / "start.payload")
+        index["start"] = index["shared"]
+    else:
+        del index["start"]
+    (folder / "clients.json").write_text(json.dumps(index))
+    refused = program("--evaluate_clients", folder)
+    assert refused.returncode == 2
+    assert "is of another kind than clients.json says" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--part_kind", "tall"], "--part_kind has no effect without --save_clients"),
+        (
+            ["--save_clients", "x", "--part_kind", "emr", "--part_bits", "8"],
+            "--part_bits has no effect with --part_kind emr",
+        ),
+        (["--save_clients", "x", "--tall_lambda", "0.3"], "--tall_lambda has no effect without --part_kind tall"),
+        (["--save_clients", "x", "--part_kind", "emr", "--algorithm", "ditto"], "clients have more of their own"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_masks_is_refused(program, flags, why):
+    refused = program(*FEW, *flags)
+    assert refused.returncode == 2
+    assert why in refused.stderr
 
 
 # --------------------------------------------------------------------------------------------------------------------

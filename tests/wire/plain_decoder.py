@@ -91,6 +91,8 @@ def values(source, bits, kind, n):
     if bits == 16:
         (exponent,) = source.numbers("i", 1)
         return [math.ldexp(x, exponent - 15) for x in source.numbers("e", n)]
+    if bits == 0:
+        return source.numbers("f", 1) * n
     a_block = 1 if bits == 1 else 2
     scales = source.numbers("f", a_block * -(-n // BLOCK))
     signs = [-1 if bit else 1 for bit in source.bits(n)]
