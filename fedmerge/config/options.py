@@ -94,6 +94,20 @@ OPTIONS = {
         Option("pretrained", False, "flag", pretrained_help),
         Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
         Option(
+            "head_init",
+            None,
+            ("ncm", "ridge"),
+            "make the first head of the clients' features, untrained: by class means, or least squares (default: that "
+            "of the network)",
+        ),
+        Option(
+            "head_ridge",
+            300.0,
+            "nonnegative",
+            "how many samples of the mean size are added to the diagonal of the features' Gram matrix",
+            needs="head_init=ridge",
+        ),
+        Option(
             "trainable",
             "all",
             ("all", "head", "norms", "bias", "lora"),

@@ -110,14 +110,14 @@ def assemble(settings, splits, parts, device):
     if server.keeps_all:
         needs_all = f"--merge {settings.merge}"
         capacity.check_cohort(settings, server.cohort_size, server.algorithm.upload_dim, needs_all)
-    start = server.theta.clone() if settings.part_kind != "sparse" else None
-    if start is not None and server.algorithm.personalises:
+    if settings.part_kind != "sparse" and server.algorithm.personalises:
         raise InputError(
             f"--part_kind {settings.part_kind}: under --algorithm {settings.algorithm}, clients have more of their own"
         )
     trainer = make_trainer(settings, model, splits, parts, device)
     if parts:
         server.begin_with(trainer)
+    start = server.theta.clone() if settings.part_kind != "sparse" else None
     at_once = server.cohort_size if parts else settings.n_clients  # without any, all are judged
     threads = ClientThreads(trainer, 1 if trainer.draws else how_many(settings.parallel_clients, device, at_once))
     clients = ClientPool(server, parts, trainer, threads)

@@ -13,6 +13,7 @@ from fedmerge.declared import check_vector, mistake
 from fedmerge.errors import InputError
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
 from fedmerge.simulation.cohort import Cohort
+from fedmerge.simulation.head_start import fit_head
 from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
 from fedmerge.wire import Crossing, Downlink, DownlinkSettings, dense_bytes, pack, payload_bytes
 
@@ -66,18 +67,25 @@ class Server:
         self.downlink = Downlink(broadcast, self.crossing.n_weights, s.n_clients, how, self.n_skipped)
 
     def begin_with(self, trainer):
-        """Let the algorithm prepare with what clients hold; trainer: a local_training.Trainer."""
-        first = len(self.algorithm.whole_broadcast(self.theta))
-        n_up = self.algorithm.begin(self.theta, trainer)
-        if n_up is None:
-            return
-        check_uploads(self.algorithm, self.rule.func)
-        self._open_wire(shared_init=True)  # from here on, everybody has the first model
+        """Make the first head, and let the algorithm prepare; trainer: a local_training.Trainer, with all samples."""
+        s, algorithm, up, down = self.settings, self.algorithm, 0, 0
+        first = 0 if s.shared_init else dense_bytes(len(algorithm.whole_broadcast(self.theta)))
+        if s.head_init:
+            numbers = fit_head(s.head_init, trainer, self.theta, algorithm.own, s.head_ridge)
+            up, down = map(dense_bytes, numbers)
+        n_up = algorithm.begin(self.theta, trainer)
+        if n_up is not None:
+            check_uploads(algorithm, self.rule.func)
+            up, down = up + dense_bytes(n_up), down + self._mask_bytes(algorithm.own)
+        if up:
+            self._open_wire(shared_init=True)  # from here on, everybody has the first model
+            self.before = {i: (up, down + first) for i, size in enumerate(self.sizes) if size}
+
+    def _mask_bytes(self, own):
+        """Return the bytes that tell which weights cross the wire, all but those at `own`, int64 [k]."""
         crosses = torch.ones(self.layout.n_trainable, dtype=torch.bool, device=self.theta.device)
-        crosses[self.algorithm.own[self.algorithm.own < len(crosses)].to(crosses.device)] = False
-        n_down = payload_bytes(pack(ClientUpdate(crosses.to(self.theta.dtype), crosses), len(crosses), 1))
-        n_down += 0 if self.settings.shared_init else dense_bytes(first)
-        self.before = {i: (dense_bytes(n_up), n_down) for i, size in enumerate(self.sizes) if size}
+        crosses[own[own < len(crosses)].to(crosses.device)] = False
+        return payload_bytes(pack(ClientUpdate(crosses.to(self.theta.dtype), crosses), len(crosses), 1))
 
     @property
     def cohort_size(self):
