@@ -96,16 +96,16 @@ OPTIONS = {
         Option(
             "head_init",
             None,
-            ("ncm", "ridge"),
-            "make the first head of the clients' features, untrained: by class means, or least squares (default: that "
-            "of the network)",
+            ("ncm", "cof", "ridge"),
+            "make the first head of the clients' features, untrained: by class means, these over the covariance that "
+            "they tell of, or least squares (default: as the network begins)",
         ),
         Option(
             "head_ridge",
-            300.0,
+            0.1,
             "nonnegative",
-            "how many samples of the mean size are added to the diagonal of the features' Gram matrix",
-            needs="head_init=ridge",
+            "share of the mean of its diagonal that is added to it, in the matrix that is inverted for the head",
+            needs="head_init=cof|ridge",
         ),
         Option(
             "trainable",

@@ -116,6 +116,8 @@ def _check_combinations(args):
         raise InputError("--residual client has nothing to keep: clients send all of their updates, exactly")
     if args.save_clients and args.shift == "feature":
         raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
+    if args.head_init and args.attack:
+        raise InputError("--head_init: clients that lie would also lie about their features: leave out --attack")
     for name in ("part_sparsity", "part_bits"):
         if args.part_kind != "sparse" and getattr(args, name) is not None:
             raise InputError(f"--{name} has no effect with --part_kind {args.part_kind}, which is a mask: leave it out")

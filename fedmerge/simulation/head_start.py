@@ -19,10 +19,16 @@ def fit_head(kind, trainer, theta, own=None, ridge=0.0):
     and gets.
 
     Each client sends the sum of its samples' features, class by class, and how many these are; features are what the
-    head is given by the initial network, in evaluation. With "ncm", the weights of a class are the mean of its features
-    (FedNCM, Legate et al. 2023); with "ridge", those of least squares to the classes as 0 and 1, for which clients send
-    the Gram matrix of their features, too, one half of it (Fed3R, Fani et al. 2024). To its diagonal `ridge` samples of
-    the mean size are added. Either way they are made of length 1, so that softmax has something to tell, and biases 0.
+    head is given by the initial network, in evaluation. Weights are
+
+        ncm    the mean of each class's features (FedNCM, Legate et al. 2023)
+        cof    these means times the inverse of the covariance within classes, which is estimated by how the clients'
+               means of a class differ (FedCOF, Goswami et al. 2025)
+        ridge  those of least squares to the classes as 0 and 1, for which clients send the Gram matrix of their
+               features, too, one half of it (Fed3R, Fani et al. 2024)
+
+    To the diagonal of what is inverted, `ridge` times its mean is added. All are then made of length 1 a class, so that
+    softmax has something to tell, and biases 0.
 
     trainer: a local_training.Trainer; own: places in a vector that stay with clients, int64 [k]. Raises InputError for
     a network whose head is not one linear layer, or stays with clients.
@@ -38,21 +44,18 @@ def fit_head(kind, trainer, theta, own=None, ridge=0.0):
     if own is not None and ((own >= begin) & (own < last)).any():
         raise InputError(f"--head_init {kind}: under this --algorithm, the head stays with clients")
     model.load(theta)
-    total = sum(told_of(trainer, head, part, kind) for part in trainer.parts if len(part))
-    n_classes, width = head.weight.shape
-    sums, counts = total[: n_classes * width].view(n_classes, width), total[n_classes * width :][:n_classes]
-    weights = sums / counts.clamp(min=1)[:, None]
-    if kind == "ridge":
-        weights = solved(sums, total[n_classes * (width + 1) :], counts.sum(), ridge)
+    told = Told((told_of(trainer, head, part, kind) for part in trainer.parts if len(part)), *head.weight.shape)
+    weights = WEIGHTS[kind](told, ridge)
     theta[begin:end] = nn.functional.normalize(weights, eps=1e-30).flatten().to(theta)
     theta[end:last] = 0
-    return len(total), n_classes * width
+    return told.n_numbers, head.weight.numel()
 
 
 def told_of(trainer, head, part, kind):
-    """Return what a client sends: sums of features, class by class, counts, and half of the Gram matrix with "ridge".
+    """Return what a client sends, float32 on the CPU: sums of features, class by class, counts, and half of the Gram
+    matrix with "ridge".
 
-    As one vector on the CPU, in float64, of float32 numbers. part: its places in the training images.
+    part: its places in the training images.
     """
     train, seen = trainer.splits.train, []
     n_classes, width = head.weight.shape
@@ -77,14 +80,63 @@ def told_of(trainer, head, part, kind):
     told = [sums.flatten(), counts.to(sums)]
     if kind == "ridge":
         told.append(gram[tuple(torch.triu_indices(width, width, device=gram.device))])
-    return torch.cat(told).cpu().double()
+    return torch.cat(told).cpu()
 
 
-def solved(sums, half, n, ridge):
-    """Return W [n_classes, width] of least squares from sums [n_classes, width] and half of n samples' Gram matrix."""
-    width = sums.shape[1]
-    gram = sums.new_zeros(width, width)
+class Told:
+    """What clients told, each in n_numbers: `sums` of features [n_classes, width] and `counts` [n_classes] of each.
+
+    total, count, half: the sums over clients of these, and of halves of their Gram matrices, if they told of them, in
+    float64.
+    """
+
+    def __init__(self, told, n_classes, width):
+        """told: an iterator, since there may be no room for all Gram matrices."""
+        self.sums, self.counts, self.half = [], [], 0
+        for one in told:
+            sums, counts, half = one.split([n_classes * width, n_classes, len(one) - n_classes * (width + 1)])
+            self.sums.append(sums.view(n_classes, width).clone())  # not a view, which would hold the rest
+            self.counts.append(counts.double())
+            self.half = self.half + half.double()
+        self.n_numbers = len(one)
+        self.total, self.count = sum(one.double() for one in self.sums), sum(self.counts)
+
+    @property
+    def means(self):
+        """Return the means of the classes' features [n_classes, width], 0 for a class of which there is no sample."""
+        return self.total / self.count.clamp(min=1)[:, None]
+
+
+def class_means(told, ridge):
+    return told.means
+
+
+def by_spread(told, ridge):
+    """Return the means over the covariance within classes: client k's mean of n_k of a class's samples has 1 / n_k of
+    its covariance, so that n_k (mean - mean of the class)^2, summed over K clients, has K - 1 times it on average.
+    """
+    means, width = told.means, told.total.shape[1]
+    held = sum((counts > 0).double() for counts in told.counts)  # by how many clients a class is held
+    share = told.count / (held - 1).clamp(min=1)
+    within = means.new_zeros(width, width)
+    for sums, counts in zip(told.sums, told.counts, strict=True):
+        apart = (sums.double() / counts.clamp(min=1)[:, None] - means) * (counts * share).sqrt()[:, None]
+        within.addmm_(apart.t(), apart)
+    return over(within, means, ridge)
+
+
+def least_squares(told, ridge):
+    width = told.total.shape[1]
+    gram = told.total.new_zeros(width, width)
     rows, columns = torch.triu_indices(width, width)
-    gram[rows, columns] = gram[columns, rows] = half
-    gram.diagonal().add_(ridge * gram.diagonal().mean() / n + torch.finfo(torch.float32).tiny)
-    return torch.linalg.solve(gram, sums.t()).t()
+    gram[rows, columns] = gram[columns, rows] = told.half
+    return over(gram, told.total, ridge)
+
+
+def over(matrix, rows, ridge):
+    """Return `rows [n, width]` times the inverse of a symmetric matrix whose diagonal gets more, by `ridge`."""
+    matrix.diagonal().add_(ridge * matrix.diagonal().mean() + torch.finfo(torch.float32).tiny)
+    return torch.linalg.solve(matrix, rows.t()).t()
+
+
+WEIGHTS = {"ncm": class_means, "cof": by_spread, "ridge": least_squares}
