@@ -9,6 +9,8 @@ import time
 import torch
 from tqdm import auto, tqdm
 
+from fedmerge.reporting.durations import duration
+
 EVERY = 60  # seconds between two lines, at least one of which is of a round
 SURE = 5  # seconds of work after which an estimate is worth being said: the first client takes longer than its like
 LONG = 600  # seconds from which on it is said what a run will cost
@@ -200,13 +202,3 @@ def say(line):
     """Print what a run says at its end: all is there, whether or not somebody reads of it."""
     with contextlib.suppress(OSError):
         print(line, flush=True)
-
-
-def duration(seconds):
-    """Return in words, roughly, how long that is."""
-    if math.isnan(seconds):
-        return "unknown"
-    for unit, name, most in ((1, "s", 120), (60, "min", 7200), (3600, "h", 3 * 86400)):
-        if seconds < most:
-            return f"{max(0, seconds) / unit:.0f} {name}"
-    return f"{seconds / 86400:.0f} days"

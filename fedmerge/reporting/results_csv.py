@@ -77,6 +77,20 @@ def add_results(path, rows):
         write_atomic(path, csv_text(columns, [*earlier, *rows]))
 
 
+def drop_results(path, runs):
+    """Take the rows of these runs, a set of names, out of the CSV of all runs, if there is one."""
+    from filelock import FileLock
+
+    if not Path(path).exists():
+        return
+    files.check_writable(path, f"{path}.lock")
+    with FileLock(f"{path}.lock"):
+        earlier = read_results(path)
+        left = [row for row in earlier if row["run"] not in runs]
+        if len(left) < len(earlier):
+            write_atomic(path, csv_text(list(earlier[0]), left))
+
+
 def rebuild_results(metrics_dir, path):
     """Put the row of every finished run under `metrics_dir`, in files or tables, into the CSV of all runs; return how
     many.

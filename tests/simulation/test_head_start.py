@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, keep_two_rounds, train_round
+from conftest import keep_two_rounds, train_round
 
 from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError

@@ -1,0 +1,216 @@
+"""The runs of a folder, for the terminal: what ran, what is running and how long it has to go; one of them in full; in
+what two differ; and their removal. Needs no torch.
+"""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from fedmerge import locks
+from fedmerge.config.options import all_options
+from fedmerge.config.run_name import acting
+from fedmerge.errors import InputError
+from fedmerge.reporting import results_csv
+from fedmerge.reporting.durations import duration
+from fedmerge.reporting.run_tables import RunFiles, runs_of
+from fedmerge.reporting.runs import load_runs, printable
+
+SHADES = " .:-=+*#%@"  # of the share of a class's samples that a client holds, in the drawing of a split
+WIDEST = 100  # clients, and classes, of such a drawing
+LEFT = {  # the folder's setting -> how the names of a run's files there end
+    "plots_dir": ("_accuracy_curves.png", "_loss_curves.png", "_partition.png"),
+    "checkpoint_dir": (".pt", ".previous.pt"),
+}
+
+
+def folder_of(folder):
+    """Return the folder with the records of runs: this one, or the `metrics` in it. Raises InputError if it is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder")
+    inside = folder / "metrics"
+    return inside if inside.is_dir() and not any(folder.glob("*.json")) else folder
+
+
+def table(folder):
+    """Return a DataFrame of the Runs of a folder, a row each, by their names, and {path: fault} of what is none."""
+    runs, foreign = load_runs(folder_of(folder))
+    rows = [
+        {
+            "run": name_of(run),
+            "state": run.state,
+            "round": f"{len(run.rounds)}/{run.settings['n_epochs']}",
+            "accuracy": last(run.rounds["test_accs"]),
+            "mb_up": run.rounds["bytes_up"].sum() / 1e6,
+            "mb": (run.rounds["bytes_up"] + run.rounds["bytes_down"]).sum() / 1e6,
+            "seconds": run.rounds["train_seconds"].sum(),
+            "to_go": to_go(run),
+        }
+        for run in runs
+    ]
+    columns = ["run", "state", "round", "accuracy", "mb_up", "mb", "seconds", "to_go"]
+    return pd.DataFrame(rows, columns=columns), foreign
+
+
+def name_of(run):
+    return run.path.name.removesuffix(".json")
+
+
+def last(column):
+    """Return the last number of a column, NaN if there is none."""
+    known = column.dropna()
+    return float(known.iloc[-1]) if len(known) else math.nan
+
+
+def to_go(run):
+    """Return the seconds of training that a run has to go, as long as its rounds so far: 0 if it is finished."""
+    left = run.settings["n_epochs"] - len(run.rounds)
+    if not left or not len(run.rounds):
+        return math.nan if left else 0.0
+    return left * run.rounds["train_seconds"].mean()
+
+
+def print_runs(folder, say=print):
+    """Print a line a run, and what is no record of one."""
+    found, foreign = table(folder)
+    for number, row in enumerate(found.to_dict("records"), 1):
+        accuracy = "      " if math.isnan(row["accuracy"]) else f"{100 * row['accuracy']:5.2f}%"
+        left = f"{duration(row['to_go'])} to go" if row["state"] == "running" else duration(row["seconds"])
+        size = f"{row['mb_up']:10.2f} MB up {row['mb']:10.2f} in all"
+        say(f"{number:>4}  {row['state']:<8} {row['round']:>9}  {accuracy} {size}  {left:>14}  {row['run']}")
+    for path, fault in foreign.items():
+        say(f"left out: {printable(path)}: {fault}")
+    counts = found["state"].value_counts()
+    said = ", ".join(f"{counts[state]} {state}" for state in counts.index)
+    say(said or f"no runs in {folder_of(folder)}")
+
+
+def find(folder, wanted):
+    """Return (source, name) of the run that `wanted` names: its number in the list, its name, or a part of this.
+
+    Raises InputError if there is none, or several.
+    """
+    path = Path(wanted)
+    if path.suffix == ".json" and path.is_file():
+        folder, wanted = path.parent, path.stem
+    source = runs_of(folder_of(folder))
+    if wanted.isdecimal() and wanted not in source.names:
+        good = table(folder)[0]["run"].tolist()  # as they are numbered
+        if not 1 <= int(wanted) <= len(good):
+            raise InputError(f"there is no run {wanted}: {source.folder} has {len(good)}")
+        return source, good[int(wanted) - 1]
+    names = [wanted] if wanted in source.names else [name for name in source.names if wanted in name]
+    if not names:
+        raise InputError(f"there is no run {printable(wanted)} in {source.folder}")
+    if len(names) > 1:
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise InputError(f"{printable(wanted)} is in the name of {len(names)} runs: {some}")
+    return source, names[0]
+
+
+def settings_in(record):
+    """Return {name: value} of the settings in a record that have an effect on its result."""
+    settings = record.get("settings")
+    if not isinstance(settings, dict):
+        raise InputError("the record has no settings")
+    named = {name for name, option in all_options().items() if option.named}
+    return {name: value for name, value in acting(settings).items() if name in named}
+
+
+def show(folder, wanted, say=print):
+    """Print all that is known of a run: settings, figures, where it ran, its split."""
+    source, name = find(folder, wanted)
+    record = source.record(name)
+    state = "finished" if record.get("finished") else record.get("failed") or "not finished"
+    say(f"{name}: {state}\n")
+    sections = {"settings": settings_in(record), "final": record.get("final"), "environment": record.get("environment")}
+    for title, values in sections.items():
+        say(f"{title}")
+        for key, value in (values if isinstance(values, dict) else {}).items():
+            say(f"  {key:<24} {printable(f'{value:.6g}' if isinstance(value, float) else value)}")
+        say("")
+    split = record.get("partition")
+    for line in drawn(split if isinstance(split, dict) else {}):
+        say(line)
+
+
+def drawn(split):
+    """Return lines that draw a split: a column a client, a row a class, the darker the more of the class it holds."""
+    counts = split.get("histograms")
+    plain = isinstance(counts, list) and all(
+        isinstance(row, list) and all(type(n) is int for n in row) for row in counts
+    )
+    if not plain or not counts or len({len(row) for row in counts}) > 1:
+        return ["the record does not tell its split"]
+    skew = split.get("skew") if isinstance(split.get("skew"), dict) else {}
+    lines = [f"split {printable(split.get('title'))}: {len(counts)} clients, {sum(map(sum, counts))} samples"]
+    lines += [f"  {key:<24} {value:.3g}" for key, value in skew.items() if isinstance(value, float)]
+    shown = list(zip(*counts[:WIDEST], strict=True))[:WIDEST]
+    for label, row in enumerate(shown):
+        most = max(row)
+        shades = "".join(SHADES[math.ceil((len(SHADES) - 1) * n / most)] if most else " " for n in row)
+        lines.append(f"  class {label:>3} |{shades}|")
+    if len(counts) > WIDEST or len(counts[0]) > WIDEST:
+        lines.append(f"  (the first {WIDEST} of {len(counts)} clients and {len(counts[0])} classes)")
+    return lines
+
+
+def diff(folder, one, other, say=print):
+    """Print the settings in which two runs differ, and their figures beside each other."""
+    (first, a), (second, b) = find(folder, one), find(folder, other)
+    records = first.record(a), second.record(b)
+    mine, others = map(settings_in, records)
+    differing = [name for name in dict.fromkeys([*mine, *others]) if mine.get(name) != others.get(name)]
+    say(f"a: {a}\nb: {b}\n")
+    for name in differing:
+        left, right = (printable(s[name]) if name in s else "-" for s in (mine, others))
+        say(f"  {name:<24} {left:>20} {right:>20}")
+    if not differing:
+        say("  the same settings")
+    left, right = (record.get("final") if isinstance(record.get("final"), dict) else {} for record in records)
+    say("")
+    for name in left:
+        if isinstance(left[name], int | float) and isinstance(right.get(name), int | float):
+            say(f"  {name:<24} {left[name]:>20.6g} {right[name]:>20.6g} {right[name] - left[name]:>+14.4g}")
+
+
+def files_of(source, name):
+    """Return the paths of what a run left, as far as they are there: record, CSV, figures, checkpoints.
+
+    Raises InputError if the runs are in tables, or a process is at this one.
+    """
+    if not isinstance(source, RunFiles):
+        raise InputError(f"{source.folder}: its runs are in tables, from which none is removed")
+    if source.is_running(name):
+        raise InputError(f"{name} is running")
+    settings = source.record(name).get("settings") or {}
+    found = [source.folder / f"{name}.json", source.folder / f"{name}_metrics.csv"]
+    for setting, endings in LEFT.items():
+        place = settings.get(setting)
+        if isinstance(place, str):
+            found += [Path(place) / f"{name}{ending}" for ending in endings]
+    return [path for path in found if path.is_file()]
+
+
+def remove(folder, wanted, ask, say=print):
+    """Remove what runs left, and their rows in the CSV of results, if `ask`, a function of a question, says so.
+
+    wanted: names, as `find` has them. Returns how many were removed.
+    """
+    chosen = [find(folder, one) for one in wanted]
+    paths = {name: files_of(source, name) for source, name in chosen}
+    for name, files in paths.items():
+        say(f"{name}: {len(files)} files")
+        for path in files:
+            say(f"  {path}")
+    if not ask(f"remove {'them' if len(paths) > 1 else 'it'}? [y/N] "):
+        return 0
+    for source, name in chosen:
+        settings = source.record(name).get("settings") or {}
+        with locks.exclusively(source.folder / f".{name}.lock", name):
+            if isinstance(settings.get("results_file"), str):
+                results_csv.drop_results(settings["results_file"], {name})
+            for path in paths[name]:
+                path.unlink(missing_ok=True)
+    return len(paths)
