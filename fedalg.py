@@ -26,7 +26,7 @@ from fedmerge.checkpoint.policy import CheckpointPolicy, Interrupted
 from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError, reason
-from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_record
+from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_record, tracking
 from fedmerge.reporting.progress import Progress, say
 from fedmerge.simulation import capacity, personal_parts, state_checks
 from fedmerge.simulation.distributed import worker_loop
@@ -114,7 +114,8 @@ def main(args, group=None, callbacks=(), say=say):
                 kept.remove()
             begin(run, kept)
             try:
-                finish(run, saver, callbacks, say)
+                with tracking.Tracking(run) as track:
+                    track.finish(finish(run, saver, [*callbacks, track.after_round], say))
             except Interrupted:
                 raise
             except Exception as error:  # whatever it is, nobody shall take the run for one that only goes on
@@ -147,7 +148,10 @@ def about(run):
 
 
 def finish(run, saver, callbacks=(), say=say):
-    """Train and evaluate, and leave everything a finished run leaves; it counts as finished at the very end."""
+    """Train and evaluate, and leave everything a finished run leaves; it counts as finished at the very end.
+
+    Returns {name: figure} of it.
+    """
     args, name, metrics = run.settings, run.name, Path(run.settings.metrics_dir)
     saving.write_json(metrics / f"{name}.json", run_record.record(run, finished=False))
     with (
@@ -182,6 +186,7 @@ def finish(run, saver, callbacks=(), say=say):
         f"{final['train_seconds']:.1f} s of training; {metrics / name}_metrics.csv, {figures}"
     )
     say(said)
+    return final
 
 
 def room_checker(run):

@@ -72,6 +72,14 @@ FILES = [
         "train nothing: judge what --save_clients left in this folder",
         named=False,
     ),
+    Option(
+        "track",
+        None,
+        ("tensorboard", "wandb", "mlflow", "trackio"),
+        "tell this tracker of settings, rounds and final figures; its package must be installed",
+        named=False,
+    ),
+    Option("track_dir", "tracks", "path", "folder of what trackers write", named=False, needs="track"),
     Option("overwrite", False, "flag", "run again what is already finished", named=False),
     Option("quiet", False, "flag", "print only the last line", named=False),
 ]

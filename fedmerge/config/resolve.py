@@ -4,6 +4,7 @@ Nothing here imports torch.
 """
 
 import argparse
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -116,6 +117,8 @@ def _check_combinations(args):
         raise InputError("--residual client has nothing to keep: clients send all of their updates, exactly")
     if args.save_clients and args.shift == "feature":
         raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
+    if args.track and importlib.util.find_spec(args.track) is None:  # packages are called as trackers are
+        raise InputError(f"--track {args.track}: the package is not installed: pip install {args.track}")
     if args.head_init and args.attack:
         raise InputError("--head_init: clients that lie would also lie about their features: leave out --attack")
     for name in ("part_sparsity", "part_bits"):
