@@ -63,12 +63,12 @@ class WandB:
 
 
 class MLflow:
-    """A run of the experiment fedmerge, in files under the folder, or where MLFLOW_TRACKING_URI says."""
+    """A run of the experiment fedmerge, in mlflow.db in the folder, or where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, folder, name, settings, n_done):
         from mlflow import MlflowClient
 
-        where = os.environ.get("MLFLOW_TRACKING_URI") or folder.resolve().as_uri()
+        where = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / 'mlflow.db'}"
         self.client = MlflowClient(tracking_uri=where)
         experiment = self.client.get_experiment_by_name(PROJECT)
         number = experiment.experiment_id if experiment else self.client.create_experiment(PROJECT)
