@@ -37,7 +37,9 @@ def settings(tmp_path, monkeypatch):
     monkeypatch.setitem(tracking.TRACKERS, "tensorboard", Told)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     Told.made = []
-    return lambda **more: resolve({**QUICK, **FEW, "out": str(tmp_path), "track": "tensorboard", **more})
+    return lambda **more: resolve(
+        {**QUICK, **FEW, "out": str(tmp_path), "track": "tensorboard", "track_dir": str(tmp_path / "t"), **more}
+    )
 
 
 def test_settings_rounds_and_final_figures_are_told(settings):
