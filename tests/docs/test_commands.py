@@ -31,7 +31,7 @@ PARSERS = {
 }
 SCRIPTS = ["models.py", "import_TIN.py", "run_experiments.sh", "plotting.sh"]
 SBATCH = {"signal", "gres", "time", "nodes", "cpus-per-task", "dependency"}  # flags of SLURM's own
-OTHERS = SBATCH | {"logdir"}  # of programs that are not here
+FOREIGN = SBATCH | {"logdir"}  # of programs that are not here
 PLACEHOLDER = re.compile(r"(\w+:)?[A-Z,]+|<.*>|\.\.\.|\".*=.*\"")
 
 
@@ -121,7 +121,7 @@ def test_a_flag_in_the_text_is_one_and_takes_what_is_said(page, text, parser, ot
         name = flag.removeprefix("--").partition("=")[0]
         known = {*all_options(), *ALIASES, "config", "recipe", "help"}
         if name.removeprefix("no-") not in known:
-            assert name in OTHERS or f'"--{name}"' in others or f" --{name}" in others, f"there is no {flag}"
+            assert name in FOREIGN or f'"--{name}"' in others or f" --{name}" in others, f"there is no {flag}"
         elif values and not PLACEHOLDER.fullmatch(" ".join(values)):
             try:
                 parser.parse_args([flag, values[0].strip("\"'")])
