@@ -24,7 +24,8 @@ import agg_utils
 from fedmerge import datasets, locks, networks, partitions, saving, startup
 from fedmerge.checkpoint.policy import CheckpointPolicy, Interrupted
 from fedmerge.checkpoint.store import Checkpoints
-from fedmerge.config.run_name import run_name
+from fedmerge.config import settings_files
+from fedmerge.config.run_name import acting, run_name, settings_of
 from fedmerge.errors import InputError, reason
 from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_record, tracking
 from fedmerge.reporting.progress import Progress, say
@@ -131,6 +132,8 @@ def begin(run, kept):
     if settings is not None:
         outputs.check(args, name, settings, trained=run.history.n_done == args.n_epochs)
     outputs.check_last_step(args, name)
+    if args.save_config:
+        settings_files.write_toml(args.save_config, name, acting(settings_of(args)))
     if settings is not None:
         print(f"{name}: goes on after round {run.history.n_done} of {args.n_epochs}", file=sys.stderr)
     if not args.quiet:

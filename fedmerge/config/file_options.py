@@ -30,6 +30,7 @@ FILES = [
         named=False,
     ),
     Option("fresh", False, "flag", "do not go on from a checkpoint, but start over", named=False),
+    Option("save_config", None, "path", "write the settings here as TOML, for --config", named=False),
     Option("save_weights", None, "path", "write the final model here, for --init_weights", named=False),
     Option("save_clients", None, "path", "write each client's personal part here, as payload files", named=False),
     Option(

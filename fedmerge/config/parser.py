@@ -7,15 +7,14 @@ import argparse
 import contextlib
 import os
 import re
-import shlex
 import sys
 import textwrap
 
-from fedmerge import files
 from fedmerge.config.declarations import check_declarations
 from fedmerge.config.kinds import KINDS, VALUE_BITS
 from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
+from fedmerge.config.settings_files import words_in
 from fedmerge.declared import described
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.python_source import HERE
@@ -60,7 +59,12 @@ def build_parser(prog="fedalg.py"):
         argument_default=argparse.SUPPRESS,
         formatter_class=_Help,
     )
-    parser.add_argument("--config", metavar="FILE", help="file of flags, one a line; the command line wins")
+    parser.add_argument(
+        "--config",
+        "--like",
+        metavar="FILE",
+        help="file of flags, one a line, TOML, or the .json of a run that is to be made again; the command line wins",
+    )
     parser.add_argument("--recipe", choices=RECIPES, help="the flags of a published setting; all others win")
     known = all_options()
     for title, options in OPTIONS.items():
@@ -219,14 +223,13 @@ def _take_plugins(argv):
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--plugin", action="append", default=[])
-    early.add_argument("--config")
+    early.add_argument("--config", "--like")
     with contextlib.suppress(argparse.ArgumentError):
         found, _ = early.parse_known_args(argv)
         plugins = found.plugin
         if found.config is not None:
             with contextlib.suppress(InputError):  # it is refused when it is read
-                words = [word for _, words in read_flags(found.config) for word in words]
-                plugins = [*plugins, *early.parse_known_args(words)[0].plugin]
+                plugins = [*plugins, *early.parse_known_args(words_in(found.config))[0].plugin]
         use_plugins(plugins)
 
 
@@ -245,13 +248,9 @@ def _of_files(parser, given):
 
 def _read_config(parser, path):
     try:
-        lines = read_flags(path)
+        tokens = words_in(path)
     except InputError as error:
         parser.error(f"--config {error}")
-    for number, words in lines:
-        if not words[0].startswith("--"):
-            parser.error(f"--config {path}: line {number}: not a flag, such as --lr 0.01: {' '.join(words)!r}")
-    tokens = [word for _, words in lines for word in words]
     inner = build_parser(f"fedalg.py: --config {path}")
     if "error" in vars(parser):  # it raises rather than exits
         inner.error = lambda message: parser.error(f"--config {path}: {message}")
@@ -259,34 +258,6 @@ def _read_config(parser, path):
     if "config" in config:
         parser.error(f"--config {path}: a config file cannot name another one")
     return config
-
-
-def read_flags(path):
-    """Return [(line number, words)] of a file of flags, for the lines that have any: see `split_words`.
-
-    Raises InputError that names the file, and the line.
-    """
-    where = os.path.abspath(path)
-    try:
-        text = files.read_text(where, files.LIST).removeprefix("\ufeff")
-    except FileNotFoundError:
-        raise InputError(f"{where}: there is no such file") from None
-    lines = re.split("\r\n|\r|\n", text)  # any of them ends a line
-    split = [(number, split_words(line, f"{path}: line {number}")) for number, line in enumerate(lines, 1)]
-    return [(number, words) for number, words in split if words]
-
-
-def split_words(text, where):
-    """Return the words of `text`, a list of str, quoted as in a shell; a # begins a comment, nothing is replaced.
-
-    Raises InputError, which says `where`.
-    """
-    if "\0" in text:
-        raise InputError(f"{where}: holds a NUL character")
-    try:
-        return shlex.split(text, comments=True)
-    except ValueError as error:
-        raise InputError(f"{where}: {str(error).lower()}: {text.strip()!r}") from None
 
 
 def checked_settings(settings, path, data_root=None):

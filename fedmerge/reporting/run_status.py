@@ -13,14 +13,15 @@ import sys
 from pathlib import Path
 
 from fedmerge import files, locks, saving
-from fedmerge.config.parser import parse_args, read_flags, split_words
+from fedmerge.config.parser import parse_args
 from fedmerge.config.resolve import OUTPUTS
 from fedmerge.config.run_name import differing_settings, run_name
+from fedmerge.config.settings_files import read_flags, split_words
 from fedmerge.errors import InputError
 
 
 def lines_of(path):
-    """Return the flags, a list of str, of each experiment of the file. Raises InputError: see parser.read_flags."""
+    """Return the flags, a list of str, of each experiment of the file. Raises InputError: see read_flags."""
     return [words for _, words in read_flags(path)]
 
 

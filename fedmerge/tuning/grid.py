@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fedmerge.config.kinds import KINDS
 from fedmerge.config.options import ALIASES, all_options
-from fedmerge.config.parser import read_flags
+from fedmerge.config.settings_files import read_flags
 from fedmerge.errors import InputError
 
 GROUP = re.compile(r"\{\s*(?:--)?([A-Za-z]\w*)\s*:(.*)\}", re.DOTALL)

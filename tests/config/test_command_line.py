@@ -8,9 +8,10 @@ import pytest
 from conftest import ROOT
 
 from fedmerge.config.options import ALIASES, all_options
-from fedmerge.config.parser import RECIPES, build_parser, parse_args, read_flags, split_words, typed_settings
+from fedmerge.config.parser import RECIPES, build_parser, parse_args, typed_settings
 from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name
+from fedmerge.config.settings_files import read_flags, split_words
 from fedmerge.errors import InputError
 from fedmerge.python_source import HERE
 from fedmerge.registry import DATASETS, specs
