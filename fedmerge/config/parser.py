@@ -8,9 +8,9 @@ import contextlib
 import os
 import re
 import sys
-import textwrap
 
 from fedmerge.config.declarations import check_declarations
+from fedmerge.config.help_topics import HelpByTopic, component_lines
 from fedmerge.config.kinds import KINDS, VALUE_BITS
 from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, component_options
 from fedmerge.config.resolve import resolve, spread
@@ -18,7 +18,7 @@ from fedmerge.config.settings_files import words_in
 from fedmerge.declared import described
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.python_source import HERE
-from fedmerge.registry import AXES, SHELVES, one_look, specs, use_plugins
+from fedmerge.registry import SHELVES, one_look, specs, use_plugins
 
 RECIPES = sorted(path.stem for path in (HERE / "recipes").glob("*.txt"))
 BITS = f"{{{','.join(map(str, VALUE_BITS))}}}"
@@ -55,10 +55,12 @@ def build_parser(prog="fedalg.py"):
     parser = _Parser(
         prog=prog,
         description="Simulated federated learning: local training, merging, evaluation, one CSV row a round.",
-        epilog=_about_components(),
+        epilog="\n".join(component_lines()),
         argument_default=argparse.SUPPRESS,
         formatter_class=_Help,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action=HelpByTopic, help=HelpByTopic.__doc__)
     parser.add_argument(
         "--config",
         "--like",
@@ -85,20 +87,6 @@ def _by_owners():
         title = f"only with {option.owners_in_words}" if option.axis else "what is not sent"
         groups.setdefault(title, []).append(option)
     return groups
-
-
-def _about_components():
-    """Return what all components are: a paragraph a shelf, a line each, as far as a help text has lines."""
-
-    def flags(settings):
-        return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in settings.items())
-
-    lines = []
-    for axis in AXES:
-        for name, spec in sorted(specs(axis).items()):
-            lines.append(f"--{axis} {name}: {spec.summary}" + (f" [{flags(spec.defaults)}]" if spec.defaults else ""))
-            lines += [f"--{axis} {name} --preset {p}: {flags(values)}" for p, values in sorted(spec.presets.items())]
-    return "\n".join(line for text in lines for line in textwrap.wrap(text, 116, subsequent_indent="    "))
 
 
 class _Help(argparse.HelpFormatter):
