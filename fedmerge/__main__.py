@@ -34,7 +34,7 @@ def build_parser():
 def confirmed(question):
     """Return whether the answer that is typed is yes; nobody to type is no."""
     print(question, end="", flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return sys.stdin is not None and sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def main(argv=None):
@@ -58,6 +58,8 @@ def program(argv=None):
     try:
         status = main(argv)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # nobody reads on, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

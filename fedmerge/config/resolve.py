@@ -27,7 +27,11 @@ def resolve(given, explicit=()):
     error, whereas a config file may be shared by several algorithms. Raises InputError.
     """
     if given.get("evaluate_clients") is not None:
-        changing = {name for name, option in all_options().items() if option.named} | {"save_clients", "save_weights"}
+        changing = {name for name, option in all_options().items() if option.named} | {
+            "save_clients",
+            "save_weights",
+            "track",
+        }
         others = sorted(changing & set(explicit))
         if others:
             raise InputError(f"--evaluate_clients has its settings from the folder: leave out --{others[0]}")
@@ -117,7 +121,8 @@ def _check_combinations(args):
         raise InputError("--residual client has nothing to keep: clients send all of their updates, exactly")
     if args.save_clients and args.shift == "feature":
         raise InputError("--save_clients compares clients by their mix of classes: leave it out with --shift feature")
-    if args.track and importlib.util.find_spec(args.track) is None:  # packages are called as trackers are
+    spec = importlib.util.find_spec(args.track) if args.track else None  # packages are called as trackers are
+    if args.track and getattr(spec, "origin", None) is None:  # a folder of that name is no package
         raise InputError(f"--track {args.track}: the package is not installed: pip install {args.track}")
     if args.head_init and args.attack:
         raise InputError("--head_init: clients that lie would also lie about their features: leave out --attack")

@@ -3,6 +3,7 @@ what two differ; and their removal. Needs no torch.
 """
 
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from fedmerge.errors import InputError
 from fedmerge.reporting import results_csv
 from fedmerge.reporting.durations import duration
 from fedmerge.reporting.run_tables import RunFiles, runs_of
-from fedmerge.reporting.runs import load_runs, printable
+from fedmerge.reporting.runs import load_runs, printable, read_run
 
 SHADES = " .:-=+*#%@"  # of the share of a class's samples that a client holds, in the drawing of a split
 WIDEST = 100  # clients, and classes, of such a drawing
@@ -30,7 +31,8 @@ def folder_of(folder):
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder")
     inside = folder / "metrics"
-    return inside if inside.is_dir() and not any(folder.glob("*.json")) else folder
+    holds = any(folder.glob("*_metrics.csv")) or any(folder.glob("*.gz"))
+    return inside if inside.is_dir() and not holds else folder
 
 
 def table(folder):
@@ -73,7 +75,7 @@ def to_go(run):
 
 def print_runs(folder, say=print):
     """Print a line a run, and what is no record of one."""
-    found, foreign = table(folder)
+    (found, foreign), say = table(folder), plainly(say)
     for number, row in enumerate(found.to_dict("records"), 1):
         accuracy = "      " if math.isnan(row["accuracy"]) else f"{100 * row['accuracy']:5.2f}%"
         left = f"{duration(row['to_go'])} to go" if row["state"] == "running" else duration(row["seconds"])
@@ -100,7 +102,7 @@ def find(folder, wanted):
         if not 1 <= int(wanted) <= len(good):
             raise InputError(f"there is no run {wanted}: {source.folder} has {len(good)}")
         return source, good[int(wanted) - 1]
-    names = [wanted] if wanted in source.names else [name for name in source.names if wanted in name]
+    names = [wanted] if wanted in source.names else [name for name in source.names if wanted and wanted in name]
     if not names:
         raise InputError(f"there is no run {printable(wanted)} in {source.folder}")
     if len(names) > 1:
@@ -109,11 +111,18 @@ def find(folder, wanted):
     return source, names[0]
 
 
+def record_of(source, name):
+    """Return the record of a run, checked as those that are drawn. Raises InputError if it is none."""
+    read_run(source, name)
+    record = source.record(name)
+    if record.get("run") != name:
+        raise InputError(f"{source.path(name)}: is no record of a run of this name")
+    return record
+
+
 def settings_in(record):
     """Return {name: value} of the settings in a record that have an effect on its result."""
-    settings = record.get("settings")
-    if not isinstance(settings, dict):
-        raise InputError("the record has no settings")
+    settings = record["settings"]
     named = {name for name, option in all_options().items() if option.named}
     return {name: value for name, value in acting(settings).items() if name in named}
 
@@ -121,7 +130,7 @@ def settings_in(record):
 def show(folder, wanted, say=print):
     """Print all that is known of a run: settings, figures, where it ran, its split."""
     source, name = find(folder, wanted)
-    record = source.record(name)
+    record, say = record_of(source, name), plainly(say)
     state = "finished" if record.get("finished") else record.get("failed") or "not finished"
     say(f"{name}: {state}\n")
     sections = {"settings": settings_in(record), "final": record.get("final"), "environment": record.get("environment")}
@@ -139,7 +148,7 @@ def drawn(split):
     """Return lines that draw a split: a column a client, a row a class, the darker the more of the class it holds."""
     counts = split.get("histograms")
     plain = isinstance(counts, list) and all(
-        isinstance(row, list) and all(type(n) is int for n in row) for row in counts
+        isinstance(row, list) and all(type(n) is int and n >= 0 for n in row) for row in counts
     )
     if not plain or not counts or len({len(row) for row in counts}) > 1:
         return ["the record does not tell its split"]
@@ -159,7 +168,7 @@ def drawn(split):
 def diff(folder, one, other, say=print):
     """Print the settings in which two runs differ, and their figures beside each other."""
     (first, a), (second, b) = find(folder, one), find(folder, other)
-    records = first.record(a), second.record(b)
+    records, say = (record_of(first, a), record_of(second, b)), plainly(say)
     mine, others = map(settings_in, records)
     differing = [name for name in dict.fromkeys([*mine, *others]) if mine.get(name) != others.get(name)]
     say(f"a: {a}\nb: {b}\n")
@@ -171,26 +180,39 @@ def diff(folder, one, other, say=print):
     left, right = (record.get("final") if isinstance(record.get("final"), dict) else {} for record in records)
     say("")
     for name in left:
-        if isinstance(left[name], int | float) and isinstance(right.get(name), int | float):
+        if is_figure(left[name]) and is_figure(right.get(name)):
             say(f"  {name:<24} {left[name]:>20.6g} {right[name]:>20.6g} {right[name] - left[name]:>+14.4g}")
 
 
-def files_of(source, name):
-    """Return the paths of what a run left, as far as they are there: record, CSV, figures, checkpoints.
+def is_figure(value):
+    return isinstance(value, int | float) and abs(value) < 1e300
 
-    Raises InputError if the runs are in tables, or a process is at this one.
+
+def plainly(say):
+    """Return `say`, for lines of which nothing steers a terminal."""
+    return lambda text: say("\n".join(map(printable, text.split("\n"))))
+
+
+def left_by(source, name):
+    """Return the paths of what a run left, as far as they are there, and the CSV of results, None if it is not known.
+
+    Figures, checkpoints and results are looked for where the record says only if it lies where it was written: a copy
+    of it has none of its own. Raises InputError if the runs are in tables, or a process is at this one.
     """
     if not isinstance(source, RunFiles):
         raise InputError(f"{source.folder}: its runs are in tables, from which none is removed")
+    settings = record_of(source, name)["settings"]
     if source.is_running(name):
         raise InputError(f"{name} is running")
-    settings = source.record(name).get("settings") or {}
-    found = [source.folder / f"{name}.json", source.folder / f"{name}_metrics.csv"]
-    for setting, endings in LEFT.items():
-        place = settings.get(setting)
-        if isinstance(place, str):
-            found += [Path(place) / f"{name}{ending}" for ending in endings]
-    return [path for path in found if path.is_file()]
+    found, results = [source.folder / f"{name}.json", source.folder / f"{name}_metrics.csv"], None
+    home = settings.get("metrics_dir")
+    if isinstance(home, str) and os.path.realpath(home) == os.path.realpath(source.folder):
+        for setting, endings in LEFT.items():
+            place = settings.get(setting)
+            if isinstance(place, str):
+                found += [Path(place) / f"{name}{ending}" for ending in endings]
+        results = settings.get("results_file") if isinstance(settings.get("results_file"), str) else None
+    return [path for path in found if path.is_file()], results
 
 
 def remove(folder, wanted, ask, say=print):
@@ -198,19 +220,19 @@ def remove(folder, wanted, ask, say=print):
 
     wanted: names, as `find` has them. Returns how many were removed.
     """
-    chosen = [find(folder, one) for one in wanted]
-    paths = {name: files_of(source, name) for source, name in chosen}
-    for name, files in paths.items():
-        say(f"{name}: {len(files)} files")
-        for path in files:
-            say(f"  {path}")
-    if not ask(f"remove {'them' if len(paths) > 1 else 'it'}? [y/N] "):
+    found = [find(folder, one) for one in wanted]
+    chosen = {(os.path.realpath(source.folder), name): (source, *left_by(source, name)) for source, name in found}
+    tell = plainly(say)
+    for (_, name), (_, paths, results) in chosen.items():
+        tell(f"{name}: {len(paths)} files" + (f", and its row in {results}" if results else ""))
+        for path in paths:
+            tell(f"  {path}")
+    if not ask(f"remove {'them' if len(chosen) > 1 else 'it'}? [y/N] "):
         return 0
-    for source, name in chosen:
-        settings = source.record(name).get("settings") or {}
+    for (_, name), (source, paths, results) in chosen.items():
         with locks.exclusively(source.folder / f".{name}.lock", name):
-            if isinstance(settings.get("results_file"), str):
-                results_csv.drop_results(settings["results_file"], {name})
-            for path in paths[name]:
+            if results:
+                results_csv.drop_results(results, {name})
+            for path in paths:
                 path.unlink(missing_ok=True)
-    return len(paths)
+    return len(chosen)

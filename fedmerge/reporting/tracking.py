@@ -27,7 +27,7 @@ class TensorBoard:
     def __init__(self, folder, name, settings, n_done):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / name), purge_step=n_done + 1 if n_done else None)
+        self.writer = SummaryWriter(str(folder / name), purge_step=n_done + 1 if n_done else 0)  # all that is there
         self.settings, self.n_done = settings, n_done
         if not n_done:
             lines = [f"| {key} | {value} |" for key, value in settings.items()]
@@ -59,7 +59,7 @@ class WandB:
 
     def close(self, final):
         self.run.summary.update({f"final/{name}": value for name, value in final.items()})
-        self.run.finish()
+        self.run.finish(exit_code=int(not final))
 
 
 class MLflow:

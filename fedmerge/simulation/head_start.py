@@ -117,6 +117,8 @@ def by_spread(told, ridge):
     """
     means, width = told.means, told.total.shape[1]
     held = sum((counts > 0).double() for counts in told.counts)  # by how many clients a class is held
+    if not (held > 1).any():
+        raise InputError("--head_init cof: no class is held by two clients, and no covariance shows: --head_init ncm")
     share = told.count / (held - 1).clamp(min=1)
     within = means.new_zeros(width, width)
     for sums, counts in zip(told.sums, told.counts, strict=True):
@@ -136,7 +138,10 @@ def least_squares(told, ridge):
 def over(matrix, rows, ridge):
     """Return `rows [n, width]` times the inverse of a symmetric matrix whose diagonal gets more, by `ridge`."""
     matrix.diagonal().add_(ridge * matrix.diagonal().mean() + torch.finfo(torch.float32).tiny)
-    return torch.linalg.solve(matrix, rows.t()).t()
+    solution, failed = torch.linalg.solve_ex(matrix, rows.t())
+    if failed or not torch.isfinite(solution).all():
+        raise InputError(f"--head_ridge {ridge:g}: the matrix of the features has no inverse: raise it")
+    return solution.t()
 
 
 WEIGHTS = {"ncm": class_means, "cof": by_spread, "ridge": least_squares}

@@ -20,6 +20,7 @@ import torch
 
 from fedmerge import files, provenance, saving, wire
 from fedmerge.client_update import ClientUpdate
+from fedmerge.config.options import all_options
 from fedmerge.config.parser import checked_settings
 from fedmerge.config.run_name import differing_settings
 from fedmerge.errors import InputError
@@ -79,7 +80,7 @@ def check_finished(folder, args, run):
     if not isinstance(settings, dict):
         raise InputError(f"{path}: is not of --save_clients")
     differs = differing_settings(args, settings)
-    differs += [name for name in PART_OPTIONS if settings.get(name, getattr(args, name)) != getattr(args, name)]
+    differs += [name for name in PART_OPTIONS if settings.get(name, all_options()[name].default) != getattr(args, name)]
     for name in differs:
         raise InputError(
             f"{run} is finished, but {path} is of a run with {name} = {settings.get(name)}, not {getattr(args, name)}: "

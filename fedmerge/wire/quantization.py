@@ -283,8 +283,7 @@ class Equal(Values):
 
     @classmethod
     def quantise(cls, values, rng=None):
-        n = max(1, len(values))
-        return cls(torch.tensor([len(values)]), (values / n).sum().view(1))  # divided first, lest the sum is too large
+        return cls(torch.tensor([len(values)]), _exact_mean(values))
 
     def dequantise(self):
         return self.value.expand(int(self.count))
@@ -305,6 +304,12 @@ class Equal(Values):
 
 # --------------------------------------------------------------------------------------------------------------------
 # What formats with a sign bit and scales share
+
+
+def _exact_mean(values):
+    """Return the mean [1] of float32 values [n], 0 of none: if all are one number, to the last bit this one."""
+    mean = values.cpu().double().mean() if len(values) else torch.zeros(())
+    return mean.float().to(values.device).view(1)
 
 
 def _draw(values, rng):

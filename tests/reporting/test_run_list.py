@@ -1,6 +1,7 @@
 """`python -m fedmerge`: runs in a list, one in full, two beside each other, and their removal."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from fedmerge.reporting import results_csv, run_list
 @pytest.fixture
 def folder(tmp_path):
     """Three runs: finished, stopped after two of four rounds, and failed; the second's name begins as the first's."""
-    places = {"plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
+    places = {"metrics_dir": "metrics", "plots_dir": "p", "checkpoint_dir": "c", "results_file": "r.csv"}
     left = {name: str(tmp_path / place) for name, place in places.items()}
     different = ({}, {"lr": 0.5}, {"algorithm": "las"})
     names = [write_run(tmp_path / "metrics", [0.5, 0.75], **left, **settings) for settings in different]
@@ -150,4 +151,42 @@ def test_a_record_without_settings_is_refused(folder, capsys):
     name = run_list.table(folder)[0]["run"][0]
     (folder / f"{name}.json").write_text(json.dumps({"finished": True}))
     assert program.program(["show", name, "--csv_dir", str(folder)]) == 2
-    assert capsys.readouterr().err == "python -m fedmerge: error: the record has no settings\n"
+    assert capsys.readouterr().err == "python -m fedmerge: error: 'None' is no name of a algorithm\n"
+
+
+def test_a_copy_of_a_record_has_no_files_of_its_own(folder, tmp_path):
+    name = run_list.table(folder)[0]["run"][0]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / f"{name}.pt").touch()
+    results_csv.add_results(tmp_path / "r.csv", [{"run": name}])
+    shutil.copytree(folder, tmp_path / "copy")
+    assert run_list.remove(tmp_path / "copy", [name], lambda _: True, say=lambda _: None) == 1
+    assert not (tmp_path / "copy" / f"{name}.json").exists()
+    assert (tmp_path / "c" / f"{name}.pt").exists()
+    assert (folder / f"{name}.json").exists()
+    assert len(pd.read_csv(tmp_path / "r.csv")) == 1
+
+
+def test_a_run_that_is_named_twice_is_removed_once_and_two_of_one_name_both(folder, tmp_path):
+    name = run_list.table(folder)[0]["run"][0]
+    shutil.copytree(folder, tmp_path / "copy")
+    both = [str(path / f"{name}.json") for path in (folder, tmp_path / "copy")]
+    assert run_list.remove(folder, ["1", name, *both], lambda _: True, say=lambda _: None) == 2
+    assert not (folder / f"{name}.json").exists()
+    assert not (tmp_path / "copy" / f"{name}.json").exists()
+
+
+@pytest.mark.parametrize("content", ['{"clients": []}', '{"settings": ["x"]}', "[]"])
+def test_what_is_no_record_of_a_run_is_not_removed(folder, content):
+    (folder / "clients.json").write_text(content)
+    with pytest.raises(InputError):
+        run_list.remove(folder, ["clients"], lambda _: True)
+    with pytest.raises(InputError, match="there is no run"):
+        run_list.remove(folder, [""], lambda _: True)
+    assert (folder / "clients.json").exists()
+
+
+def test_nothing_in_a_record_steers_the_terminal(folder):
+    name = run_list.table(folder)[0]["run"][0]
+    change(folder, name, finished=False, failed="\x1b[31mred", final={"\x1b[2J": 1})
+    assert "\x1b" not in said_by(run_list.show, folder, name)

@@ -35,7 +35,7 @@ class Told:
 def settings(tmp_path, monkeypatch):
     """A function of settings -> those of a run that tells `Told`, with its outputs under tmp_path."""
     monkeypatch.setitem(tracking.TRACKERS, "tensorboard", Told)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=name))
     Told.made = []
     return lambda **more: resolve(
         {**QUICK, **FEW, "out": str(tmp_path), "track": "tensorboard", "track_dir": str(tmp_path / "t"), **more}

@@ -9,7 +9,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
 from fedmerge.networks.flat_model import head_of
 from fedmerge.simulation.experiment import prepare
-from fedmerge.simulation.head_start import WEIGHTS, Told, fit_head
+from fedmerge.simulation.head_start import WEIGHTS, Told, fit_head, over
 from fedmerge.simulation.run_state import resume
 from fedmerge.wire import dense_bytes
 
@@ -158,3 +158,11 @@ def test_a_run_that_goes_on_has_its_head_once(tmp_path):
         one.history.add(train_round(one, 3))
     assert torch.equal(again.server.theta, run.server.theta)
     assert again.server.traffic == run.server.traffic
+
+
+def test_where_no_covariance_shows_or_none_has_an_inverse_it_is_said():
+    few = FEW | {"device": "cpu"}
+    with pytest.raises(InputError, match="no class is held by two clients"):
+        prepare(resolve(few | {"head_init": "cof", "partition": "labels:1", "n_clients": 10}))
+    with pytest.raises(InputError, match="--head_ridge 0: the matrix of the features has no inverse"):
+        over(torch.ones(3, 3).double(), torch.ones(2, 3).double(), 0.0)

@@ -140,3 +140,9 @@ def test_what_is_not_finite_stays_so(bits, bad):
 def test_zeros_and_nothing_at_all(bits):
     assert torch.equal(rounded(torch.zeros(5), bits), torch.zeros(5))
     assert rounded(torch.zeros(0), bits).shape == (0,)
+
+
+@pytest.mark.parametrize("n", [1, 1000, 123_457])
+def test_one_number_for_all_is_that_number_to_the_last_bit(n):
+    for value in (1.0, 0.1, -3e-30):
+        assert (rounded(torch.full((n,), value), 0) == torch.tensor(value)).all()
