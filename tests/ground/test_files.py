@@ -149,7 +149,7 @@ def test_a_path_with_a_nul_is_refused_in_one_line(tmp_path, capsys, name):
     assert said.count("\n") == 1
     assert "flags: line 2: holds a NUL character" in said
     with pytest.raises(InputError, match="NUL"):
-        resolve({name: f"{tmp_path}/a\0b.json"})
+        resolve({name: f"{tmp_path}/a\0b.json", **({"track": "tensorboard"} if name == "track_dir" else {})})
 
 
 RUN = "fedavg_DIGITS_iid_0"
