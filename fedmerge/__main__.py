@@ -23,7 +23,7 @@ def build_parser():
     diff.add_argument("other")
     rm = commands.add_parser("rm", help="remove all that runs left; asks first")
     rm.add_argument("run", nargs="+")
-    rm.add_argument("--yes", action="store_true", help="do not ask")
+    rm.add_argument("--yes", action="store_true", help="do not ask; whole names or numbers only")
     for command in (show, diff, rm):
         command.add_argument("--csv_dir", default="metrics", metavar="FOLDER", help="with the records [metrics]")
     said = "a run: its name, a part of it that no other has, its number in the list, or its .json"
@@ -46,7 +46,7 @@ def main(argv=None):
         run_list.show(args.csv_dir, args.run)
     elif args.command == "diff":
         run_list.diff(args.csv_dir, args.run, args.other)
-    elif not run_list.remove(args.csv_dir, args.run, (lambda _: True) if args.yes else confirmed):
+    elif not run_list.remove(args.csv_dir, args.run, None if args.yes else confirmed):
         print("nothing was removed")
         return 1
     return 0

@@ -88,8 +88,9 @@ def print_runs(folder, say=print):
     say(said or f"no runs in {folder_of(folder)}")
 
 
-def find(folder, wanted):
-    """Return (source, name) of the run that `wanted` names: its number in the list, its name, or a part of this.
+def find(folder, wanted, part=True):
+    """Return (source, name) of the run that `wanted` names: its number in the list, its name, or, with `part`, a part
+    of this.
 
     Raises InputError if there is none, or several.
     """
@@ -102,7 +103,9 @@ def find(folder, wanted):
         if not 1 <= int(wanted) <= len(good):
             raise InputError(f"there is no run {wanted}: {source.folder} has {len(good)}")
         return source, good[int(wanted) - 1]
-    names = [wanted] if wanted in source.names else [name for name in source.names if wanted and wanted in name]
+    names = [name for name in source.names if name == wanted] or [
+        name for name in source.names if part and wanted and wanted in name
+    ]
     if not names:
         raise InputError(f"there is no run {printable(wanted)} in {source.folder}")
     if len(names) > 1:
@@ -215,19 +218,19 @@ def left_by(source, name):
     return [path for path in found if path.is_file()], results
 
 
-def remove(folder, wanted, ask, say=print):
+def remove(folder, wanted, ask=None, say=print):
     """Remove what runs left, and their rows in the CSV of results, if `ask`, a function of a question, says so.
 
-    wanted: names, as `find` has them. Returns how many were removed.
+    wanted: names, as `find` has them; where nobody is asked, no part of one. Returns how many were removed.
     """
-    found = [find(folder, one) for one in wanted]
+    found = [find(folder, one, part=ask is not None) for one in wanted]
     chosen = {(os.path.realpath(source.folder), name): (source, *left_by(source, name)) for source, name in found}
     tell = plainly(say)
     for (_, name), (_, paths, results) in chosen.items():
         tell(f"{name}: {len(paths)} files" + (f", and its row in {results}" if results else ""))
         for path in paths:
             tell(f"  {path}")
-    if not ask(f"remove {'them' if len(chosen) > 1 else 'it'}? [y/N] "):
+    if ask is not None and not ask(f"remove {'them' if len(chosen) > 1 else 'it'}? [y/N] "):
         return 0
     for (_, name), (source, paths, results) in chosen.items():
         with locks.exclusively(source.folder / f".{name}.lock", name):

@@ -61,16 +61,15 @@ def told_of(trainer, head, part, kind):
     n_classes, width = head.weight.shape
     sums = head.weight.new_zeros(n_classes, width)
     gram = head.weight.new_zeros(width, width)
-    hook = head.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    hook = head.register_forward_hook(lambda layer, given, made: seen.append((given[0], made)))
     part = part.to(train.labels.device)
     try:
         with trainer.model.evaluating():
             for chosen in part.split(datasets.batch_size(train, trainer.splits.image_size)):
                 logits = trainer.model.module(trainer.splits.normalise(train.images[chosen]))
-                features = seen.pop()
-                if features.dim() != 2 or not torch.equal(head(features), logits):
+                features, made = seen.pop()
+                if features.dim() != 2 or made is not logits:
                     raise InputError(f"--head_init {kind}: the network's logits are not what its last layer makes")
-                seen.clear()
                 sums.index_add_(0, train.labels[chosen], features)
                 if kind == "ridge":
                     gram.addmm_(features.t(), features)

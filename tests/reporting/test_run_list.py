@@ -190,3 +190,9 @@ def test_nothing_in_a_record_steers_the_terminal(folder):
     name = run_list.table(folder)[0]["run"][0]
     change(folder, name, finished=False, failed="\x1b[31mred", final={"\x1b[2J": 1})
     assert "\x1b" not in said_by(run_list.show, folder, name)
+
+
+def test_where_nobody_is_asked_a_part_of_a_name_is_not_enough(folder):
+    with pytest.raises(InputError, match="there is no run las"):
+        run_list.remove(folder, ["las"], say=lambda _: None)
+    assert run_list.remove(folder, ["3"], say=lambda _: None) == 1

@@ -166,3 +166,11 @@ def test_where_no_covariance_shows_or_none_has_an_inverse_it_is_said():
         prepare(resolve(few | {"head_init": "cof", "partition": "labels:1", "n_clients": 10}))
     with pytest.raises(InputError, match="--head_ridge 0: the matrix of the features has no inverse"):
         over(torch.ones(3, 3).double(), torch.ones(2, 3).double(), 0.0)
+
+
+def test_a_network_that_does_something_with_what_its_head_makes_is_refused(monkeypatch):
+    run = prepare(resolve(FEW | {"device": "cpu"}))
+    forward = type(run.model.module).forward
+    monkeypatch.setattr(type(run.model.module), "forward", lambda self, x: 2 * forward(self, x))
+    with pytest.raises(InputError, match="logits are not what its last layer makes"):
+        fit_head("ncm", run.clients.trainer, run.server.theta)
