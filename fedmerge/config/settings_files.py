@@ -76,10 +76,7 @@ def _of_record(path):
     if not isinstance(settings, dict):
         raise InputError(f"{path}: is no record of a run: it has no settings")
     elsewhere = {option.name for group in OF_MACHINE for option in OPTIONS[group]}
-    found = {name: value for name, value in settings.items() if name not in elsewhere}
-    if found.get("partition") is not None:
-        found.pop("dirichlet", None)  # which it sets
-    return found
+    return {name: value for name, value in settings.items() if name not in elsewhere}
 
 
 def write_toml(path, title, settings):

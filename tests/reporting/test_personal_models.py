@@ -551,6 +551,13 @@ def test_a_finished_run_whose_parts_another_wrote_over_is_not_called_finished(tm
         run_record.already_finished(args, name)
     args.part_bits, path = None, tmp_path / "parts" / "clients.json"
     index = json.loads(path.read_text())
+    older = {name: value for name, value in index["settings"].items() if name != "part_kind"}  # all were sparse then
+    path.write_text(json.dumps(index | {"settings": older}))
+    assert run_record.already_finished(args, name)
+    args.part_kind = "tall"
+    with pytest.raises(InputError, match="is of a run with part_kind = None, not tall"):
+        run_record.already_finished(args, name)
+    args.part_kind = "sparse"
     path.write_text(json.dumps(index | {"run": "another"}))
     with pytest.raises(InputError, match="is of another: name its own folder"):
         run_record.already_finished(args, name)
