@@ -25,7 +25,20 @@ class LaSFL(FedAvg):
             "value_bits": 1,
             "downlink": "sparse",
             "down_sparsity": 0.02,
-        }
+        },
+        "pretrained": {  # the same from a network that was trained before: on its statistics, at a small rate
+            "sparsity": 0.04,
+            "mask_scope": "global",
+            "residual": "client",
+            "value_bits": 1,
+            "downlink": "sparse",
+            "down_sparsity": 0.02,
+            "pretrained": True,
+            "head_init": "cof",
+            "bn": "frozen",
+            "lr": 0.002,
+            "lr_decay": 0.95,
+        },
     }
     server_state = (
         "velocity",  # [n_trainable], the last step, for the momentum (Hsu et al. 2019)

@@ -71,6 +71,8 @@ def with_defaults(given):
         )
     values = options | spec.defaults | spec.presets.get(preset, {}) | given
     values.pop("config", None)
+    if values["init_weights"] and "pretrained" not in given:  # a start of one's own, instead of a preset's
+        values["pretrained"] = False
     args = argparse.Namespace(**values)
     args.model_name = args.model_name or said("dataset", args.dataset, "model", MODEL)
     args.norm = args.norm or said("model_name", args.model_name, "norms", NORMS)[0]

@@ -11,7 +11,7 @@ import sys
 
 from fedmerge.config.kinds import KINDS, pattern
 from fedmerge.config.options import all_options
-from fedmerge.registry import AXES, HERE, SHELVES, requirements, specs
+from fedmerge.registry import AXES, HERE, SHELVES, having, requirements, specs
 from fedmerge.saving import write_atomic
 
 ROOT = HERE.parent
@@ -207,7 +207,9 @@ def _commands(members):
         needs = {f: able for f, able in requirements(spec).items() if all_options()[f].default not in able}
         needs = "".join(f" --{flag} {able[0]}" for flag, able in needs.items() if flag not in spec.defaults)
         lines.append(f"python fedalg.py --{spec.shelf} {word}{needs}{size}")
-        lines += [f"{lines[-1]} --preset {preset}" for preset in sorted(spec.presets)]
+        for preset, flags in sorted(spec.presets.items()):
+            start = f" --model_name {having('model_name', 'pretrained')[0]}" if flags.get("pretrained") else ""
+            lines.append(f"python fedalg.py --algorithm {word} --preset {preset}{start}")
     return lines
 
 

@@ -285,3 +285,18 @@ def test_a_recipe_that_is_none_is_refused(capsys):
     assert "did you mean fedacg?" in refused_words(capsys, "--recipe", "fedagc")
     with pytest.raises(InputError, match=r"recipe: 'fedagc' is none of fedacg, niid_bench \(did you mean fedacg"):
         typed_settings({"recipe": "fedagc"})
+
+
+def test_a_preset_for_pretrained_networks_also_takes_a_start_of_ones_own(tmp_path):
+    given = {"algorithm": "las", "preset": "pretrained", "dataset": "CIFAR10", "model_name": "mobilenet_v3_small"}
+    compact = resolve(given | {"preset": "compact", "pretrained": True})
+    published = resolve(given)
+    differ = {name for name, value in vars(compact).items() if getattr(published, name) != value}
+    assert differ == {"preset", "head_init", "bn", "lr", "lr_decay"}
+    (tmp_path / "start.pt").write_bytes(b"")
+    own = resolve(given | {"init_weights": str(tmp_path / "start.pt")})
+    assert (own.pretrained, own.bn, own.lr) == (False, "frozen", 0.002)
+    with pytest.raises(InputError, match="both set the starting weights"):
+        resolve(given | {"pretrained": True, "init_weights": str(tmp_path / "start.pt")})
+    with pytest.raises(InputError, match="no published weights of the mlp"):
+        resolve(given | {"model_name": "mlp"})

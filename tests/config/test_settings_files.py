@@ -18,7 +18,8 @@ PRESETS = [
 
 def settings_for(algorithm, preset=None, **more):
     alone = {"n_clients": 1, "participation": 1.0} if algorithm == "centralised" else {}
-    return resolve({"algorithm": algorithm, "preset": preset, "seed": 7, "batch_size": 8, **alone, **more})
+    start = {"model_name": "mobilenet_v3_small"} if preset == "pretrained" else {}
+    return resolve({"algorithm": algorithm, "preset": preset, "seed": 7, "batch_size": 8, **alone, **start, **more})
 
 
 @pytest.mark.parametrize(("algorithm", "preset"), PRESETS)
