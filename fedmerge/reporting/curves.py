@@ -52,7 +52,8 @@ def style(place):
 
 
 def over_seeds(runs, column):
-    """Return a frame indexed by round: mean of `column` over the Runs, the band around it, megabytes sent until then.
+    """Return a frame indexed by round: mean of `column` over the Runs, the band around it, megabytes sent and seconds
+    of training until then.
 
     The band, `low` to `high`, is a deviation each way, within what is possible, or the range of fewer than FEW runs.
     Accuracies are in per cent. Rounds that not all of the runs were evaluated in are left out.
@@ -62,8 +63,9 @@ def over_seeds(runs, column):
         rounds = run.rounds
         up, down = rounds["bytes_up"].cumsum() / MB, rounds["bytes_down"].cumsum() / MB
         value = rounds[column] * (100 if column.endswith("accs") else 1)
-        frame = pd.DataFrame({"epoch": rounds["epoch"], "value": value, "up": up, "down": down, "both": up + down})
-        frames.append(frame.dropna())
+        x = {"epoch": rounds["epoch"], "up": up, "down": down, "both": up + down}
+        x["seconds"] = rounds["train_seconds"].cumsum()
+        frames.append(pd.DataFrame({"value": value, **x}).dropna())
     grouped = pd.concat(frames).groupby("epoch")
     means, value = grouped.mean(), grouped["value"]
     means["low"], means["high"] = value.min(), value.max()

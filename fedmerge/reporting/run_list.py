@@ -66,11 +66,11 @@ def last(column):
 
 
 def to_go(run):
-    """Return the seconds of training that a run has to go, as long as its rounds so far: 0 if it is finished."""
-    left = run.settings["n_epochs"] - len(run.rounds)
-    if not left or not len(run.rounds):
+    """Return the seconds that a run has to go, by its rounds so far, with their evaluations: 0 if it is finished."""
+    left, done = run.settings["n_epochs"] - len(run.rounds), len(run.rounds)
+    if not left or not done:
         return math.nan if left else 0.0
-    return left * run.rounds["train_seconds"].mean()
+    return left * (run.rounds["train_seconds"].sum() + run.rounds["eval_seconds"].sum()) / done
 
 
 def print_runs(folder, say=print):
@@ -149,12 +149,9 @@ def show(folder, wanted, say=print):
 
 def drawn(split):
     """Return lines that draw a split: a column a client, a row a class, the darker the more of the class it holds."""
-    counts = split.get("histograms")
-    plain = isinstance(counts, list) and all(
-        isinstance(row, list) and all(type(n) is int and n >= 0 for n in row) for row in counts
-    )
-    if not plain or not counts or len({len(row) for row in counts}) > 1:
+    if not counted(split):
         return ["the record does not tell its split"]
+    counts = split["histograms"]
     skew = split.get("skew") if isinstance(split.get("skew"), dict) else {}
     lines = [f"split {printable(split.get('title'))}: {len(counts)} clients, {sum(map(sum, counts))} samples"]
     lines += [f"  {key:<24} {value:.3g}" for key, value in skew.items() if isinstance(value, float)]
@@ -166,6 +163,15 @@ def drawn(split):
     if len(counts) > WIDEST or len(counts[0]) > WIDEST:
         lines.append(f"  (the first {WIDEST} of {len(counts)} clients and {len(counts[0])} classes)")
     return lines
+
+
+def counted(split):
+    """Tell whether a record's split has how many samples of each class each client holds."""
+    counts = split.get("histograms")
+    plain = isinstance(counts, list) and all(
+        isinstance(row, list) and all(type(n) is int and n >= 0 for n in row) for row in counts
+    )
+    return bool(plain and counts and len({len(row) for row in counts}) == 1)
 
 
 def diff(folder, one, other, say=print):

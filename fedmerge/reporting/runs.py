@@ -23,10 +23,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LONGEST = 300  # characters of a setting
 CURVES = [f"{part}_{what}" for what in ("accs", "losses") for part in ("train", "val", "test")]
 LIMITS = {
-    **{name: (0, 1 if name.endswith("accs") else 1e38) for name in CURVES},  # these may be empty
+    **{name: (0, 1 if name.endswith("accs") else 1e38) for name in CURVES},
     **{"epoch": (1, 1e9), "bytes_up": (0, 1e18), "bytes_down": (0, 1e18), "train_seconds": (0, 1e12)},
     "clients": (0, 1e9),
+    "eval_seconds": (0, 1e12),
 }
+EMPTY = {*CURVES, "eval_seconds"}  # what a round without an evaluation does not have
 
 
 @dataclass(frozen=True)
@@ -245,11 +247,13 @@ def _read_rounds(csv, text):
     """Return the rounds in the text of the CSV that messages call `csv`."""
     _check(text[: text.find("\n")].count(",") < WIDEST, f"{csv} has more than the {WIDEST} columns that are read")
     try:
-        rounds = pd.read_csv(io.StringIO(text))[list(LIMITS)].astype(float)
+        table = pd.read_csv(io.StringIO(text))
+        table = table if "eval_seconds" in table else table.assign(eval_seconds=math.nan)  # older ones have none
+        rounds = table[list(LIMITS)].astype(float)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{csv} is no CSV of a run ({reason(error)})") from None
     for name, (low, high) in LIMITS.items():
-        possible = rounds[name].between(low, high) | (rounds[name].isna() & (name in CURVES))
+        possible = rounds[name].between(low, high) | (rounds[name].isna() & (name in EMPTY))
         _check(possible.all(), f"{csv} has an impossible {name}")
     _check(rounds["epoch"].tolist() == list(range(1, len(rounds) + 1)), f"{csv} does not count its rounds from 1")
     return rounds

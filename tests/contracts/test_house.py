@@ -23,7 +23,7 @@ FLOORS = [  # a room may import from its own floor's ground, and from floors abo
     {"api", "tuning"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-DOORS = {"fedalg", "agg_utils", "data", "models", "utils", "plotting", "import_TIN", "tune"}
+DOORS = {"fedalg", "agg_utils", "data", "models", "utils", "plotting", "report", "import_TIN", "tune"}
 SAME_FLOOR = {("partitions", "datasets")}  # a split is of a dataset's images
 MODULES = sorted((ROOT / "fedmerge").rglob("*.py"))
 SOURCES = [*MODULES, *sorted(ROOT.glob("*.py"))]

@@ -10,6 +10,7 @@ from pages import OTHERS, PAGES, ROOT, commands, examples, name_of, prose
 
 import data
 import plotting
+import report
 import tune
 from fedmerge.config.options import ALIASES, all_options
 from fedmerge.config.parser import build_parser, parse_args
@@ -26,6 +27,7 @@ def grid_of_runs(words):
 PARSERS = {
     "fedalg.py": parse_args,
     "plotting.py": lambda words: plotting.build_parser().parse_args(words),
+    "report.py": lambda words: report.build_parser().parse_args(words),
     "data.py": lambda words: data.build_parser().parse_args(words),
     "tune.py": grid_of_runs,
 }
@@ -109,7 +111,7 @@ def parser(workplace):
 def others():
     """The text of the other programs, in which their flags are."""
     files = [
-        *(ROOT / script for script in ("plotting.py", "data.py", "tune.py", *SCRIPTS)),
+        *(ROOT / script for script in ("plotting.py", "report.py", "data.py", "tune.py", *SCRIPTS)),
         *(ROOT / "benchmarks").glob("*.py"),
     ]
     return "".join(file.read_text() for file in files)

@@ -185,11 +185,12 @@ def test_a_runs_own_figures(metrics, tmp_path):
 
 def test_only_rounds_of_all_runs_are_drawn():
     def run(n):
-        numbers = {"epoch": range(1, n + 1), "test_accs": 0.5, "bytes_up": 1e6, "bytes_down": 0.0}
+        numbers = {"epoch": range(1, n + 1), "test_accs": 0.5, "bytes_up": 1e6, "bytes_down": 0.0, "train_seconds": 2.0}
         return type("Run", (), {"rounds": pd.DataFrame(numbers)})
 
     line = curves.over_seeds([run(2), run(5)], "test_accs")
     assert line.index.tolist() == [1, 2]
+    assert line["seconds"].tolist() == [2, 4]
     assert np.isfinite(line.to_numpy()).all()
 
 

@@ -41,7 +41,7 @@ def test_a_line_a_run_by_hand(folder):
     assert third.split()[:3] == ["3", "failed", "2/2"]
     assert counts == "1 finished, 1 stopped, 1 failed"
     found, _ = run_list.table(folder.parent)  # an --out folder
-    assert found["to_go"].tolist() == [0.0, 4.0, 0.0]
+    assert found["to_go"].tolist() == [0.0, 6.0, 0.0]  # with evaluation
 
 
 def test_a_run_that_is_going_on_has_so_long_to_go(folder):
@@ -49,7 +49,7 @@ def test_a_run_that_is_going_on_has_so_long_to_go(folder):
     with locks.exclusively(folder / f".{name}.lock", name):
         line = said_by(run_list.print_runs, folder).splitlines()[1]
         assert "running " in line
-        assert "4 s to go" in line
+        assert "6 s to go" in line
         with pytest.raises(InputError, match="is running"):
             run_list.remove(folder, [name], lambda _: True)
 
