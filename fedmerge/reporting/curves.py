@@ -127,7 +127,13 @@ def about_bands(found):
 
 
 def finish(figure, axes, path, title, notes):
-    """Put a title over the figure, the legend of `axes` and the notes under it, and save it as PNG and PDF."""
+    """Lay the figure out, and save it as PNG and PDF."""
+    lay_out(figure, axes, title, notes)
+    save(figure, path, ["png", "pdf"])
+
+
+def lay_out(figure, axes, title, notes):
+    """Put a title over the figure, and the legend of `axes` and the notes under it."""
     size, width = plt.rcParams["font.size"], figure.get_figwidth()
     figure.suptitle("\n".join(textwrap.wrap(title, int(130 * width / size))), fontsize=size + 1)
     inch = 144 / size  # characters of the legend's font in it, about
@@ -139,11 +145,17 @@ def finish(figure, axes, path, title, notes):
     legend.set_title("\n".join(textwrap.fill(note, int(inch * width) - 4) for note in notes if note))
     legend.get_title().set(fontsize=size - 2, multialignment="left")
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
-    save(figure, path, ["png", "pdf"])
 
 
-def draw_comparison(found, path, title, notes, bounds=(), panels=tuple(PANELS), width=None, ylim=None):
-    """Draw test accuracy of all Series over rounds, and over megabytes sent up, down and both, beside one another.
+def draw_comparison(found, path, title, notes, bounds=(), **look):
+    """Draw what `comparison` does, and save it as PNG and PDF."""
+    figure, axes, more = comparison(found, bounds, **look)
+    finish(figure, axes, path, title, [more[0], *notes, *more[1:]])
+
+
+def comparison(found, bounds=(), panels=tuple(PANELS), width=None, ylim=None):
+    """Draw test accuracy of all Series over rounds, and over megabytes sent up, down and both, beside one another;
+    return the figure, the axes whose legend it has, and sentences for under it.
 
     bounds: Series of which only the last accuracy counts, drawn as lines across; panels: which of PANELS, without
     those in which nothing was sent; width in inches; ylim: (low, high) in per cent.
@@ -163,10 +175,9 @@ def draw_comparison(found, path, title, notes, bounds=(), panels=tuple(PANELS), 
             axes.axhline(level, color="0.4", ls=LINES[-1 - j % len(LINES)], lw=1, label=series.legend)
         if x != "epoch":
             scale_by_logarithm(axes)
-    notes = [*notes, *_first_rounds(found, panels)]
     if ylim:
         grid[0, 0].set_ylim(*ylim)
-    finish(figure, grid[0, 0], path, title, [about_bands(found), *notes])
+    return figure, grid[0, 0], [about_bands(found), *_first_rounds(found, panels)]
 
 
 def _first_rounds(found, panels):

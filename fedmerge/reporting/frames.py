@@ -1,0 +1,119 @@
+"""Runs of a folder as pandas frames, and as one figure: for notebooks and scripts."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from fedmerge.config.run_name import acting
+from fedmerge.errors import InputError, did_you_mean
+from fedmerge.reporting import comparable
+from fedmerge.reporting import runs as records
+from fedmerge.reporting import series as grouping
+from fedmerge.reporting.run_list import folder_of, name_of
+
+
+def load_runs(folder: str | Path = "metrics") -> pd.DataFrame:
+    """Return the runs of a folder, a row each: `run`, `state`, `split`, the settings that have an effect, by their
+    names, then figures.
+
+    folder: with the records of runs, an `out=` folder, or one with the tables of a study. Figures: `rounds` that are
+    done; `accuracy` and others of reporting.scores, between 0 and 1; `bytes_up`, `bytes_down`, `seconds` of training;
+    `less_up`, `less_in_all`: how many times less than if clients sent, and got, whole models in float32. What is no
+    record of a run is left out. Raises InputError if there is no such folder.
+
+    >>> runs = load_runs("results/compact_digits")
+    >>> runs.query("algorithm == 'las' and preset == 'compact'").groupby("split").less_up.mean().round()
+    split
+    0.1    115.0
+    0.5    115.0
+    iid    115.0
+    Name: less_up, dtype: float64
+    """
+    found = _runs_of(folder)
+    first = [{"run": name_of(run), "state": run.state, "split": run.level.cell} for run in found]
+    settings = [{name: v for name, v in acting(run.settings).items() if v is not None} for run in found]
+    figures = [_figures(run) for run in found]
+    return pd.concat([pd.DataFrame(rows) for rows in (first, settings, figures)], axis=1)
+
+
+def _figures(run):
+    sums = run.rounds[["bytes_up", "bytes_down", "train_seconds", "clients"]].sum()
+    up, both, dense = sums["bytes_up"], sums["bytes_up"] + sums["bytes_down"], run.dense_bytes * sums["clients"]
+    return {
+        "rounds": len(run.rounds),
+        **run.scores,
+        "bytes_up": up,
+        "bytes_down": sums["bytes_down"],
+        "seconds": sums["train_seconds"],
+        "less_up": dense / up if up else math.nan,
+        "less_in_all": 2 * dense / both if both else math.nan,
+    }
+
+
+def load_rounds(folder: str | Path = "metrics") -> pd.DataFrame:
+    """Return the rounds of all runs of a folder, a row each: `run`, `epoch`, accuracies and losses, bytes of all
+    clients of the round, seconds. Raises InputError as load_runs does.
+
+    >>> load_rounds("results/compact_digits").groupby("run").bytes_up.sum().min() > 0
+    np.True_
+    """
+    found = [run.rounds.assign(run=name_of(run)) for run in _runs_of(folder)]
+    frame = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run"])
+    return frame[["run", *frame.columns.drop("run")]]
+
+
+def compare(folder: str | Path = "metrics", dataset: str | None = None, split: str | None = None, **look):
+    """Return a matplotlib Figure of the runs of a folder: test accuracy over rounds and over megabytes, a line for runs
+    that differ only in their seed, as plotting.py draws it.
+
+    dataset, split: which, if there are several; a split as load_runs has it, "iid" or "0.1". look: `methods`, a list
+    of labels or algorithms in their order; `labels`, {label: another one}; `panels`, of "round", "up", "down",
+    "both"; `ylim`, (low, high) in per cent; `width` in inches; `unfinished`, `mix`: see plotting.py. Raises
+    InputError if there is nothing to draw, or it cannot be compared.
+
+    >>> figure = compare("results/compact_digits", split="iid", methods=["FedAvg value_bits=32", "las"])
+    >>> figure.legends[0].get_texts()[0].get_text()
+    'FedAvg value_bits=32 (n=3)'
+    """
+    from fedmerge.reporting import curves  # with matplotlib
+
+    methods, labels, mix = look.pop("methods", None), look.pop("labels", {}), look.pop("mix", False)
+    unfinished = look.pop("unfinished", False)
+    found = _runs_of(folder)
+    dataset = _one_of("dataset", dataset, [run.settings["dataset"] for run in found])
+    found = [run for run in found if run.settings["dataset"] == dataset]
+    central = [run for run in found if run.settings["algorithm"] == "centralised"]
+    others = [run for run in found if run not in central] or central
+    split = _one_of("split", split, [run.level.cell for run in others])
+    series = [one for one in grouping.group_series(others, unfinished) if one.level.cell == split]
+    bounds = grouping.group_series(central, unfinished) if others is not central else []
+    grouping.rename(series + bounds, [f"{old}={new}" for old, new in labels.items()])
+    if methods:
+        series, bounds = grouping.choose(series, bounds, [methods] if isinstance(methods, str) else methods)
+    if not any(one.runs for one in series):
+        raise InputError(f"no finished run of {dataset}, {split} in {folder}: unfinished=True draws those that are not")
+    notes = [comparable.convention(series, mix), *comparable.mixtures(series + bounds)]
+    figure, axes, more = curves.comparison(series, bounds, **look)
+    curves.lay_out(figure, axes, f"{dataset}, {series[0].level.title}", [*more, *notes])
+    return figure
+
+
+def _runs_of(folder):
+    return records.load_runs(folder_of(folder))[0]
+
+
+def _one_of(what, wanted, there):
+    """Return `wanted`, or what is there if that is one. Raises InputError."""
+    there = list(dict.fromkeys(there))
+    if not there:
+        raise InputError("there are no runs")
+    if wanted is None and len(there) == 1:
+        return there[0]
+    if str(wanted) in there:
+        return str(wanted)
+    if wanted is None:
+        raise InputError(f"{what}: there are several, give one of {', '.join(there)}")
+    raise InputError(
+        f"{what} {wanted!r}: there is none{did_you_mean(str(wanted), there)}; there are {', '.join(there)}"
+    )
