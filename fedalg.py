@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 
 import agg_utils
-from fedmerge import datasets, locks, networks, partitions, saving, startup
+from fedmerge import locks, partitions, saving, startup
 from fedmerge.checkpoint.policy import CheckpointPolicy, Interrupted
 from fedmerge.checkpoint.store import Checkpoints
 from fedmerge.config import settings_files
 from fedmerge.config.run_name import acting, run_name, settings_of
 from fedmerge.errors import InputError, reason
-from fedmerge.reporting import metrics_csv, outputs, personal_models, results_csv, run_record, tracking
+from fedmerge.reporting import final_model, metrics_csv, outputs, personal_models, results_csv, run_record, tracking
 from fedmerge.reporting.progress import Progress, say
 from fedmerge.simulation import capacity, personal_parts, state_checks
 from fedmerge.simulation.distributed import worker_loop
@@ -132,6 +132,7 @@ def begin(run, kept):
     if settings is not None:
         outputs.check(args, name, settings, trained=run.history.n_done == args.n_epochs)
     outputs.check_last_step(args, name)
+    final_model.check(run)
     if args.save_config:
         settings_files.write_toml(args.save_config, name, acting(settings_of(args)))
     if settings is not None:
@@ -171,8 +172,7 @@ def finish(run, saver, callbacks=(), say=say):
         saver.save()
     if args.save_weights:
         run.model.load(run.server.served())
-        saving.remove_leftovers(args.save_weights)
-        networks.save_weights(args.save_weights, run.model.plain_copy(), datasets.label_set(args.dataset))
+        final_model.leave(run, final)
     figures = draw(args, name)
     if args.save_clients:
         try:

@@ -31,7 +31,14 @@ FILES = [
     ),
     Option("fresh", False, "flag", "do not go on from a checkpoint, but start over", named=False),
     Option("save_config", None, "path", "write the settings here as TOML, for --config", named=False),
-    Option("save_weights", None, "path", "write the final model here, for --init_weights", named=False),
+    Option(
+        "save_weights",
+        None,
+        "path",
+        "write the final model here, for --init_weights, and a card that tells of it, FILE.md: as safetensors or ONNX "
+        "where the name ends in .safetensors or .onnx, else as torch.save does",
+        named=False,
+    ),
     Option("save_clients", None, "path", "write each client's personal part here, as payload files", named=False),
     Option(
         "part_kind",

@@ -92,7 +92,7 @@ OPTIONS = {
             "convolutions work with weights of mean 0 and deviation 1 for each output; for --norm group or batch",
         ),
         Option("pretrained", False, "flag", pretrained_help),
-        Option("init_weights", None, "path", "start from a file that --save_weights wrote"),
+        Option("init_weights", None, "path", "start from a file that --save_weights wrote, or a safetensors file"),
         Option(
             "head_init",
             None,

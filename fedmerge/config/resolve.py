@@ -285,6 +285,10 @@ def _check_paths(args):
         raise InputError(f"--partition_file {args.partition_file}: the file's name must end in .json")
     if args.init_weights and not Path(args.init_weights).is_file():
         raise InputError(f"--init_weights {os.path.abspath(args.init_weights)}: no such file")
+    if args.save_weights and Path(args.save_weights).suffix == ".onnx":
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise InputError(f"--save_weights {args.save_weights}: needs a package: pip install {' '.join(missing)}")
     for name in ("metrics_dir", "plots_dir", "checkpoint_dir", "save_clients"):
         if getattr(args, name) is not None:
             _check_folder(name, Path(getattr(args, name)))

@@ -19,21 +19,28 @@ LONGEST = 240  # bytes of a name: file systems allow 255, and "_metrics.csv" com
 def run_name(args):
     """Return `algorithm_dataset_split_seed`, then `_option=value` for each other setting that changes the result
     and is not at its default. Different settings give different names."""
-    defaults = default_settings(args)
-    defaults["model_name"] = with_defaults({"dataset": args.dataset}).model_name
     parts = [args.algorithm, args.dataset, split_name(args), str(args.seed)]
-    for name, option in all_options().items():
-        value = getattr(args, name)
-        if name == "partition_file":
-            value = None if drawn_as(vars(args)) else split_path(args)  # otherwise it holds what the run draws
-        usual = ("algorithm", "dataset", "dirichlet", "partition", "seed")
-        if option.named and name not in usual and value != defaults[name] and acts(option, vars(args)):
-            parts.append(f"{name}={_label(name, value)}")
+    usual = ("algorithm", "dataset", "dirichlet", "partition", "seed")
+    parts += [f"{name}={_label(name, value)}" for name, value in told_settings(args).items() if name not in usual]
     full = "_".join(parts)
     if len(full) <= 180 and len(full.encode()) <= LONGEST:
         return full
     begin = full.encode()[:160].decode(errors="ignore")
     return f"{begin}_{hashlib.sha256(full.encode()).hexdigest()[:12]}"
+
+
+def told_settings(args):
+    """Return {name: value} of the settings that change the result and are not at their defaults."""
+    defaults = default_settings(args)
+    defaults["model_name"] = with_defaults({"dataset": args.dataset}).model_name
+    found = {}
+    for name, option in all_options().items():
+        value = getattr(args, name)
+        if name == "partition_file":
+            value = None if drawn_as(vars(args)) else split_path(args)  # otherwise it holds what the run draws
+        if option.named and value != defaults[name] and acts(option, vars(args)):
+            found[name] = value
+    return found
 
 
 def acting(settings):

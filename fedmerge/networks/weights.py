@@ -1,11 +1,13 @@
 """Starting weights: published ones, and those that earlier runs left."""
 
+import io
 from pathlib import Path
 
 import torch
 
-from fedmerge import tensor_files
+from fedmerge import files, tensor_files
 from fedmerge.errors import InputError
+from fedmerge.networks.exported import read_safetensors, safetensors_of
 from fedmerge.networks.flat_model import head_of
 from fedmerge.registry import NETWORKS, said
 from fedmerge.saving import write_atomic
@@ -53,31 +55,55 @@ def pretrained_folder():
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def save_weights(path, module, labels=None):
-    """Write the module's state for `load_weights`: tensors and primitives only. labels: the name of its classes."""
-    import io
+FORMAT = "fedalg-weights-1"
 
-    file = io.BytesIO()
+
+def save_weights(path, module, labels=None):
+    """Write the module's state for `load_weights`: tensors and primitives only; as safetensors if that is how the name
+    of the file ends. labels: the name of its classes.
+    """
     state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
     # Counters of batches are of this process, not of the model: a run that went on after a kill counted fewer.
     state = {name: t if t.is_floating_point() else torch.zeros_like(t) for name, t in state.items()}
-    torch.save({"format": "fedalg-weights-1", "labels": labels, "state": state}, file)
+    if Path(path).suffix == ".safetensors":
+        return write_atomic(path, safetensors_of(state, {"format": FORMAT, "labels": labels or ""}))
+    file = io.BytesIO()
+    torch.save({"format": FORMAT, "labels": labels, "state": state}, file)
     write_atomic(path, file.getvalue())
 
 
 def load_weights(module, path, labels=None):
-    """Load what `save_weights` wrote; for other `labels`, or another number of them, the head is left as initialised.
+    """Load what `save_weights` wrote, or the weights of such a network in a safetensors file from elsewhere; for other
+    `labels`, or another number of them, the head is left as initialised.
 
-    Raises InputError if the file is not of this program or not of this kind of model.
+    Raises InputError if the file is none of these, or not of this kind of model.
     """
+    if Path(path).suffix == ".onnx":
+        raise InputError(f"{path}: ONNX is for other programs to run a model: --save_weights FILE.pt or .safetensors")
     own = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-    saved = tensor_files.load(path, 2 * own + 2**26, "a file of --save_weights")  # twice, for another head or type
-    form, state = (saved.get("format"), saved.get("state")) if isinstance(saved, dict) else (None, None)
-    if not isinstance(form, str) or form != "fedalg-weights-1" or not isinstance(state, dict):
-        raise InputError(f"{path}: not a file of --save_weights")
-    of = saved.get("labels")
+    limit = 2 * own + 2**26  # twice, for another head or type
+    state, of = (_read_tensors if Path(path).suffix == ".safetensors" else _read_saved)(path, limit)
     same = labels is None or of is None or (isinstance(of, str) and of == labels)
     _load_all_but_head(module, state, path, keep_head=same)
+
+
+def _read_tensors(path, limit):
+    """Return the tensors {name: tensor} of a safetensors file, and the name of the classes of its head, if it tells."""
+    try:
+        tensors, metadata = read_safetensors(files.read_bytes(path, limit))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    return tensors, metadata.get("labels") or None
+
+
+def _read_saved(path, limit):
+    saved = tensor_files.load(path, limit, "a file of --save_weights")
+    form, state = (saved.get("format"), saved.get("state")) if isinstance(saved, dict) else (None, None)
+    if not isinstance(form, str) or form != FORMAT or not isinstance(state, dict):
+        raise InputError(f"{path}: not a file of --save_weights")
+    return state, saved.get("labels")
 
 
 def _load_all_but_head(module, weights, source, keep_head=True):

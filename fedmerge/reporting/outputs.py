@@ -69,8 +69,9 @@ def check(args, name, earlier=None, trained=False):
         return
     weights, clients = args.save_weights, args.save_clients
     own = trained and weights == earlier.get("save_weights")
-    if weights and not own and Path(weights).exists():
-        raise InputError(f"--save_weights {weights}: is there already; another name, or --overwrite")
+    for file in (weights, f"{weights}.md") if weights and not own else ():
+        if Path(file).exists():
+            raise InputError(f"--save_weights {file}: is there already; another name, or --overwrite")
     if clients:
         personal_parts.check_folder(clients, None if earlier is None else name)
 
