@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Datasets: fetch a published one, list the labels of one, or make a split by hand one for a dataset.
 
     python data.py --download CIFAR10
@@ -18,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fedmerge import files, partitions, saving
+from fedmerge.config.completion import complete
 from fedmerge.config.kinds import KINDS
 from fedmerge.datasets import *  # noqa: F403
 from fedmerge.datasets import load_dataset
@@ -118,7 +120,7 @@ def do(args):
 
 
 def main(argv=None):
-    args = build_parser().parse_args(argv)
+    args = complete(build_parser()).parse_args(argv)
     try:
         do(args)
     except BrokenPipeError:  # whoever read the CSV has seen enough

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Federated training: `python fedalg.py --algorithm las --dataset DIGITS`; `--help` lists all flags.
 
 Each round the server samples clients, sends them its model, lets each train, merges what they send, and is evaluated.

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Figures and tables from the CSV and JSON files of runs, or from the two tables that many runs are packed into.
 
     python plotting.py --csv_dir metrics --output_dir final_plots --dataset CIFAR10
@@ -18,6 +19,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from fedmerge.config.completion import complete
 from fedmerge.config.declarations import check_declarations
 from fedmerge.config.kinds import KINDS
 from fedmerge.errors import InputError, did_you_mean, reason
@@ -180,7 +182,7 @@ def _check(args):
 
 def main(argv=None):
     """Draw what the command line says, and print the tables; return the exit status."""
-    args = build_parser().parse_args(argv)
+    args = complete(build_parser()).parse_args(argv)
     args.csv_dir = args.csv_dir or str(Path(args.out, "metrics"))
     args.output_dir = args.output_dir or str(Path(args.out, "final_plots"))
     _check(args)

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """A report of the runs in a folder: an HTML page with tables and figures to be clicked through; it needs no network.
 
     python report.py --csv_dir metrics --output report.html
@@ -15,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from fedmerge.config.completion import complete
 from fedmerge.config.kinds import KINDS
 from fedmerge.config.settings_files import split_words
 from fedmerge.errors import InputError, reason
@@ -68,7 +70,7 @@ def watch(args):
 
 
 def main(argv=None):
-    args = build_parser().parse_args(argv)
+    args = complete(build_parser()).parse_args(argv)
     args.csv_dir = args.csv_dir or str(Path(args.out, "metrics"))
     args.output = args.output or str(Path(args.out, "report.html"))
     content = write(args, args.watch)

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Settings chosen by validation accuracy: python tune.py --grid lr=0.3,0.1,0.03 --seeds 0 1 -- --algorithm fedavg
 
 Every combination of the values is run with every seed, by run_experiments.sh, and the best is chosen by the mean over
@@ -25,6 +26,7 @@ import sys
 from pathlib import Path
 
 from fedmerge import startup
+from fedmerge.config.completion import complete
 from fedmerge.config.kinds import KINDS
 from fedmerge.errors import InputError, reason
 from fedmerge.startup import NOT_FINISHED
@@ -133,7 +135,7 @@ def search(study, args):
 
 def main(argv):
     behind = argv.index("--") if "--" in argv else len(argv)
-    args = build_parser().parse_args(argv[:behind])
+    args = complete(build_parser()).parse_args(argv[:behind])
     if args.trials is None and args.range:
         raise InputError("--range is for --trials: a grid has values, as --grid lr=0.1,0.03")
     if args.trials is not None and (args.list or args.submit or args.dry_run or args.jobs > 1):

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 
+from fedmerge.config.completion import complete
 from fedmerge.config.declarations import check_declarations
 from fedmerge.config.help_topics import HelpByTopic, component_lines
 from fedmerge.config.kinds import KINDS, VALUE_BITS
@@ -113,7 +114,10 @@ def _add(group, option, text):
         choices = REGISTRIES[option.name]() if option.kind is tuple else option.kind
         group.add_argument(*flags, choices=choices, help=text)
     else:
-        group.add_argument(*flags, type=KINDS[option.kind], metavar=METAVARS.get(option.kind, "X"), help=text)
+        metavar = METAVARS.get(option.kind, "X")
+        action = group.add_argument(*flags, type=KINDS[option.kind], metavar=metavar, help=text)
+        if option.name in SHELVES:  # for shells that complete
+            action.completer = lambda **_: [spec.shown for spec in specs(option.name).values()]
 
 
 @one_look()
@@ -129,7 +133,7 @@ def parse_args(argv=None):
         parser = build_parser()
     except InputError as error:
         _Parser(prog="fedalg.py").error(str(error))
-    given = parser.parse_args(argv)
+    given = complete(parser).parse_args(argv)
     of_files, named = _of_files(parser, vars(given)), vars(given).keys() - {"config", "recipe"}
     try:
         return resolve(of_files | spread({name: vars(given)[name] for name in named}), explicit=named)

@@ -140,7 +140,8 @@ def test_nothing_of_the_packages_front_needs_torch():
     import sys
 
     names = ["Run", "compare", "load_rounds", "load_runs", "run"]
-    code = f"import sys, fedmerge; fedmerge.load_runs; assert fedmerge.__all__ == {names}; assert 'torch' not in sys.modules"
+    code = f"assert fedmerge.__all__ == {names}; fedmerge.load_runs; assert 'torch' not in sys.modules"
+    code = f"import sys, fedmerge; {code}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
