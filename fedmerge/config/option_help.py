@@ -14,7 +14,9 @@ NORMS = ("batch", "group")  # that a network has which does not say which; the f
 def dataset_help() -> str:
     """Return the help of --dataset."""
     bundled = ", ".join(having("dataset", "bundled"))
-    return f"{', '.join(specs('dataset'))}, or a folder of images in --data_root; without download: {bundled}"
+    return (
+        f"{', '.join(specs('dataset'))}, or a folder of images or NAME.npz in --data_root; without download: {bundled}"
+    )
 
 
 def model_help() -> str:

@@ -14,6 +14,7 @@ from fedmerge.config.declarations import check_declarations
 from fedmerge.config.help_topics import HelpByTopic, component_lines
 from fedmerge.config.kinds import KINDS, VALUE_BITS
 from fedmerge.config.options import ALIASES, OPTIONS, REGISTRIES, all_options, component_options
+from fedmerge.config.own_data import place_of
 from fedmerge.config.resolve import resolve, spread
 from fedmerge.config.settings_files import words_in
 from fedmerge.declared import described
@@ -290,6 +291,6 @@ def _check_components(settings, path, data_root):
         name = name.partition(":")[0] if shelf == "partition" and isinstance(name, str) else name
         if not isinstance(name, str) or name in specs(shelf):
             continue
-        if shelf != "dataset" or not os.path.isdir(os.path.join(data_root, name)):
-            or_folder = f" or a folder in --data_root {data_root}" if shelf == "dataset" else ""
+        if shelf != "dataset" or place_of(name, data_root) is None:
+            or_folder = f" or in --data_root {data_root}" if shelf == "dataset" else ""
             raise InputError(f"{path}: there is no --{shelf} {name}: is it of a --plugin{or_folder}?")

@@ -6,13 +6,13 @@ Nothing here imports torch.
 import argparse
 import importlib.util
 import os
-import re
 from pathlib import Path
 
 from fedmerge import files
 from fedmerge.config.kinds import split_of
 from fedmerge.config.option_help import FOLDER_SIZE, MODEL, NORMS
 from fedmerge.config.options import REGISTRIES, acts, all_options
+from fedmerge.config.own_data import place_of
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.randomness import round_half_up
@@ -78,10 +78,17 @@ def with_defaults(given):
     args.norm = args.norm or said("model_name", args.model_name, "norms", NORMS)[0]
     args.bn = args.bn or _default_bn(args)
     args.lr = args.lr or {"sgd": 0.01, "adam": 5e-4}[args.local_optimizer]
-    own = said("dataset", args.dataset, "pixels") if args.dataset in specs("dataset") else FOLDER_SIZE
-    args.image_size = None if args.image_size == own else args.image_size
+    args.image_size = None if args.image_size == _own_size(args) else args.image_size
     args.augment = args.augment or ("standard" if said("dataset", args.dataset, "augment") else "none")
     return args
+
+
+def _own_size(args):
+    """Return how many pixels high the images of the dataset are, None if its file must be asked."""
+    if args.dataset in specs("dataset"):
+        return said("dataset", args.dataset, "pixels")
+    place = place_of(args.dataset, args.data_root)
+    return FOLDER_SIZE if place is None or place.is_dir() else None
 
 
 def _default_bn(args):
@@ -220,10 +227,9 @@ def _check_network(args):
 
 def _check_dataset(args):
     known = REGISTRIES["dataset"]()
-    is_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", args.dataset)
-    if args.dataset not in known and not (is_name and (Path(args.data_root) / args.dataset).is_dir()):
+    if args.dataset not in known and place_of(args.dataset, args.data_root) is None:
         raise InputError(
-            f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images in "
+            f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images or an .npz in "
             f"{os.path.abspath(args.data_root)}{did_you_mean(args.dataset, known)}"
         )
     if args.shift == "feature" and args.dataset in known and not said("dataset", args.dataset, "domains"):

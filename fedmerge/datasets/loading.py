@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from fedmerge.config.option_help import FOLDER_SIZE
+from fedmerge.config.own_data import place_of
 from fedmerge.config.resolve import one_domain
+from fedmerge.datasets.arrays import load_arrays
 from fedmerge.datasets.folder import load_folder
 from fedmerge.datasets.images import Images, Splits
 from fedmerge.declared import described, mistake
@@ -93,8 +95,10 @@ def _read(name, root, seed, image_size):
     root = Path(root).absolute()  # so that messages tell where it looked
     if name in DATASETS:
         train, test, n_classes, *domains = checked(DATASETS[name], DATASETS[name](root, seed))
-    else:
+    elif place_of(name, root).is_dir():
         train, test, n_classes, *domains = load_folder(root / name, image_size or FOLDER_SIZE)
+    else:
+        train, test, n_classes, *domains = load_arrays(root / f"{name}.npz")
     return train, test, n_classes, domains[0] if domains else ()
 
 

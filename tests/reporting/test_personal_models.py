@@ -729,4 +729,4 @@ def test_parts_of_a_folder_of_images_are_judged_wherever_that_is(tmp_path, progr
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("another version of the code") == 1
     elsewhere = program("--evaluate_clients", tmp_path / "parts").stderr
-    assert "there is no --dataset pets: is it of a --plugin or a folder in --data_root ./data?" in elsewhere
+    assert "there is no --dataset pets: is it of a --plugin or in --data_root ./data?" in elsewhere

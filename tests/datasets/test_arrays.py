@@ -1,0 +1,112 @@
+"""NAME.npz as a dataset: both layouts, what is refused, and a run on one."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedmerge
+from fedmerge.config.resolve import resolve
+from fedmerge.datasets import load_dataset
+from fedmerge.datasets.arrays import load_arrays
+from fedmerge.errors import InputError
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.integers(0, 256, (30, 12, 12, 3), dtype=np.uint8), np.arange(30) % 3
+KERAS = {"x_train": X[:20], "y_train": Y[:20], "x_test": X[20:], "y_test": Y[20:]}
+MED = {
+    **{"train_images": X[:15, ..., 0], "train_labels": Y[:15, None], "val_images": X[15:20, ..., 0]},
+    **{"val_labels": Y[15:20, None], "test_images": X[20:, ..., 0], "test_labels": Y[20:, None].astype(np.uint8)},
+}
+
+
+def test_both_layouts_are_the_same_data(tmp_path):
+    np.savez(tmp_path / "keras.npz", **KERAS)
+    np.savez_compressed(tmp_path / "med.npz", **MED)
+    train, test, n_classes = load_arrays(tmp_path / "keras.npz")
+    assert n_classes == 3
+    assert torch.equal(train.images, torch.from_numpy(X[:20]).permute(0, 3, 1, 2))
+    assert test.labels.tolist() == Y[20:].tolist()
+    grey, test, _ = load_arrays(tmp_path / "med.npz")  # validation images are trained on
+    assert torch.equal(grey.images, train.images[:, :1])
+    assert grey.labels.tolist() == Y[:20].tolist()
+    assert test.images.shape == (10, 1, 12, 12)
+
+
+@pytest.mark.parametrize(("size", "seen"), [(None, 12), (32, 32), (8, 8)])
+def test_images_are_of_the_size_that_is_asked_for(tmp_path, size, seen):
+    np.savez(tmp_path / "mine.npz", **KERAS)
+    args = resolve({"dataset": "mine", "data_root": str(tmp_path), "image_size": size, "model_name": "cnn"})
+    splits = load_dataset(args.dataset, args.data_root, 0, args.image_size)
+    assert splits.image_size == seen
+    assert splits.normalise(splits.test.images).shape == (10, 3, seen, seen)
+
+
+def test_a_run_on_one(tmp_path):
+    np.savez(tmp_path / "mine.npz", **KERAS)
+    run = fedmerge.run(
+        algorithm="las", dataset="mine", data_root=str(tmp_path), out=str(tmp_path / "out"), rounds=1, n_clients=3,
+        model_name="cnn", batch_size=4, local_steps=2, quiet=True,
+    )  # fmt: skip
+    assert run.name.startswith("las_mine_iid_0")
+    assert run.record["data"]["samples"] == {"train": 18, "val": 2, "test": 10}
+
+
+WRONG = {
+    "x_train is float64": KERAS | {"x_train": X[:20] / 255},
+    "x_train is uint8 [20, 12, 11, 3]": KERAS | {"x_train": X[:20, :, :11]},
+    "x_train is uint8 [20, 432]": KERAS | {"x_train": X[:20].reshape(20, -1)},
+    "y_train is int64 [19], not whole numbers [20]": KERAS | {"y_train": Y[:19]},
+    "y_train is float64 [20]": KERAS | {"y_train": Y[:20] / 2},
+    "y_test has -1 to 2": KERAS | {"y_test": np.where(Y == 0, -1, Y)[20:]},
+    "has x_train, y_train, but not x_train, y_train, x_test, y_test or": {k: KERAS[k] for k in ("x_train", "y_train")},
+    "images of training and test differ": KERAS | {"x_test": X[20:, :8, :8]},
+    "has no test images": KERAS | {"x_test": X[:0], "y_test": Y[:0]},
+    "is no .npz of arrays": KERAS | {"y_test": np.array([{"a": 1}] * 10, dtype=object)},
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_is_no_dataset_is_one_line(tmp_path, said):
+    np.savez(tmp_path / "mine.npz", **WRONG[said])
+    with pytest.raises(InputError) as caught:
+        load_dataset("mine", tmp_path, 0)
+    assert said in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("npz") / "mine.npz"
+    np.savez(path, **{name: array[:2] for name, array in KERAS.items()})
+    return path, path.read_bytes()
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_are_a_dataset_or_refused(whole, data):
+    path, good = whole
+    cut = st.integers(0, len(good)).map(lambda n: good[:n])
+    place = st.tuples(st.integers(0, len(good) - 4), st.binary(min_size=1, max_size=4))
+    spoilt = place.map(lambda change: good[: change[0]] + change[1] + good[change[0] + len(change[1]) :])
+    path.write_bytes(data.draw(st.one_of(st.binary(max_size=50), cut, spoilt)))
+    try:
+        train, _, n_classes = load_arrays(path)
+    except InputError as error:
+        words = str(error)
+        if not words.startswith(str(path)):
+            raise
+    else:
+        assert train.images.dtype == torch.uint8
+        assert n_classes <= 2**20
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    from fedmerge import files
+
+    np.savez_compressed(tmp_path / "mine.npz", **{name: np.zeros_like(array) for name, array in KERAS.items()})
+    monkeypatch.setattr(files, "ARCHIVE", 5000)
+    with pytest.raises(InputError, match="unpacks to"):
+        load_arrays(tmp_path / "mine.npz")
