@@ -18,9 +18,8 @@ def test_las_learned_or_not_trains(experiment, settings):
 
 
 def test_the_compact_preset_learns_the_digits_with_a_hundredth_of_the_bytes_up(experiment):
-    run = experiment(
-        algorithm="las", preset="compact", n_epochs=30, n_client_epochs=5, batch_size=16, lr=0.05, quiet=True
-    )
+    settings = {"n_epochs": 16, "n_client_epochs": 5, "batch_size": 16, "lr": 0.05, "quiet": True, "eval_every": 16}
+    run = experiment(algorithm="las", preset="compact", **settings)
     fedalg.run_rounds(run)
     dense = sum(row["clients"] for row in run.history.rows) * wire.dense_bytes(run.model.layout.dim)
     assert run.history.rows[-1]["test_accs"] >= 0.94
