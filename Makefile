@@ -45,9 +45,11 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/shellcheck *.sh .ci/run
 
-# the page of all components, from their source
-docs: .venv/run.stamp
+# the pages that are made from source and results, then the site, in site/
+docs: .venv/docs.stamp
 	$(BIN)/python -m fedmerge.reporting.method_pages
+	$(BIN)/python -m fedmerge.reporting.leaderboard
+	$(BIN)/python docs/site.py
 
 benchmark: .venv/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(ARGS)
@@ -73,7 +75,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 	@$(BIN)/python -c "import matplotlib.pyplot, pandas, sklearn.metrics, torch, torchvision"
 	@touch $@
 
-.venv/test.stamp: requirements-dev.txt requirements-pretrained.txt .venv/run.stamp
+.venv/docs.stamp: requirements-docs.txt .venv/run.stamp
+	$(PIP) -r requirements-docs.txt
+	@touch $@
+
+.venv/test.stamp: requirements-dev.txt requirements-docs.txt requirements-pretrained.txt .venv/run.stamp
 	$(PIP) -r requirements-dev.txt
 	@touch $@
 
