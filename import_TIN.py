@@ -11,9 +11,9 @@ import io
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from fedmerge import files
@@ -113,7 +113,8 @@ def read_images(source, entries, title):
             with Image.open(io.BytesIO(source.read(name))) as image:
                 if image.size != (64, 64):
                     raise ValueError(f"is {image.size[0]}x{image.size[1]} pixels, not 64x64")
-                images[i] = pil_to_tensor(image.convert("RGB"))  # some are greyscale
+                colours = np.array(image.convert("RGB"))  # some are greyscale
+                images[i] = torch.from_numpy(colours).permute(2, 0, 1)
         except FileNotFoundError:
             raise InputError(f"{source.path}: image {name} is missing") from None
         except InputError:

@@ -5,7 +5,6 @@ import gzip
 import numpy as np
 import pytest
 import torch
-import torchvision
 
 from fedmerge import datasets
 from fedmerge.datasets.fashion_mnist import load_fashion_mnist
@@ -30,6 +29,8 @@ def fashion(tmp_path):
 
 
 def test_fashion_mnist_is_read_as_torchvision_reads_it(fashion, capsys):
+    import torchvision  # here, since it takes seconds
+
     train, test, n_classes = load_fashion_mnist(fashion, seed=0)
     assert "MD5 differs" in capsys.readouterr().err
     assert (train.images.shape, len(test), n_classes) == ((40, 1, 28, 28), 10, 10)

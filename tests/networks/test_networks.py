@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-import torchvision
 from conftest import QUICK, flat_state
 from torch import nn
 
@@ -73,6 +72,8 @@ def test_lenet_by_hand():
 
 
 def test_mobilenet_is_torchvisions_but_for_the_stem():
+    import torchvision  # here, since it takes seconds
+
     module = build("mobilenet_v3_small", channels=3, norm="batch").eval()
     theirs = torchvision.models.mobilenet_v3_small(num_classes=10).eval()
     theirs.load_state_dict(module.state_dict())

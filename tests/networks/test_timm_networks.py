@@ -19,9 +19,14 @@ from fedmerge.registry import NETWORKS, find, said
 from fedmerge.reporting import run_record
 from fedmerge.simulation.experiment import build_module, load_splits, prepare
 
-timm = pytest.importorskip("timm", reason="timm is not here: pip install -r requirements.txt")
 SMALL = "vit_tiny_patch16_224"
 SHORT = {"n_epochs": 1, "n_clients": 4, "participation": 0.5, "local_steps": 1, "batch_size": 8, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def timm():
+    """timm, imported only by who runs these tests: it takes seconds."""
+    return pytest.importorskip("timm", reason="timm is not here: pip install -r requirements.txt")
 
 
 def build(member, channels=3, size=32, **options):
@@ -52,7 +57,7 @@ def test_a_network_of_timm_learns_and_is_told_whether_it_draws(member, options, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"drop_path_rate": 0.2}], ids=str)
-def test_a_run_is_the_same_however_many_clients_train_at_once(options):
+def test_a_run_is_the_same_however_many_clients_train_at_once(timm, options):
     made = []
     for at_once in (1, 2):
         given = {"model_name": f"timm/{SMALL}", "image_size": 16, "patch_size": 8, "parallel_clients": at_once}
@@ -63,7 +68,7 @@ def test_a_run_is_the_same_however_many_clients_train_at_once(options):
     assert run_record.record(run, finished=False)["environment"]["timm"] == timm.__version__
 
 
-def test_norm_layers_of_its_own_are_norm_layers():
+def test_norm_layers_of_its_own_are_norm_layers(timm):
     """Of which FedBN keeps each client its own: gains alone, and of a group norm that has its activation in it.
 
     NFNets do without: a block that is called NormFree has a gain of its own, and convolutions inside.
@@ -113,7 +118,7 @@ def test_without_a_network_pretrained_is_a_line_that_says_what_to_do(monkeypatch
     assert "\n" not in str(caught.value)
 
 
-def test_pretrained_takes_all_but_the_head_of_what_timm_makes_for_these_images(monkeypatch):
+def test_pretrained_takes_all_but_the_head_of_what_timm_makes_for_these_images(timm, monkeypatch):
     create, asked = timm.create_model, []
 
     def published(member, pretrained=False, **how):

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-import torchvision
 from conftest import flat_state
 
 from fedmerge import datasets, networks
@@ -84,6 +83,8 @@ def leave(folder, monkeypatch, published, weights):
 
 @pytest.mark.parametrize("channels", [3, 1])
 def test_pretrained_takes_all_but_the_head_and_the_centre_of_the_stem(tmp_path, monkeypatch, channels):
+    import torchvision  # here, since it takes seconds
+
     published = torchvision.models.resnet18()
     leave(tmp_path, monkeypatch, published, torchvision.models.ResNet18_Weights)
     module = build("resnet18", channels=channels, norm="batch")
@@ -97,6 +98,8 @@ def test_pretrained_takes_all_but_the_head_and_the_centre_of_the_stem(tmp_path, 
 
 @pytest.mark.parametrize("channels", [3, 1])
 def test_pretrained_mobilenet_takes_all_but_the_head(tmp_path, monkeypatch, channels):
+    import torchvision
+
     published = torchvision.models.mobilenet_v3_small()
     leave(tmp_path, monkeypatch, published, torchvision.models.MobileNet_V3_Small_Weights)
     module = build("mobilenet_v3_small", channels=channels, norm="batch")
@@ -110,6 +113,8 @@ def test_pretrained_mobilenet_takes_all_but_the_head(tmp_path, monkeypatch, chan
 
 
 def test_published_weights_are_fetched_from_where_torchvision_has_them():
+    import torchvision
+
     for name in having("model_name", "pretrained"):
         if not said("model_name", name.removesuffix("NAME"), "pretrained").startswith("https:"):
             continue
