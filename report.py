@@ -51,10 +51,17 @@ def write(args, again=None):
     extra = split_words(args.extra, "--extra")
     extra = ["--out", args.out, *extra] if args.out else extra
     content = report.content_of(args.csv_dir, args.experiments, extra)
-    if not content["runs"] and not content["lines"]:
+    if not content["runs"] and not content["lines"] and not args.watch:
         raise InputError(f"no runs in {content['folder']}: run fedalg.py first")
     write_atomic(args.output, report.page_of(content, again))
     return content
+
+
+def check_output(path):
+    """Raise InputError if what is there is no page, but perhaps a record or a list that was meant as an input."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        if not file.read(100).lstrip().lower().startswith(b"<!doctype html"):
+            raise InputError(f"--output {path}: is there already, and is no page: another name")
 
 
 def watch(args):
@@ -73,6 +80,7 @@ def main(argv=None):
     args = complete(build_parser()).parse_args(argv)
     args.csv_dir = args.csv_dir or str(Path(args.out, "metrics"))
     args.output = args.output or str(Path(args.out, "report.html"))
+    check_output(args.output)
     content = write(args, args.watch)
     told = f"{args.output}: {len(content['runs'])} runs"
     print(told + (f", made again every {args.watch:g} s: Ctrl-C ends it" if args.watch else ""), flush=True)

@@ -1,5 +1,6 @@
 """Datasets of one's own: a folder of images or a file of arrays in --data_root, by its name. Needs no torch."""
 
+import os
 import re
 from pathlib import Path
 
@@ -12,3 +13,13 @@ def place_of(name, root):
         return None
     folder, file = Path(root) / name, Path(root) / f"{name}.npz"
     return folder if folder.is_dir() else file if file.is_file() else None
+
+
+def hint(name, root):
+    """Return a sentence on what may be meant by a name that is that of no dataset, "" if nothing is."""
+    if name.endswith(".npz") and place_of(name.removesuffix(".npz"), root):
+        return "; leave out .npz"
+    if not NAME.fullmatch(name) and os.path.basename(name) == name:
+        there = [ending for ending in ("", ".npz") if (Path(root) / f"{name}{ending}").exists()]
+        return f"; {name}{there[0]} is there: rename it, to letters, digits, dots and hyphens" if there else ""
+    return ""

@@ -12,7 +12,7 @@ from fedmerge import files
 from fedmerge.config.kinds import split_of
 from fedmerge.config.option_help import FOLDER_SIZE, MODEL, NORMS
 from fedmerge.config.options import REGISTRIES, acts, all_options
-from fedmerge.config.own_data import place_of
+from fedmerge.config.own_data import hint, place_of
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.randomness import round_half_up
@@ -230,7 +230,7 @@ def _check_dataset(args):
     if args.dataset not in known and place_of(args.dataset, args.data_root) is None:
         raise InputError(
             f"--dataset {args.dataset}: is none of {', '.join(known)}, nor a folder of images or an .npz in "
-            f"{os.path.abspath(args.data_root)}{did_you_mean(args.dataset, known)}"
+            f"{os.path.abspath(args.data_root)}{did_you_mean(args.dataset, known)}{hint(args.dataset, args.data_root)}"
         )
     if args.shift == "feature" and args.dataset in known and not said("dataset", args.dataset, "domains"):
         raise one_domain(args.dataset, args.data_root)
@@ -291,7 +291,7 @@ def _check_paths(args):
         raise InputError(f"--partition_file {args.partition_file}: the file's name must end in .json")
     if args.init_weights and not Path(args.init_weights).is_file():
         raise InputError(f"--init_weights {os.path.abspath(args.init_weights)}: no such file")
-    if args.save_weights and Path(args.save_weights).suffix == ".onnx":
+    if args.save_weights and Path(args.save_weights).suffix.lower() == ".onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
             raise InputError(f"--save_weights {args.save_weights}: needs a package: pip install {' '.join(missing)}")

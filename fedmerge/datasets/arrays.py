@@ -29,7 +29,7 @@ def load_arrays(path):
                 return _of_arrays(path, found)
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # zipfile, its compressors and numpy have an exception of its own for each way to be bad
         raise InputError(f"{path}: is no .npz of arrays ({reason(error)})") from None
 
 
@@ -55,22 +55,23 @@ def _of_arrays(path, found):
         train = Images(*(torch.cat(pair) for pair in ((train.images, more.images), (train.labels, more.labels))))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError("images of training and test differ in their shape")
-    labels = torch.cat([train.labels, test.labels])
-    return train, test, int(labels.max()) + 1 if len(labels) else 0
+    n_classes = max((int(part.labels.max()) + 1 for part in (train, test) if len(part)), default=0)
+    absent = (torch.bincount(train.labels, minlength=n_classes) == 0).nonzero().flatten().tolist()
+    if absent:
+        raise InputError(f"no training image has the label {absent[0]}, though there are labels up to {n_classes - 1}")
+    return train, test, n_classes
 
 
 def _images(found, images, labels):
     """Return the Images of two arrays, by their names. Raises InputError."""
-    x, y = found[images], found[labels]
+    x, y = np.asarray(found[images]), np.asarray(found[labels])  # what is no .npy comes as bytes
     x = x[..., None] if x.ndim == 3 else x
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or x.shape[1] != x.shape[2]:
-        said = f"{x.dtype} {list(found[images].shape)}"
+        said = f"{x.dtype} {list(np.shape(found[images]))}"
         raise InputError(f"{images} is {said}, not uint8 [N, H, H] or [N, H, H, 1 or 3]")
     if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-        raise InputError(
-            f"{labels} is {y.dtype} {list(found[labels].shape)}, not whole numbers [{len(x)}]: one an image"
-        )
+        raise InputError(f"{labels} is {y.dtype} {list(y.shape)}, not whole numbers [{len(x)}]: one an image")
     if len(y) and (y.min() < 0 or y.max() >= 2**20):
         raise InputError(f"{labels} has {y.min()} to {y.max()}: labels count from 0")
     return Images(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y.astype(np.int64)))

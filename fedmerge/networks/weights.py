@@ -65,8 +65,10 @@ def save_weights(path, module, labels=None):
     state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
     # Counters of batches are of this process, not of the model: a run that went on after a kill counted fewer.
     state = {name: t if t.is_floating_point() else torch.zeros_like(t) for name, t in state.items()}
-    if Path(path).suffix == ".safetensors":
-        return write_atomic(path, safetensors_of(state, {"format": FORMAT, "labels": labels or ""}))
+    if Path(path).suffix.lower() == ".safetensors":
+        return write_atomic(
+            path, safetensors_of(state, {"format": FORMAT} | ({} if labels is None else {"labels": labels}))
+        )
     file = io.BytesIO()
     torch.save({"format": FORMAT, "labels": labels, "state": state}, file)
     write_atomic(path, file.getvalue())
@@ -78,11 +80,11 @@ def load_weights(module, path, labels=None):
 
     Raises InputError if the file is none of these, or not of this kind of model.
     """
-    if Path(path).suffix == ".onnx":
+    if Path(path).suffix.lower() == ".onnx":
         raise InputError(f"{path}: ONNX is for other programs to run a model: --save_weights FILE.pt or .safetensors")
     own = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     limit = 2 * own + 2**26  # twice, for another head or type
-    state, of = (_read_tensors if Path(path).suffix == ".safetensors" else _read_saved)(path, limit)
+    state, of = (_read_tensors if Path(path).suffix.lower() == ".safetensors" else _read_saved)(path, limit)
     same = labels is None or of is None or (isinstance(of, str) and of == labels)
     _load_all_but_head(module, state, path, keep_head=same)
 
@@ -95,7 +97,7 @@ def _read_tensors(path, limit):
         raise InputError(f"{path}: there is no such file") from None
     except InputError as error:
         raise InputError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
-    return tensors, metadata.get("labels") or None
+    return tensors, metadata.get("labels") if metadata.get("format") == FORMAT else None
 
 
 def _read_saved(path, limit):

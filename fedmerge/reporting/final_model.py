@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from fedmerge import datasets, networks, saving
+from fedmerge.config.options import all_options
 from fedmerge.config.run_name import told_settings
 from fedmerge.config.settings_files import typed
 from fedmerge.errors import InputError
@@ -21,7 +22,7 @@ INPUTS = {
 def check(run):
     """Raise InputError if the network of an Experiment cannot be written in the format that is asked for."""
     path = run.settings.save_weights
-    if path and Path(path).suffix == ONNX:
+    if path and Path(path).suffix.lower() == ONNX:
         try:
             onnx_of(run.model.plain_copy(), run.splits, {})
         except InputError as error:
@@ -32,7 +33,7 @@ def leave(run, final):
     """Write the model that is loaded in an Experiment, and its card; final: {name: figure} of the run."""
     path, labels = run.settings.save_weights, datasets.label_set(run.settings.dataset)
     saving.remove_leftovers(path)
-    if Path(path).suffix == ONNX:
+    if Path(path).suffix.lower() == ONNX:
         metadata = {"run": run.name, "dataset": run.settings.dataset, "accuracy": f"{final['accuracy']:.4f}"}
         saving.write_atomic(path, onnx_of(run.model.plain_copy(), run.splits, metadata))
     else:
@@ -46,7 +47,7 @@ def card(run, final):
     images, splits, environment = run.splits.test.images, run.splits, record["environment"]
     shape = dict(zip("chw", images.shape[1:], strict=True)) | {"size": splits.image_size}
     mean, std = ([round(x, 4) for x in record["data"][name]] for name in ("mean", "std"))
-    suffix = Path(args.save_weights).suffix
+    suffix = Path(args.save_weights).suffix.lower()
     given = INPUTS[suffix if suffix == ONNX else None].format(**shape, mean=mean, std=std)
     up, down = (final[f"bytes_{way}"] / 1e6 for way in ("up", "down"))
     method = specs("algorithm")[args.algorithm].title
@@ -61,6 +62,8 @@ def card(run, final):
         "made with": f"commit {environment.get('commit') or 'unknown'}, torch {environment['torch']}",
     }
     told = {name: getattr(args, name) for name in ("algorithm", "dataset", "seed")} | told_settings(args)
+    needed = {name: getattr(args, name) for name in ("data_root", "plugin")}
+    told |= {name: value for name, value in needed.items() if value != all_options()[name].default}
     command = shlex.join(["python", "fedalg.py", *typed(told, "")])
     lines = [f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items()]
     return "\n".join([f"# {run.name}", "", "| | |", "|---|---|", *lines, "", "```sh", command, "```", ""])

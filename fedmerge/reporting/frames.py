@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedmerge.config.options import all_options
 from fedmerge.config.run_name import acting
 from fedmerge.errors import InputError, did_you_mean
-from fedmerge.reporting import comparable
+from fedmerge.reporting import comparable, scores
 from fedmerge.reporting import runs as records
 from fedmerge.reporting import series as grouping
 from fedmerge.reporting.run_list import folder_of, name_of
@@ -34,7 +35,16 @@ def load_runs(folder: str | Path = "metrics") -> pd.DataFrame:
     first = [{"run": name_of(run), "state": run.state, "split": run.level.cell} for run in found]
     settings = [{name: v for name, v in acting(run.settings).items() if v is not None} for run in found]
     figures = [_figures(run) for run in found]
+    if not found:
+        named = [name for name, option in all_options().items() if option.named]
+        return pd.DataFrame(columns=[*FIRST, *named, *FIGURES])
+    taken = {*FIRST, *FIGURES}  # which an option of a plugin may be called, too
+    settings = [{f"settings.{n}" if n in taken else n: v for n, v in row.items()} for row in settings]
     return pd.concat([pd.DataFrame(rows) for rows in (first, settings, figures)], axis=1)
+
+
+FIRST = ("run", "state", "split")
+FIGURES = ("rounds", *scores.NAMES.split(), "bytes_up", "bytes_down", "seconds", "less_up", "less_in_all")
 
 
 def _figures(run):
@@ -42,7 +52,7 @@ def _figures(run):
     up, both, dense = sums["bytes_up"], sums["bytes_up"] + sums["bytes_down"], run.dense_bytes * sums["clients"]
     return {
         "rounds": len(run.rounds),
-        **run.scores,
+        **(dict.fromkeys(scores.NAMES.split()) | run.scores),
         "bytes_up": up,
         "bytes_down": sums["bytes_down"],
         "seconds": sums["train_seconds"],
@@ -52,14 +62,17 @@ def _figures(run):
 
 
 def load_rounds(folder: str | Path = "metrics") -> pd.DataFrame:
-    """Return the rounds of all runs of a folder, a row each: `run`, `epoch`, accuracies and losses, bytes of all
-    clients of the round, seconds. Raises InputError as load_runs does.
+    """Return the rounds of all runs of a folder, a row each: `run`, `epoch`, accuracies and losses of `train`, `val`
+    and `test`, `bytes_up` and `bytes_down` of all clients of the round, `train_seconds`, `eval_seconds`, `clients`.
+
+    Raises InputError as load_runs does.
 
     >>> load_rounds("results/compact_digits").groupby("run").bytes_up.sum().min() > 0
     np.True_
     """
     found = [run.rounds.assign(run=name_of(run)) for run in _runs_of(folder)]
-    frame = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run"])
+    frame = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run", *records.LIMITS])
+    frame = frame.astype({"epoch": int, "clients": int})
     return frame[["run", *frame.columns.drop("run")]]
 
 
@@ -77,6 +90,13 @@ def compare(folder: str | Path = "metrics", dataset: str | None = None, split: s
     'FedAvg value_bits=32 (n=3)'
     """
     from fedmerge.reporting import curves  # with matplotlib
+
+    panels = look.get("panels", list(curves.PANELS))
+    unknown = (
+        [panel for panel in panels if panel not in curves.PANELS] if isinstance(panels, list | tuple) else [panels]
+    )
+    if unknown:
+        raise InputError(f"panels: {unknown[0]!r} is none of {', '.join(curves.PANELS)}; a list of them")
 
     methods, labels, mix = look.pop("methods", None), look.pop("labels", {}), look.pop("mix", False)
     unfinished = look.pop("unfinished", False)
@@ -96,6 +116,7 @@ def compare(folder: str | Path = "metrics", dataset: str | None = None, split: s
     notes = [comparable.convention(series, mix), *comparable.mixtures(series + bounds)]
     figure, axes, more = curves.comparison(series, bounds, **look)
     curves.lay_out(figure, axes, f"{dataset}, {series[0].level.title}", [*more, *notes])
+    curves.plt.close(figure)  # it is the caller's: pyplot neither shows nor keeps it
     return figure
 
 

@@ -82,7 +82,8 @@ class Enough(Exception):
 
 def check_last_step(args, name):
     """Raise InputError if what a run needs at its very end is not to be had: hours later is too late."""
-    written = [args.results_file, Path(args.plots_dir) / f"{name}_accuracy_curves.png", args.save_weights]
+    written = [args.results_file, Path(args.plots_dir) / f"{name}_accuracy_curves.png"]
+    written += [args.save_weights, f"{args.save_weights}.md"] if args.save_weights else []
     for path in filter(None, written):
         try:
             with contextlib.suppress(Enough), saving.replacing(path):

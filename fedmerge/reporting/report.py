@@ -7,7 +7,11 @@ import datetime
 import json
 import math
 import re
+import time
+import zlib
 from pathlib import Path
+
+import pandas as pd
 
 from fedmerge.errors import InputError
 from fedmerge.reporting import comparable, run_list, run_status, tables
@@ -22,6 +26,7 @@ DASHES = ["solid", "dash", "dashdot", "dot", "longdash", "longdashdot"]  # as cu
 SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star", "triangle-left"]
 SYMBOLS += ["triangle-right"]  # as curves.MARKERS
 MOST = 500  # clients, and classes, of a split that are drawn
+POINTS = 300  # of a curve
 
 
 def content_of(folder, experiments=None, extra=()):
@@ -30,12 +35,12 @@ def content_of(folder, experiments=None, extra=()):
     experiments: a list such as experiments.txt, whose lines are looked up, too; extra: flags, as words, that each of
     them is given besides. Raises InputError if there is no such folder, or it cannot be read.
     """
-    folder = run_list.folder_of(folder)
+    if not experiments or Path(folder).exists():  # a grid that begins has none yet
+        folder = run_list.folder_of(folder)
     runs, foreign = load_runs(folder)
-    source, splits, described = runs_of(folder), {}, []
+    source, titles, splits, described = runs_of(folder), titles_of(runs), {}, []
     for run in runs:
-        record = source.record(run_list.name_of(run))
-        described.append(of_run(run, record, splits))
+        described.append(of_run(run, source.record(run_list.name_of(run)), titles, splits))
     names = {id(run): number for number, run in enumerate(runs)}
     methods, notes = [], []
     for dataset in sorted({run.settings["dataset"] for run in runs}):
@@ -44,33 +49,48 @@ def content_of(folder, experiments=None, extra=()):
         reference = grouping.pick_reference(found)
         notes += [f"{dataset}: {sentence}" for sentence in comparable.mixtures(found)]
         notes += [f"{dataset}: compared with {reference.words()}"] if reference.of else []
-        methods += [of_series(dataset, series, reference, names) for series in found]
+        methods += [of_series(dataset, series, reference, titles, names) for series in found]
     return {
         "folder": str(folder),
         "made": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "runs": described,
         "methods": methods,
+        "looks": [look_of(place) for place in range(len(COLOURS) * len(LINES))],
         "splits": splits,
         "lines": lines_of(experiments, extra, {row["run"]: row for row in described}) if experiments else [],
         "notes": [*notes, *(f"{path}: left out: {fault}" for path, fault in foreign.items())],
     }
 
 
-def of_run(run, record, splits):
+def titles_of(runs):
+    """Return {(dataset, Level): what the page calls it}: its title, with its short name where several have the same."""
+    levels = dict.fromkeys((run.settings["dataset"], run.level) for run in runs)
+    titles = [(dataset, level.title) for dataset, level in levels]
+    several = {title for title in titles if titles.count(title) > 1}
+    return {
+        (dataset, level): level.title + f" ({level.file})" * ((dataset, level.title) in several)
+        for dataset, level in levels
+    }
+
+
+def of_run(run, record, titles, splits):
     """Return what is told of one Run by itself; its split goes to `splits`, which several share."""
     rounds, left = run.rounds, run_list.to_go(run)
     up, down = rounds["bytes_up"].sum() / 1e6, rounds["bytes_down"].sum() / 1e6
     split = record.get("partition") if isinstance(record.get("partition"), dict) else {}
-    key = run.partition or run_list.name_of(run)
-    if key not in splits and run_list.counted(split):
+    key, title = None, titles[run.settings["dataset"], run.level]
+    if run_list.counted(split):
         counts = [row[:MOST] for row in split["histograms"][:MOST]]
-        splits[key] = {"title": run.level.title, "counts": counts, "clients": len(split["histograms"])}
+        sizes = {"clients": len(split["histograms"]), "classes": len(split["histograms"][0])}
+        key = f"{zlib.crc32(json.dumps([run.settings['dataset'], title, sizes, counts]).encode()):08x}"
+        splits[key] = {"title": f"{run.settings['dataset']}, {title}", "counts": counts, **sizes}
     return {
         "run": run_list.name_of(run),
         "state": run.state,
         "why": record.get("failed") or "",
         "dataset": run.settings["dataset"],
-        "split": run.level.title,
+        "split": title,
+        "central": run.settings["algorithm"] == "centralised",
         "seed": run.settings["seed"],
         "round": len(rounds),
         "rounds": run.settings["n_epochs"],
@@ -79,11 +99,11 @@ def of_run(run, record, splits):
         "both": figure(up + down),
         "seconds": figure(rounds["train_seconds"].sum()),
         "left": figure(left) if run.state == "running" else None,
-        "settings": {name: value for name, value in run_list.settings_in(record).items() if value is not None},
+        "settings": {name: str(value) for name, value in run_list.settings_in(record).items() if value is not None},
         "figures": {name: value for name, value in plain(record.get("final")).items() if run_list.is_figure(value)},
         "machine": {name: str(value) for name, value in plain(record.get("environment")).items()},
-        "traffic": traffic_of(record),
-        "histogram": key if key in splits else None,
+        **traffic_of(record),
+        "histogram": key,
     }
 
 
@@ -97,29 +117,35 @@ def figure(value):
 
 
 def traffic_of(record):
-    """Return [client, MB up, MB down] of each client that ever took part, the busiest MOST of them."""
+    """Return `traffic`, [client, MB up, MB down] of each client that ever took part, the busiest MOST of them, and
+    `took_part`, how many there are."""
     rows = record.get("traffic") if isinstance(record.get("traffic"), list) else []
     keys = ("client", "bytes_up", "bytes_down")
     good = [row for row in rows if isinstance(row, dict) and all(run_list.is_figure(row.get(key)) for key in keys)]
     busiest = sorted(good, key=lambda row: row["bytes_up"] + row["bytes_down"], reverse=True)[:MOST]
-    return [
+    shown = [
         [row["client"], figure(row["bytes_up"] / 1e6), figure(row["bytes_down"] / 1e6)]
         for row in sorted(busiest, key=lambda row: row["client"])
     ]
+    return {"traffic": shown, "took_part": len(good)}
 
 
-def of_series(dataset, series, reference, names):
+def of_series(dataset, series, reference, titles, names):
     """Return what is told of runs that differ only in their seed; names: id of a Run -> its number."""
+    settings = series.members[0].settings
+    central = settings["algorithm"] == "centralised"
     row = tables.summary_row(dataset, series, reference=reference.of.get(series.level))
     return {
         "label": series.label,
         "legend": series.legend,
         "dataset": dataset,
-        "split": series.level.title,
+        "split": titles[dataset, series.level],
+        "central": central,
+        "shared": None if central else settings["shared_init"],
         "runs": [names[id(run)] for run in series.members],
         "row": {name: row[name] for name in COLUMNS},
-        "look": look_of(series.style),
-        "lines": {column: line for column in CURVES if (line := line_of(series, column))},
+        "style": series.style,
+        **curves_of(series),
     }
 
 
@@ -133,14 +159,28 @@ def look_of(place):
     return {"colour": COLOURS[place % len(COLOURS)], "dash": dash, "symbol": SYMBOLS[place % len(MARKERS)]}
 
 
-def line_of(series, column):
-    """Return {"value", "low", "high" and each of AXES: numbers} of a Series over its rounds, None without any."""
-    if not series.runs:
-        return None
-    frame = over_seeds(series.runs, column).reset_index()
-    if not len(frame):
-        return None
-    return {name: [figure(value) for value in frame[name]] for name in ("value", "low", "high", *AXES)}
+def curves_of(series):
+    """Return `x` {axis: numbers} of a Series, and `lines` {column: {"at", "value", and of several runs "low", "high"}}:
+    `at` are places in the numbers of an axis. Of more than POINTS there are every second, third, ... and the last.
+    """
+    frames = {column: over_seeds(series.runs, column) for column in CURVES} if series.runs else {}
+    frames = {column: thinned(frame) for column, frame in frames.items() if len(frame)}
+    if not frames:
+        return {"x": {name: [] for name in AXES}, "lines": {}}
+    whole = pd.concat(frames.values()).groupby(level=0).first()  # of each round that any of them has
+    whole["epoch"], lines = whole.index, {}
+    for column, frame in frames.items():
+        bands = ["low", "high"] if len(series.runs) > 1 else []
+        lines[column] = {name: [figure(value) for value in frame[name]] for name in ("value", *bands)}
+        lines[column]["at"] = whole.index.get_indexer(frame.index).tolist()
+    return {"x": {name: [figure(value) for value in whole[name]] for name in AXES}, "lines": lines}
+
+
+def thinned(frame):
+    """Return at most POINTS rows of a frame, or one more: evenly, with the last."""
+    every = -(-len(frame) // POINTS)
+    kept = frame.iloc[::every]
+    return kept if len(frame) % every == 1 or every == 1 else pd.concat([kept, frame.iloc[-1:]])
 
 
 def lines_of(experiments, extra, runs):
@@ -152,8 +192,7 @@ def lines_of(experiments, extra, runs):
     for number, words in enumerate(run_status.lines_of(experiments), 1):
         state, name = run_status.state_of([*words, *extra])
         left = (runs.get(name) or {}).get("left")
-        end = datetime.datetime.now() + datetime.timedelta(seconds=left) if left is not None else None
-        end = end.strftime("%a %H:%M") if end else ""
+        end = None if left is None else round(time.time() + left)  # seconds since 1970
         found.append({"number": number, "flags": " ".join(words), "state": state, "run": name, "end": end})
     return found
 

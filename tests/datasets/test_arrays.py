@@ -62,6 +62,7 @@ WRONG = {
     "y_test has -1 to 2": KERAS | {"y_test": np.where(Y == 0, -1, Y)[20:]},
     "has x_train, y_train, but not x_train, y_train, x_test, y_test or": {k: KERAS[k] for k in ("x_train", "y_train")},
     "images of training and test differ": KERAS | {"x_test": X[20:, :8, :8]},
+    "no training image has the label 1, though": KERAS | {"y_train": np.where(Y == 1, 0, Y)[:20]},
     "has no test images": KERAS | {"x_test": X[:0], "y_test": Y[:0]},
     "is no .npz of arrays": KERAS | {"y_test": np.array([{"a": 1}] * 10, dtype=object)},
 }
@@ -80,7 +81,7 @@ def test_what_is_no_dataset_is_one_line(tmp_path, said):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("npz") / "mine.npz"
-    np.savez(path, **{name: array[:2] for name, array in KERAS.items()})
+    np.savez_compressed(path, **{name: array[:3] for name, array in KERAS.items()})
     return path, path.read_bytes()
 
 
@@ -100,7 +101,27 @@ def test_any_bytes_are_a_dataset_or_refused(whole, data):
             raise
     else:
         assert train.images.dtype == torch.uint8
-        assert n_classes <= 2**20
+        assert train.labels.unique().tolist() == list(range(n_classes))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("my_data", "rename it, to letters, digits, dots and hyphens"), ("mine.npz", "leave out .npz")]
+)
+def test_a_name_that_is_meant_is_told(tmp_path, name, said):
+    for file in ("my_data.npz", "mine.npz"):
+        np.savez(tmp_path / file, **KERAS)
+    with pytest.raises(InputError, match=said):
+        resolve({"dataset": name, "data_root": str(tmp_path)})
+
+
+def test_a_member_that_is_no_array_is_one_line(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "mine.npz", "w") as archive:
+        for name in KERAS:
+            archive.writestr(name, b"no .npy")
+    with pytest.raises(InputError, match="x_train is "):
+        load_arrays(tmp_path / "mine.npz")
 
 
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):

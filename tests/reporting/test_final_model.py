@@ -17,6 +17,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.config.run_name import run_name
 from fedmerge.errors import InputError
 from fedmerge.networks import exported
+from fedmerge.registry import plugins_held
 from fedmerge.simulation.experiment import load_splits, starting_module
 
 QUICK = {"dataset": "DIGITS", "rounds": 2, "n_clients": 4, "local_steps": 3, "norm": "batch", "quiet": True}
@@ -63,6 +64,25 @@ def test_neither_model_nor_card_is_written_over(tmp_path, monkeypatch):
         run(tmp_path, monkeypatch, "m.safetensors")
     run(tmp_path, monkeypatch, "m.safetensors", overwrite=True)
     assert (tmp_path / "m.safetensors.md").read_text().startswith("# fedavg_DIGITS")
+
+
+def test_a_card_that_cannot_be_written_is_found_before_the_run(tmp_path, monkeypatch):
+    (tmp_path / "m.pt.md").mkdir()
+    with pytest.raises(InputError, match=r"m\.pt\.md: "):
+        run(tmp_path, monkeypatch, "m.pt", overwrite=True)
+    assert not list(tmp_path.glob("metrics/*.csv"))
+
+
+def test_a_card_tells_of_plugin_and_data(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from fedmerge.algorithms.fedavg import FedAvg\nfrom fedmerge.registry import algorithm\n\n\n"
+        '@algorithm("mine")\nclass Mine(FedAvg):\n    """FedAvg"""\n'
+    )
+    with plugins_held():
+        run(tmp_path, monkeypatch, "m.pt", algorithm="mine", plugin="mine.py", data_root=str(tmp_path))
+    command = (tmp_path / "m.pt.md").read_text()
+    assert "--plugin=mine.py" in command
+    assert f"--data_root={tmp_path}" in command
 
 
 def test_tensors_of_another_program_are_taken_if_they_fit(tmp_path):

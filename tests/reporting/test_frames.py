@@ -20,12 +20,6 @@ def folder(tmp_path):
     return tmp_path / "metrics"
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    curves.plt.close("all")
-
-
 def test_the_examples_in_their_docstrings(monkeypatch):
     monkeypatch.chdir(ROOT)
     done = doctest.testmod(frames)
@@ -48,6 +42,13 @@ def test_a_row_a_run_by_hand(folder):
     assert runs.query("algorithm == 'centralised'")["less_up"].isna().all()
 
 
+def test_an_option_of_a_plugin_that_is_called_like_a_figure_is_told_apart(folder):
+    change(folder, write_run(folder, [0.2, 0.4], algorithm="stc"), settings={"state": 3, "rounds": 7})
+    runs = fedmerge.load_runs(folder)
+    assert runs.columns.is_unique
+    assert runs["settings.rounds"].dropna().tolist() == [7]
+
+
 def test_a_row_a_round(folder):
     rounds = fedmerge.load_rounds(folder.parent)
     assert rounds.groupby("run").size().tolist() == [2, 2, 2, 2]
@@ -57,6 +58,7 @@ def test_a_row_a_round(folder):
 
 def test_a_folder_without_runs_is_empty_and_none_is_refused(tmp_path):
     assert len(fedmerge.load_runs(tmp_path)) == len(fedmerge.load_rounds(tmp_path)) == 0
+    assert fedmerge.load_runs(tmp_path).groupby(["algorithm", "split"]).accuracy.mean().empty
     with pytest.raises(InputError, match="is no folder"):
         fedmerge.load_runs(tmp_path / "none")
     with pytest.raises(InputError, match="there are no runs"):
@@ -70,6 +72,7 @@ def test_a_figure_has_the_lines_that_are_asked_for(folder):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["FedAvg (n=2)", "ours (n=1)", "centralised (n=1)"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [20.0, 50.0]
+    assert curves.plt.get_fignums() == []  # it is the caller's
     only = fedmerge.compare(folder, methods="las")
     assert len(only.axes[0].lines) == 1
 
@@ -83,6 +86,9 @@ def test_what_cannot_be_drawn_is_an_exception(folder):
         fedmerge.compare(folder, split=0.5)
     with pytest.raises(InputError, match=r"dataset 'digits': there is none \(did you mean DIGITS\?\)"):
         fedmerge.compare(folder, dataset="digits")
+    for panels in ("round", ["rounds"]):
+        with pytest.raises(InputError, match="panels: 'round"):
+            fedmerge.compare(folder, split="iid", panels=panels)
     with pytest.raises(InputError, match="'mine'"):
         fedmerge.compare(folder, split="iid", methods=["mine"])
     change(folder, write_run(folder, [0.2, 0.4], dirichlet=7), finished=False)

@@ -9,12 +9,15 @@ const FIGURES = {
 const OVER = {
   epoch: "round", up: "MB sent up", down: "MB sent down", both: "MB, up + down", seconds: "seconds of training",
 };
-const USUAL = { dataset: "", split: "", state: ANY, words: "", y: "test_accs", x: "epoch", log: "", differ: "", run: "",
+const USUAL = { dataset: "", split: "", state: ANY, words: "", y: "test_accs", x: "epoch", log: "", differ: "", run: "", hidden: "",
   "sort-methods": "", "sort-runs": "", "sort-lines": "" };
 // The state of the page is in its address, so that it outlives a reload, and can be sent to somebody.
-const view = { ...USUAL, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
+const view = {};
+const read = () => Object.assign(view, USUAL, Object.fromEntries(new URLSearchParams(location.hash.slice(1))));
+read();
 
 content.runs.forEach((run, i) => { run.number = i; });
+content.methods.forEach((method) => { method.key = `${method.dataset}, ${method.split}: ${method.label}`; });
 content.methods.forEach((method) => method.runs.forEach((i) => { content.runs[i].method = method.label; }));
 
 function element(tag, text = "", attributes = {}) {
@@ -45,7 +48,8 @@ content.runs.forEach((run) => { run.text = searched(run); });
 function hits(run) {
   // "seed=1" is a whole setting, "las" any part of a word
   const words = view.words.toLowerCase().split(/\s+/).filter(Boolean);
-  return (view.dataset === ANY || run.dataset === view.dataset) && (view.split === ANY || run.split === view.split)
+  // runs with all data in one place stand beside every split
+  return (view.dataset === ANY || run.dataset === view.dataset) && (view.split === ANY || run.split === view.split || run.central)
     && (view.state === ANY || run.state === view.state)
     && words.every((word) => run.text.includes(word.includes("=") ? ` ${word} ` : word));
 }
@@ -59,6 +63,11 @@ function duration(seconds) {
   if (seconds === null || seconds === undefined) return "";
   if (seconds < 120) return `${Math.round(seconds)} s`;
   return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+function clock(seconds) { // since 1970, as the reader's clock has it
+  if (seconds === null) return "";
+  return new Date(1000 * seconds).toLocaleString("en", { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hour12: false });
 }
 
 function compared(a, b) {
@@ -133,7 +142,7 @@ function keyed(label, look) {
 
 function drawMethods(methods) {
   const columns = [
-    { title: "method", of: (m) => m.label, name: true, show: (m) => keyed(element("span", m.label), m.look) },
+    { title: "method", of: (m) => m.label, name: true, show: (m) => keyed(element("span", m.label), lookOf(m)) },
     ...PLACE.filter((column) => distinct(methods.map(column.of)).length > 1),
   ];
   for (const title of Object.keys(content.methods[0]?.row ?? {})) {
@@ -165,7 +174,8 @@ function drawRuns(runs) {
     const names = distinct(runs.flatMap((run) => Object.keys(run.settings)));
     const differing = names.filter((name) => distinct(runs.map((run) => run.settings[name])).length > 1);
     for (const name of differing.filter((name) => !["dataset", "seed"].includes(name))) {
-      columns.push({ title: name, of: (r) => r.settings[name] ?? "", show: (r) => String(r.settings[name] ?? "") });
+      const size = (text) => text === undefined || text === "" || Number.isNaN(Number(text)) ? text ?? "" : Number(text);
+      columns.push({ title: name, of: (r) => size(r.settings[name]), show: (r) => r.settings[name] ?? "" });
     }
   }
   table("runs", columns, runs);
@@ -174,7 +184,7 @@ function drawRuns(runs) {
 function drawLines() {
   byId("list").hidden = !content.lines.length;
   table("lines", [
-    { title: "line", of: (l) => l.number }, { title: "state", of: (l) => l.state }, { title: "end expected", of: (l) => l.end },
+    { title: "line", of: (l) => l.number }, { title: "state", of: (l) => l.state }, { title: "end expected", of: (l) => l.end, show: (l) => clock(l.end) },
     { title: "flags", of: (l) => l.flags, name: true },
   ], content.lines);
 }
@@ -185,7 +195,22 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 const ink = (colour) => colour === "#000000" ? css("--ink") : colour;
 const MARKS = { circle: "●", square: "■", "triangle-up": "▲", diamond: "◆", "triangle-down": "▼", cross: "✚", x: "✖", star: "★",
   "triangle-left": "◀", "triangle-right": "▶" };
-const hidden = new Set(); // methods that are not drawn
+const isHidden = (method) => hiddenOnes().includes(method.key);
+
+function hiddenOnes() {
+  try { return [JSON.parse(view.hidden || "[]")].flat(); } catch { return []; } // a spoilt address hides nothing
+}
+
+function toggle(method) {
+  const others = hiddenOnes().filter((key) => key !== method.key);
+  const now = isHidden(method) ? others : [...others, method.key];
+  set("hidden", now.length ? JSON.stringify(now) : "");
+}
+
+// As in the figures of plotting.py, but where several datasets or splits are shown: there no two look alike.
+let shown = [];
+const places = (methods) => distinct(methods.filter((m) => !m.central).map((m) => `${m.dataset}, ${m.split}`));
+const lookOf = (method) => content.looks[(places(shown).length > 1 ? shown.indexOf(method) : method.style) % content.looks.length];
 const faint = (colour) => `rgba(${[1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16))}, 0.15)`;
 
 function draw(id, traces, layout) {
@@ -198,25 +223,33 @@ function draw(id, traces, layout) {
 
 function drawCurves(methods) {
   const [traces, legend] = [[], []];
-  const several = distinct(methods.map((m) => `${m.dataset}, ${m.split}`)).length > 1;
+  const several = places(methods).length > 1;
+  const ends = methods.flatMap((m) => m.central ? [] : m.x[view.x]).filter((x) => x > 0);
   for (const method of methods) {
     const line = method.lines[view.y];
     if (!line) continue;
-    const [x, colour] = [line[view.x], ink(method.look.colour)];
+    const look = lookOf(method);
+    const colour = ink(look.colour);
+    const visible = !isHidden(method);
     const name = method.legend + (several ? `, ${method.dataset}, ${method.split}` : "");
-    const button = element("button", name, { type: "button", "aria-pressed": !hidden.has(name) });
+    const button = element("button", name, { type: "button", "aria-pressed": visible });
     button.addEventListener("click", () => {
-      if (!hidden.delete(name)) hidden.add(name);
-      button.setAttribute("aria-pressed", !hidden.has(name));
-      Plotly.restyle("curves", { visible: !hidden.has(name) }, traces.flatMap((trace, i) => trace.legendgroup === name ? [i] : []));
+      toggle(method);
+      [...byId("legend").querySelectorAll("button")].find((other) => other.dataset.key === method.key)?.focus();
     });
+    button.dataset.key = method.key;
     legend.push(element("li"));
-    legend.at(-1).append(keyed(button, method.look));
-    const common = { x, legendgroup: name, visible: !hidden.has(name) };
-    const edge = { ...common, mode: "lines", line: { width: 0 }, hoverinfo: "skip" };
-    traces.push({ ...edge, y: line.low }, { ...edge, y: line.high, fill: "tonexty", fillcolor: faint(colour) });
-    traces.push({ ...common, y: line.value, name: escaped(name), mode: x.length > 40 ? "lines" : "lines+markers",
-      line: { color: colour, dash: method.look.dash, width: 2 }, marker: { symbol: method.look.symbol, size: 7 },
+    legend.at(-1).append(keyed(button, look));
+    let [x, y] = [line.at.map((i) => method.x[view.x][i]), line.value];
+    if (method.central && ["up", "down", "both"].includes(view.x)) { // nothing is sent: a line across
+      x = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
+      y = [line.value.at(-1), line.value.at(-1)];
+    } else if (line.low) {
+      const edge = { x, visible, mode: "lines", line: { width: 0 }, hoverinfo: "skip" };
+      traces.push({ ...edge, y: line.low }, { ...edge, y: line.high, fill: "tonexty", fillcolor: faint(colour) });
+    }
+    traces.push({ x, y, visible, name: escaped(name), mode: x.length > 40 ? "lines" : "lines+markers",
+      line: { color: colour, dash: look.dash, width: 2 }, marker: { symbol: look.symbol, size: 7 },
       hovertemplate: `%{y:.4g} at %{x:.5g}<extra>${escaped(name)}</extra>` });
   }
   byId("legend").replaceChildren(...legend);
@@ -241,12 +274,13 @@ function drawRun(run) {
   { height: 320, title: { text: split ? escaped(`${split.title}: samples of each class`) : "the split is not known", font: { size: 14 } },
     margin: { l: 10, r: 10, t: 40, b: 10 },
     xaxis: { title: { text: split && split.clients > counts.length ? `client (the first ${counts.length} of ${split.clients})` : "client" } },
-    yaxis: { title: { text: "class" }, tickformat: "d", dtick: counts.length && counts[0].length > 20 ? null : 1 } });
+    yaxis: { title: { text: split && split.classes > counts[0].length ? `class (the first ${counts[0].length} of ${split.classes})` : "class" }, tickformat: "d", dtick: counts.length && counts[0].length > 20 ? null : 1 } });
   const sent = run ? run.traffic : [];
   const bar = (i, name, colour) => ({ type: "bar", name, x: sent.map((row) => row[0]), y: sent.map((row) => row[i]), marker: { color: colour },
     hovertemplate: `client %{x}: %{y:.4g} MB ${name}<extra></extra>` });
   draw("traffic", [bar(1, "up", "#0072B2"), bar(2, "down", "#E69F00")], { height: 320, barmode: "stack",
-    title: { text: sent.length ? "Megabytes of each client" : "no client's bytes are known yet", font: { size: 14 } },
+    title: { text: !sent.length ? "no client's bytes are known yet"
+      : run.took_part > sent.length ? `Megabytes of the ${sent.length} busiest of ${run.took_part} clients` : "Megabytes of each client", font: { size: 14 } },
     margin: { l: 10, r: 10, t: 40, b: 10 }, legend: { orientation: "h", y: 1.1, x: 1, xanchor: "right" },
     xaxis: { title: { text: "client" } }, yaxis: { title: { text: "MB" } } });
   if (!run) return;
@@ -266,25 +300,35 @@ function drawRun(run) {
 
 // ---- the page
 
+// Return what a client's first download counts for.
+function counted(methods) {
+  const kinds = distinct(methods.map((m) => m.shared).filter((shared) => shared !== null));
+  if (kinds.length > 1) return " MIXED: a client's first download, the whole initial model, counts in some of these methods and not in others: their bytes cannot be compared.";
+  if (!kinds.length) return "";
+  return kinds[0] ? " Bytes: nobody downloads the initial model." : " Bytes: a client's first download, the whole initial model, counts.";
+}
+
 function refresh() {
   const datasets = distinct(content.runs.map((run) => run.dataset));
   fill("dataset", [...datasets, ANY].map((name) => option(name)), view.dataset || datasets[0]);
   const here = content.methods.filter((m) => view.dataset === ANY || m.dataset === view.dataset);
-  const splits = distinct(here.map((m) => m.split));
+  const federated = here.filter((m) => !m.central);
+  const splits = distinct((federated.length ? federated : here).map((m) => m.split));
   fill("split", [...splits, ANY].map((name) => option(name)), view.split || splits[0]);
   fill("state", [ANY, ...distinct(content.runs.map((run) => run.state))].map((name) => option(name)), view.state);
   fill("y", Object.entries(FIGURES).map(([name, text]) => option(name, text)), view.y);
   fill("x", Object.entries(OVER).map(([name, text]) => option(name, text)), view.x);
-  byId("words").value = view.words;
+  if (byId("words") !== document.activeElement || !view.words) byId("words").value = view.words;
   byId("log").checked = Boolean(view.log);
   byId("differ").checked = Boolean(view.differ);
   const runs = content.runs.filter(hits);
-  const shown = new Set(runs.map((run) => run.number));
-  const methods = content.methods.filter((method) => method.runs.some((i) => shown.has(i)));
+  const chosen = new Set(runs.map((run) => run.number));
+  const methods = content.methods.filter((method) => method.runs.some((i) => chosen.has(i)));
   byId("count").textContent = `${runs.length} of ${content.runs.length} runs, ${methods.length} methods`;
-  const partly = methods.filter((m) => m.runs.some((i) => !shown.has(i))).length;
+  const partly = methods.filter((m) => m.runs.some((i) => !chosen.has(i))).length;
+  shown = methods;
   byId("band").textContent = "Lines: means over the seeds; bands: the standard deviation each way, or with two seeds their range."
-    + (partly ? ` ${partly} of the methods are drawn with all their runs, though not all of them are chosen.` : "");
+    + counted(methods) + (partly ? ` ${partly} of the methods are drawn with all their runs, though not all of them are chosen.` : "");
   fill("run", runs.map((run) => option(run.run)), view.run);
   drawCurves(methods);
   drawMethods(methods);
@@ -308,9 +352,14 @@ byId("about").textContent = `${content.folder}, as of ${content.made}` + (conten
 document.title = `Runs in ${content.folder}`;
 for (const id of ["dataset", "split", "state", "y", "x", "run"]) byId(id).addEventListener("change", (event) => set(id, event.target.value));
 for (const id of ["log", "differ"]) byId(id).addEventListener("change", (event) => set(id, event.target.checked ? "1" : ""));
-byId("words").addEventListener("input", (event) => set("words", event.target.value));
+let typing;
+byId("words").addEventListener("input", (event) => {
+  clearTimeout(typing); // many runs take their time
+  typing = setTimeout(() => set("words", event.target.value), 150);
+});
+window.addEventListener("hashchange", () => { read(); refresh(); });
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
-byId("all").addEventListener("click", () => { Object.assign(view, { dataset: ANY, split: ANY, state: ANY, words: "" }); refresh(); });
+byId("all").addEventListener("click", () => { Object.assign(view, { dataset: ANY, split: ANY, state: ANY, words: "", hidden: "" }); refresh(); });
 byId("notes").append(...content.notes.map((note) => element("li", note)));
 byId("remarks").hidden = !content.notes.length;
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
