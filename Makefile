@@ -5,9 +5,9 @@ BIN := .venv/bin
 DEMO := --dataset DIGITS --n_epochs 30 --batch_size 16 --lr 0.05 --quiet
 ALGORITHMS ?= fedavg fedprox fedacg las
 ARGS ?=
-# tests side by side: more than two cores, since some wait for SLURM or for processes; who has nothing left takes from
-# the others
-WORKERS ?= 4
+# tests side by side: one more than two cores, since some wait for SLURM or for processes; who has nothing left takes
+# from the others
+WORKERS ?= 3
 # round_time, limits, peers, merging, scaling, local_methods, payload or alternatives
 BENCHMARK ?= round_time
 

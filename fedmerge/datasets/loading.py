@@ -95,10 +95,10 @@ def _read(name, root, seed, image_size):
     root = Path(root).absolute()  # so that messages tell where it looked
     if name in DATASETS:
         train, test, n_classes, *domains = checked(DATASETS[name], DATASETS[name](root, seed))
-    elif place_of(name, root).is_dir():
-        train, test, n_classes, *domains = load_folder(root / name, image_size or FOLDER_SIZE)
-    else:
+    elif place_of(name, root) == root / f"{name}.npz":
         train, test, n_classes, *domains = load_arrays(root / f"{name}.npz")
+    else:
+        train, test, n_classes, *domains = load_folder(root / name, image_size or FOLDER_SIZE)
     return train, test, n_classes, domains[0] if domains else ()
 
 

@@ -91,13 +91,7 @@ def compare(folder: str | Path = "metrics", dataset: str | None = None, split: s
     """
     from fedmerge.reporting import curves  # with matplotlib
 
-    panels = look.get("panels", list(curves.PANELS))
-    unknown = (
-        [panel for panel in panels if panel not in curves.PANELS] if isinstance(panels, list | tuple) else [panels]
-    )
-    if unknown:
-        raise InputError(f"panels: {unknown[0]!r} is none of {', '.join(curves.PANELS)}; a list of them")
-
+    _check_panels(look.get("panels", []), curves.PANELS)
     methods, labels, mix = look.pop("methods", None), look.pop("labels", {}), look.pop("mix", False)
     unfinished = look.pop("unfinished", False)
     found = _runs_of(folder)
@@ -118,6 +112,15 @@ def compare(folder: str | Path = "metrics", dataset: str | None = None, split: s
     curves.lay_out(figure, axes, f"{dataset}, {series[0].level.title}", [*more, *notes])
     curves.plt.close(figure)  # it is the caller's: pyplot neither shows nor keeps it
     return figure
+
+
+def _check_panels(panels, known):
+    """Raise InputError unless it is a list of panels that there are."""
+    if not isinstance(panels, list | tuple):
+        raise InputError(f"panels: {panels!r} is no list of {', '.join(known)}")
+    for panel in panels:
+        if panel not in known:
+            raise InputError(f"panels: {panel!r} is none of {', '.join(known)}")
 
 
 def _runs_of(folder):

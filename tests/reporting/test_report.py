@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from conftest import ROOT
@@ -203,7 +204,8 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys, monkeypatch):
 def test_a_page_that_is_watched_is_made_again_until_it_is_interrupted(folder, tmp_path):
     page = tmp_path / "r.html"
     words = [sys.executable, ROOT / "report.py", "--csv_dir", folder, "--output", page, "--watch", "0.2"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
     assert "4 runs, made again every 0.2 s" in process.stdout.readline()
     assert content_in(page.read_text())["again"] == 0.2
     write_run(folder, [0.1, 0.9], seed=9)

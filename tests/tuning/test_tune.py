@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from conftest import ROOT
@@ -71,7 +72,11 @@ def test_a_list_is_chosen_for_line_by_line_and_who_diverges_is_out(tune, program
 def test_a_signal_stops_it_and_the_same_command_goes_on(tune, tmp_path):
     flags = ["--grid", "lr=0.05,0.1", "--", *TINY[:-5], "--n_epochs", "4000", "--local_steps", "1", "--quiet"]
     running = subprocess.Popen(
-        [sys.executable, ROOT / "tune.py", *flags], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, ROOT / "tune.py", *flags],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     while not list(tmp_path.glob("tuning/metrics/*.csv")):
         assert running.poll() is None
