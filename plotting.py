@@ -80,10 +80,7 @@ def compare(runs, dataset, args, notes=()):
     notes: sentences to stand under the tables. Returns {name: Table} and the paths written. Raises InputError if there
     is nothing to draw, or if it cannot be compared.
     """
-    central = [run for run in runs if run.settings["algorithm"] == "centralised"]
-    federated = [run for run in runs if run.settings["algorithm"] != "centralised"] or central
-    found = grouping.group_series(federated, args.unfinished)
-    bounds = grouping.group_series(central, args.unfinished) if federated is not central else []
+    found, bounds = grouping.with_bounds(runs, args.unfinished)
     grouping.rename(found + bounds, args.label)
     others = found
     if args.methods:

@@ -72,9 +72,8 @@ def to_files(text, folder):
     """Return a page's text with links to folders as links to the pages in them, where there are any."""
 
     def link(found):
-        target = folder / found[1]
-        page = next((name for name in ("README.md",) if (target / name).is_file()), None)
-        return f"]({found[1].rstrip('/')}/{page})" if target.is_dir() and page else found[0]
+        there = (folder / found[1] / "README.md").is_file()
+        return f"]({found[1].rstrip('/')}/README.md)" if there else found[0]
 
     return LINK.sub(link, text)
 
@@ -101,7 +100,7 @@ def main(argv):
     except MkDocsException as error:
         print(f"site.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    print(f"{out}/README.html" if not (Path(out) / "index.html").exists() else f"{out}/index.html")
+    print(f"{out}/index.html")
     return 0
 
 

@@ -26,7 +26,7 @@ def load_arrays(path):
         with files.open_regular(path, files.ARCHIVE) as file:
             _check_sizes(file)
             with np.load(file, allow_pickle=False) as found:
-                return _of_arrays(path, found)
+                return _of_arrays(found)
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except Exception as error:  # zipfile, its compressors and numpy have an exception of its own for each way to be bad
@@ -42,7 +42,8 @@ def _check_sizes(file):
     file.seek(0)
 
 
-def _of_arrays(path, found):
+def _of_arrays(found):
+    """Return (training Images, test Images, number of classes) of arrays by their names. Raises InputError."""
     layout = next((one for one in LAYOUTS if {name for pair in one.values() for name in pair} <= set(found)), None)
     if layout is None:
         wanted = " or ".join(", ".join(name for pair in one.values() for name in pair) for one in LAYOUTS)

@@ -3,14 +3,13 @@
 import shlex
 from pathlib import Path
 
-from fedmerge import datasets, networks, saving
+from fedmerge import datasets, networks, provenance, saving
 from fedmerge.config.options import all_options
 from fedmerge.config.run_name import told_settings
 from fedmerge.config.settings_files import typed
 from fedmerge.errors import InputError
 from fedmerge.networks.exported import onnx_of
 from fedmerge.registry import specs
-from fedmerge.reporting import run_record
 
 ONNX = ".onnx"
 INPUTS = {
@@ -43,10 +42,10 @@ def leave(run, final):
 
 def card(run, final):
     """Return the model's card, Markdown."""
-    args, record = run.settings, run_record.record(run, finished=True, final=final)
-    images, splits, environment = run.splits.test.images, run.splits, record["environment"]
-    shape = dict(zip("chw", images.shape[1:], strict=True)) | {"size": splits.image_size}
-    mean, std = ([round(x, 4) for x in record["data"][name]] for name in ("mean", "std"))
+    args, splits = run.settings, run.splits
+    environment = provenance.environment(run.device, args.model_name)
+    shape = dict(zip("chw", splits.test.images.shape[1:], strict=True)) | {"size": splits.image_size}
+    mean, std = ([round(x, 4) for x in numbers.tolist()] for numbers in (splits.mean, splits.std))
     suffix = Path(args.save_weights).suffix.lower()
     given = INPUTS[suffix if suffix == ONNX else None].format(**shape, mean=mean, std=std)
     up, down = (final[f"bytes_{way}"] / 1e6 for way in ("up", "down"))
@@ -56,7 +55,7 @@ def card(run, final):
         "input": given,
         "classes": f"{splits.n_classes}, those of {args.dataset}",
         "trained by": f"{method} (`--algorithm {args.algorithm}`), {args.n_epochs} rounds, {args.n_clients} clients",
-        "data": f"{args.dataset}, {record['partition']['samples']} images of clients, split: {run.split}",
+        "data": f"{args.dataset}, {int(run.histograms().sum())} images of clients, split: {run.split}",
         "test accuracy, macro F1": f"{100 * final['accuracy']:.2f} %, {100 * final['f1']:.2f} %",
         "sent": f"{up:.3f} MB up, {down:.3f} MB down, by all clients in all rounds",
         "made with": f"commit {environment.get('commit') or 'unknown'}, torch {environment['torch']}",

@@ -97,11 +97,9 @@ def compare(folder: str | Path = "metrics", dataset: str | None = None, split: s
     found = _runs_of(folder)
     dataset = _one_of("dataset", dataset, [run.settings["dataset"] for run in found])
     found = [run for run in found if run.settings["dataset"] == dataset]
-    central = [run for run in found if run.settings["algorithm"] == "centralised"]
-    others = [run for run in found if run not in central] or central
-    split = _one_of("split", split, [run.level.cell for run in others])
-    series = [one for one in grouping.group_series(others, unfinished) if one.level.cell == split]
-    bounds = grouping.group_series(central, unfinished) if others is not central else []
+    series, bounds = grouping.with_bounds(found, unfinished)
+    split = _one_of("split", split, [one.level.cell for one in series])
+    series = [one for one in series if one.level.cell == split]
     grouping.rename(series + bounds, [f"{old}={new}" for old, new in labels.items()])
     if methods:
         series, bounds = grouping.choose(series, bounds, [methods] if isinstance(methods, str) else methods)

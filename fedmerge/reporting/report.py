@@ -45,7 +45,6 @@ def content_of(folder, experiments=None, extra=()):
     methods, notes = [], []
     for dataset in sorted({run.settings["dataset"] for run in runs}):
         found = grouping.group_series([run for run in runs if run.settings["dataset"] == dataset], unfinished=True)
-        found = grouping.restyled(found)
         reference = grouping.pick_reference(found)
         notes += [f"{dataset}: {sentence}" for sentence in comparable.mixtures(found)]
         notes += [f"{dataset}: compared with {reference.words()}"] if reference.of else []
@@ -77,7 +76,7 @@ def of_run(run, record, titles, splits):
     """Return what is told of one Run by itself; its split goes to `splits`, which several share."""
     rounds, left = run.rounds, run_list.to_go(run)
     up, down = rounds["bytes_up"].sum() / 1e6, rounds["bytes_down"].sum() / 1e6
-    split = record.get("partition") if isinstance(record.get("partition"), dict) else {}
+    split = plain(record.get("partition"))
     key, title = None, titles[run.settings["dataset"], run.level]
     if run_list.counted(split):
         counts = [row[:MOST] for row in split["histograms"][:MOST]]

@@ -105,6 +105,17 @@ def group_series(runs, unfinished=False):
     return restyled(sorted(found, key=lambda series: series.level.order))
 
 
+def with_bounds(runs, unfinished=False):
+    """Return the Series of the federated runs of one dataset, and those of its runs with all data in one place, which
+    bound the others; these are the first if there are no others.
+    """
+    central = [run for run in runs if run.settings["algorithm"] == "centralised"]
+    federated = [run for run in runs if run.settings["algorithm"] != "centralised"]
+    if not federated:
+        return group_series(central, unfinished), []
+    return group_series(federated, unfinished), group_series(central, unfinished)
+
+
 def restyled(found):
     """Return the list of Series with the styles 0, 1, 2, ... for their labels."""
     places = {label: place for place, label in enumerate(dict.fromkeys(series.label for series in found))}
