@@ -72,6 +72,8 @@ def test_a_figure_has_the_lines_that_are_asked_for(folder):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["FedAvg (n=2)", "ours (n=1)", "centralised (n=1)"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [20.0, 50.0]
+    across = figure.axes[0].lines[-1]  # of all data in one place, which sends nothing
+    assert (list(across.get_xdata()), list(across.get_ydata())) == ([0, 1], [50.0, 50.0])
     assert curves.plt.get_fignums() == []  # it is the caller's
     only = fedmerge.compare(folder, methods="las")
     assert len(only.axes[0].lines) == 1
