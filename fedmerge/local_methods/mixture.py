@@ -12,6 +12,7 @@ class Mixture(LocalMethod):
 
     Both take a step on each batch: the second along the gradient, by its own weights, of the loss at the mixture of
     what the two were before it. Each has an optimiser and statistics of BatchNorm of its own. It takes twice as long.
+    A share that is a tensor is learned: the first step changes it, too.
     """
 
     def __call__(self, client, start, correction):
@@ -21,12 +22,22 @@ class Mixture(LocalMethod):
         (own, alpha), model, epochs = client.aside, client.model, client.settings.epochs
         n, held, gradient = model.layout.n_trainable, model.vector.clone(), torch.zeros_like(model.gradient)
 
+        learns = torch.is_tensor(alpha)  # and has not, yet
+
         def mix():
             torch.lerp(held[:n], own[:n], alpha, out=model.trainable)
-            return alpha
+            return None if learns else alpha
+
+        def adjust(gradient):
+            nonlocal learns
+            if learns:
+                learns, slope = False, torch.dot(own[:n] - held[:n], gradient)
+                gradient *= alpha  # of the mixture, until here
+                alpha.sub_(client.lr * slope).clamp_(0, 1)
 
         batches = client.batches(epochs, client.rng("batches"), n_steps=client.settings.max_steps)
-        steps, beside = self.run(client, epochs, correction), client.steps(batches, own[:n], point=mix)
+        beside = client.steps(batches, own[:n], point=mix, adjust=adjust if learns else None)
+        steps = self.run(client, epochs, correction)
         for _ in range(self.n_steps(client, epochs)):
             held.copy_(model.vector)
             swap(model.gradient, gradient)
@@ -40,7 +51,7 @@ class Mixture(LocalMethod):
         told = client.told()
         beside.close()
         vars(client).update(told)
-        client.loss = client.loss + 0 * own.sum()  # not finite if a number of it is not
+        client.loss = client.loss + 0 * own.sum() + 0 * torch.as_tensor(alpha).sum()  # not finite if one is not
 
 
 def swap(a, b):

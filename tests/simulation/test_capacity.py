@@ -17,6 +17,7 @@ CASES = [
     *(component("local", name) for name in sorted(LOCAL_METHODS)),
     *({"compressor": name, "residual": "client", "value_bits": 8} for name in sorted(COMPRESSORS)),
     {**KEEPS, "residual_momentum": 0.5},
+    {"algorithm": "apfl", "apfl_adaptive": True},
     {"downlink": "individual"},
 ]
 
