@@ -1,5 +1,6 @@
 """What algorithms have in common under which each client has some layers of its own, which nobody else learns."""
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import torch
@@ -9,7 +10,7 @@ from fedmerge.client_update import ClientUpdate
 from fedmerge.errors import InputError
 
 
-class OwnLayers(FedAvg):
+class OwnLayers(FedAvg, ABC):
     """FedAvg of all but the layers that each client keeps; derived classes say which, in `own_ranges`."""
 
     personalises = True
@@ -20,9 +21,9 @@ class OwnLayers(FedAvg):
         places = [torch.arange(begin, end) for begin, end in self.own_ranges(layout)]
         self.own = torch.cat(places).sort().values if places else torch.arange(0)
 
+    @abstractmethod
     def own_ranges(self, layout):
         """Return [(begin, end)] of what stays with the clients in a vector [dim]. Raises InputError if that is all."""
-        raise NotImplementedError
 
     def ends_of(self, layout, k, flag):
         """Return [(begin, end)] in a vector [dim] of all but the last k layers, and of these.

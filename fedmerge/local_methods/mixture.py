@@ -12,16 +12,16 @@ class Mixture(LocalMethod):
 
     Both take a step on each batch: the second along the gradient, by its own weights, of the loss at the mixture of
     what the two were before it. Each has an optimiser and statistics of BatchNorm of its own. It takes twice as long.
-    A share that is a tensor is learned: the first step changes it, too.
+    A share of the second in the mixture that is a tensor [1] is learned: the first step changes it, too.
     """
 
     def __call__(self, client, start, correction):
         if client.aside is None:  # it trains once more, the mixture itself
             super().__call__(client, start, correction)
             return
+        # Its own model, [dim], and the share of that: a number, or a tensor [1].
         (own, alpha), model, epochs = client.aside, client.model, client.settings.epochs
         n, held, gradient = model.layout.n_trainable, model.vector.clone(), torch.zeros_like(model.gradient)
-
         learns = torch.is_tensor(alpha)  # and has not, yet
 
         def mix():
@@ -51,7 +51,7 @@ class Mixture(LocalMethod):
         told = client.told()
         beside.close()
         vars(client).update(told)
-        client.loss = client.loss + 0 * own.sum() + 0 * torch.as_tensor(alpha).sum()  # not finite if one is not
+        client.loss = client.loss + 0 * own.sum()  # not finite if a number of it is not
 
 
 def swap(a, b):

@@ -1,11 +1,13 @@
 """What the variants of Local Superior Soups have in common whose pool holds trained models only."""
 
+from abc import ABC, abstractmethod
+
 import torch
 
 from fedmerge.local_methods.base import LocalMethod
 
 
-class TrainedPool(LocalMethod):
+class TrainedPool(LocalMethod, ABC):
     """A pool of models, the first trained from the received one, each later one from the average of those before it.
 
     A later model alone is trained: the gradient is that of the loss at a random point between it and those before it,
@@ -32,9 +34,9 @@ class TrainedPool(LocalMethod):
             buffers[i] = model.vector[n:]
         client.settle(torch.cat([models.mean(0), self.pooled(buffers)]))
 
+    @abstractmethod
     def budget(self, client):
         """Return how many steps each model takes."""
-        raise NotImplementedError
 
     def passes(self, client):
         """Return how many passes over the client's data hold the steps of any model."""
