@@ -8,13 +8,13 @@ ARGS ?=
 # tests side by side: one more than two cores, since some wait for SLURM or for processes; who has nothing left takes
 # from the others
 WORKERS ?= 3
-# round_time, limits, peers, merging, scaling, local_methods, payload or alternatives
+# round_time, settings, limits, peers, merging, scaling, local_methods, payload or alternatives
 BENCHMARK ?= round_time
 
 # Where this is set, each of the hundreds of processes that tests start compiles the whole program again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-quick oracles lint docs benchmark benchmark-gpu clean
+.PHONY: run test test-quick oracles lint docs benchmark gpu-report clean
 
 run: .venv/run.stamp
 ifeq ($(strip $(ARGS)),)
@@ -54,14 +54,9 @@ docs: .venv/docs.stamp
 benchmark: .venv/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(ARGS)
 
-# all rows of benchmarks/README.md that need a GPU
-benchmark-gpu: .venv/test.stamp
-	$(BIN)/python benchmarks/round_time.py --device cuda --works W1 W2 W3
-	$(BIN)/python benchmarks/peers.py --device cuda --works W1 W2 W3
-	$(BIN)/python benchmarks/limits.py --device cuda --works W1 W2 W3
-	$(BIN)/python benchmarks/merging.py --device cuda
-	$(BIN)/python benchmarks/local_methods.py --device cuda
-	$(BIN)/python benchmarks/alternatives.py --device cuda
+# all that needs a GPU, tests and rows of benchmarks/README.md, in pieces of nine minutes: call it until nothing is left
+gpu-report: .venv/test.stamp
+	$(BIN)/python benchmarks/gpu_report.py $(ARGS)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("needs Python 3.11 or newer, not %d.%d: make PYTHON=python3.12 ..." % v)'

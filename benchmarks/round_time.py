@@ -164,7 +164,7 @@ def measure_memory(work, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--works", nargs="+", default=["W1", "W2"], choices=["W1", "W2", "W3"])
+    parser.add_argument("--works", nargs="+", default=["W1", "W2"], choices=["W1", "W2", "W3", "W4"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory_of", choices=WORKS, help=argparse.SUPPRESS)

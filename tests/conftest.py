@@ -42,13 +42,16 @@ POOLS = {"n_verts": 2, "soup_epochs": 1}  # of local methods that train several 
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what starts processes as slow, as is what else takes seconds: `make test-quick` leaves it out.
+    """Mark what starts processes as slow, as is what else takes seconds: `make test-quick` leaves it out. Skip what is
+    marked `gpu` where there is none.
 
     What waits for minutes for SLURM, or for other processes, comes first: nothing is left to share out beside the last.
     """
     for item in items:
         if STARTERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     items.sort(key=lambda item: not ("slurm" in item.fixturenames or item.path.name in LONGEST))
 
 

@@ -1,17 +1,23 @@
-"""What benchmarks compare with: a bare loop must train the models that a round of this program trains."""
+"""What benchmarks compare: a bare loop must train the models that a round of this program trains, a setting must be one."""
 
+import importlib
+import json
 import re
 import sys
+import time
 
 import pytest
 import torch
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+import gpu_report
 import limits
 import round_time
+import settings
 
 from fedmerge import datasets
+from fedmerge.datasets import images
 
 
 def cut_down(monkeypatch, name):
@@ -71,3 +77,149 @@ def test_operations_are_counted_by_the_sample():
     # Multiplications and additions of the four layers, forward; twice that backward, but for the images' own gradient.
     layers = [2 * 32 * 32 * 32 * 75, 2 * 64 * 16 * 16 * 800, 2 * 4096 * 512, 2 * 512 * 10]
     assert limits.flops(passes) == 3 * sum(layers) - layers[0]
+
+
+@pytest.mark.slow
+def test_a_setting_is_one_in_its_rounds_and_not_after(work, capsys, monkeypatch):
+    formats, normalise = [], datasets.Splits.normalise
+
+    def watched(splits, batch):
+        x = normalise(splits, batch)
+        formats.append(x.is_contiguous(memory_format=torch.channels_last))
+        return x
+
+    monkeypatch.setattr(datasets.Splits, "normalise", watched)
+    ways = {name: settings.WAYS["cpu"][name] for name in ("as it is", "contiguous memory", "1 client at once")}
+    settings.compare(work, ways, 1, "cpu")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [[work, name] for name in ways]
+    assert all(float(row[5]) < 1e-5 for row in rows)
+    formats = formats[len(ways) :]  # a network is tried on two images when it is made
+    a_round = len(formats) // 6  # of three ways and two rounds
+    assert formats == 2 * ([True] * a_round + [False] * a_round + [True] * a_round)
+    assert images.MEMORY is torch.channels_last
+
+
+@pytest.mark.slow
+def test_evaluations_are_in_batches_of_each_size(work, capsys, monkeypatch):
+    sizes, normalise = [], datasets.Splits.normalise
+    monkeypatch.setattr(
+        datasets.Splits, "normalise", lambda splits, batch: sizes.append(len(batch)) or normalise(splits, batch)
+    )
+    monkeypatch.setattr(settings, "EVALUATED", 48)
+    monkeypatch.setitem(settings.BATCHES, "cpu", (16, 32))
+    settings.evaluations(work, 1, "cpu")
+    of_own, *others = capsys.readouterr().out.splitlines()
+    assert "(as it is)" in of_own
+    assert [row.split("|")[2].strip() for row in others] == ["16", "32"]
+    sizes.remove(2)  # a network is tried on two images when it is made
+    assert sizes == 2 * [48, *3 * [16], 32, 16]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The report on a GPU
+
+TABLE = "| work | ratio | bytes |\n|---|---|---|\n| W1 | 0.71 | 1,024 |\n"
+
+
+@pytest.fixture
+def report_of(tmp_path, monkeypatch):
+    """A function of ({step: Python code or (code, minutes)}, flags) -> (exit status, the report as text, as JSON)."""
+
+    def make(codes, *flags):
+        def step(code, minutes=1):
+            return gpu_report.Step("title", ("-c", code), minutes)
+
+        steps = {name: step(*(code if isinstance(code, tuple) else (code,))) for name, code in codes.items()}
+        monkeypatch.setattr(gpu_report, "all_steps", lambda: steps)
+        rc = gpu_report.main(["--folder", str(tmp_path), "--device", "cpu", *flags])
+        return rc, (tmp_path / "report.md").read_text(), json.loads((tmp_path / "report.json").read_text())
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_report_goes_on_where_it_was(report_of, tmp_path):
+    count = tmp_path / "count"
+    steps = {
+        "first": f"print({TABLE!r}); open({str(count)!r}, 'a').write('x')",
+        "long": ("print('ready')", 100),
+    }
+    rc, text, found = report_of(steps, "--steps", "first")
+    assert rc == 0
+    assert "- open: long" in text
+    assert TABLE.strip() in text
+    assert found["open"] == ["long"]
+    assert found["steps"]["first"]["tables"] == [[{"work": "W1", "ratio": 0.71, "bytes": 1024}]]
+    assert found["machine"]["torch"] == torch.__version__
+    rc, text, found = report_of({**steps, "long": "print('ready')"})
+    assert rc == 0
+    assert "- open: nothing" in text
+    assert list(found["steps"]) == ["first", "long"]
+    assert count.read_text() == "x"  # once
+
+
+@pytest.mark.slow
+def test_no_step_begins_that_may_not_end_in_time(report_of, monkeypatch):
+    monkeypatch.setattr(gpu_report, "run", lambda step, *_: pytest.fail("it began"))
+    now = iter([0, *range(100, 200)])  # 100 seconds are gone when the first step could begin
+    monkeypatch.setattr(gpu_report.time, "monotonic", lambda: next(now))
+    rc, _, found = report_of({"long": ("pass", 9)}, "--minutes", "9")
+    assert rc == 3
+    assert found["open"] == ["long"]
+
+
+@pytest.mark.slow
+def test_what_fails_is_told_and_can_be_run_again(report_of):
+    bad = {"bad": "print('oh'); raise SystemExit(7)", "good": "print(1)"}
+    rc, text, found = report_of(bad)
+    assert rc == 1
+    assert "it failed" in text
+    assert "oh" in text
+    assert [step["rc"] for step in found["steps"].values()] == [7, 0]
+    mended = {**bad, "bad": "print('well')"}
+    assert report_of(mended)[0] == 1
+    rc, text, _ = report_of(mended, "--again")
+    assert rc == 0
+    assert "oh" not in text
+
+
+@pytest.mark.slow
+def test_a_step_that_takes_too_long_is_stopped_with_what_it_started(report_of, tmp_path):
+    alive = tmp_path / "alive"
+    child = f"import time\nwhile True: open({str(alive)!r}, 'a').write('x'); time.sleep(0.01)"
+    code = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    rc, text, _ = report_of({"slow": (code, 0.02)})
+    assert rc == 1
+    assert "stopped after 0.02 minutes" in text
+    assert "begun" in text
+    size = alive.stat().st_size if alive.exists() else 0
+    time.sleep(0.2)
+    assert (alive.stat().st_size if alive.exists() else 0) == size
+
+
+def test_the_steps_are_commands_that_are_there(monkeypatch):
+    for name, step in gpu_report.all_steps().items():
+        if name == "tests":
+            continue
+        path, *words = (word.format(device="cuda") for word in step.words)
+        script = importlib.import_module((ROOT / path).relative_to(ROOT / "benchmarks").stem)
+        monkeypatch.setattr(sys, "argv", [path, *words, "--help"])  # words before it are read first
+        with pytest.raises(SystemExit) as ended:
+            script.main()
+        assert ended.value.code == 0, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--steps", "nothing"), "--steps nothing: there are tests, round, "),
+        (("--minutes", "1"), "--minutes 1: a step may take 6"),
+    ],
+)
+def test_a_report_that_cannot_be_is_refused(flags, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        gpu_report.main(["--folder", str(tmp_path / "none"), *flags])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+MEMORY = torch.channels_last  # of the batches that networks get; benchmarks/settings.py tries the other
+
 
 @dataclass(frozen=True)
 class Images:
@@ -69,5 +71,5 @@ class Splits:
         would take several times the memory.
         """
         scale, shift = self._affine
-        x = images.to(torch.float32, memory_format=torch.channels_last).mul_(scale).add_(shift)
+        x = images.to(torch.float32, memory_format=MEMORY).mul_(scale).add_(shift)
         return x if self.enlarged is None else F.interpolate(x, (self.enlarged, self.enlarged), mode="bilinear")

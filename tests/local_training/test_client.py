@@ -177,7 +177,7 @@ def test_bf16_training_stays_near_float32(experiment):
     assert 0 < apart < 0.1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: only there can waiting for it be seen")
+@pytest.mark.gpu
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_no_step_waits_for_the_gpu(experiment, clip_norm):
     run = experiment(device="cuda", algorithm="fedprox", weight_decay=0.01, clip_norm=clip_norm, n_client_epochs=2)

@@ -12,7 +12,7 @@ from fedmerge.local_training import cuda_graph
 from fedmerge.simulation.experiment import assemble
 
 pytestmark = pytest.mark.usefixtures("small_networks")
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def experiment(device, **settings):

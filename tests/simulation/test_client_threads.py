@@ -194,7 +194,7 @@ def test_how_many_clients_train_at_once():
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_streams_on_a_gpu_make_what_one_makes(experiment):
     settings = {**SHORT, "algorithm": "las", "residual": "client", "device": "cuda", "deterministic": True}
     alone, beside = (train_rounds(experiment(**settings, parallel_clients=n), 3) for n in (1, 3))

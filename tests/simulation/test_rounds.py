@@ -133,7 +133,7 @@ def test_local_steps_end_a_clients_round(experiment):
     assert client.seen == 3 * 16
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_trains_what_a_cpu_trains(experiment):
     models = []
     for device in ("cpu", "cuda"):

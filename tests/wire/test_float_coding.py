@@ -49,7 +49,7 @@ def test_any_bytes_are_read_or_refused(data, n):
         decode_floats(Reader(data), n)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_counts_what_is_written():
     x = torch.randn(100_001)
     assert float_bytes(x.cuda()) == len(b"".join(encode_floats(x.numpy())))

@@ -173,7 +173,7 @@ def test_any_bytes_are_read_or_refused(data, n):
         golomb.decode(data, n)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_counts_what_is_written():
     for mean in (0.5, 3.5, 1000):
         x = numbers(0, 100_000, mean)

@@ -329,7 +329,7 @@ def test_any_bytes_are_refused(data):
         wire.decode(data, N, BUFFERS)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("bits", wire.FORMATS)
 def test_a_gpu_packs_and_counts_what_a_cpu_does(bits):
     for share in (None, 0.01, 0.3, 0.9):
