@@ -1,4 +1,4 @@
-"""What benchmarks compare: a bare loop must train the models that a round of this program trains, a setting must be one."""
+"""What benchmarks compare: a bare loop must train the models that a round of this program trains."""
 
 import importlib
 import json
