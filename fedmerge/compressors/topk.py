@@ -3,7 +3,7 @@
 import torch
 
 from fedmerge.compressors.base import Compressor
-from fedmerge.compressors.largest import top_k_mask
+from fedmerge.compressors.largest import mark_largest, top_k_mask
 from fedmerge.registry import compressor
 
 
@@ -57,5 +57,6 @@ class TopK(Compressor):
             return top_k_mask(change, keep, self.layout.sizes if self.mask_scope == "layer" else (len(change),))
         least = top_k_mask(change, keep * self.mask_floor, self.layout.sizes)
         k = max(int(least.sum()), round(keep * len(change)))
-        places = change.abs().masked_fill(least, torch.inf).topk(k).indices
-        return torch.zeros_like(least).index_fill_(0, places, True)
+        mask = torch.zeros_like(least)
+        mark_largest(change.masked_fill(least, torch.inf), k, mask)
+        return mask

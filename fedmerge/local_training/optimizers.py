@@ -21,13 +21,16 @@ class SGD:
         self.w.add_(v, alpha=-s.lr)
 
 
+FUSED = ("cpu", "cuda")  # devices that torch has a fused Adam for; its roundings are others
+
+
 class Adam:
     """torch.optim.Adam by its function, fused where that exists: the class imports torch's compiler, for a second."""
 
     carry = 0.0
 
     def __init__(self, w, gradient, settings):
-        fused = w.device.type in ("cpu", "cuda")
+        fused = w.device.type in FUSED
         n_steps = torch.zeros((), device=w.device if fused else "cpu")
         self.tensors = [[w], [gradient], [torch.zeros_like(w)], [torch.zeros_like(w)], [], [n_steps]]
         self.options = {

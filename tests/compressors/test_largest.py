@@ -11,16 +11,16 @@ from fedmerge.compressors import largest
 from fedmerge.compressors.largest import top_k_mask
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @given(values=st.lists(st.integers(-50, 50), min_size=1, max_size=40), keep=st.floats(0.01, 1), cut=st.integers(0, 40))
-def test_top_k_keeps_exactly_the_share_of_each_block_and_the_largest(values, keep, cut):
-    delta = torch.tensor(values, dtype=torch.float64)
+def test_top_k_keeps_exactly_the_share_of_each_block_and_the_largest(values, keep, cut, dtype):
+    delta = torch.tensor(values, dtype=dtype)
     cut = min(cut, len(values) - 1)
     sizes = [cut, len(values) - cut] if cut else [len(values)]
     mask = top_k_mask(delta, keep, sizes)
     for part, chosen in zip(delta.split(sizes), mask.split(sizes), strict=True):
-        assert chosen.sum() == max(1, round(keep * len(part)))
-        if not chosen.all():
-            assert part[chosen].abs().min() >= part[~chosen].abs().max()
+        k = max(1, round(keep * len(part)))
+        assert set(chosen.nonzero().view(-1).tolist()) == largest_of(part.tolist(), k)
 
 
 def largest_of(values, k):
@@ -50,11 +50,12 @@ PLAIN_KINDS = ("normal", "heavy", "rounded", "constant", "zeros", "sorted", "sub
 
 
 @pytest.mark.parametrize("kind", [*PLAIN_KINDS, "two sizes", "with nan", "with infinities"])
-@pytest.mark.parametrize("n", [4096, 20_001])
-def test_the_largest_of_many_are_those_of_a_sort(kind, n, monkeypatch):
+@pytest.mark.parametrize("n", [100, 4096, 20_001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_of_many_are_those_of_a_sort(kind, n, dtype, monkeypatch):
     g = torch.Generator().manual_seed(n)
-    values = spread(kind, n, g)
-    assert n >= largest.LARGE
+    values = spread(kind, n, g).to(dtype)  # only float32 goes by a sample, and only on the CPU
+    assert 100 < largest.LARGE <= 4096
     monkeypatch.setattr(largest, "CHUNK", 8192)
     for keep in (1 / n, 0.001, 0.1, 0.5, 0.999, 1.0):
         mask = top_k_mask(values, keep, (n,))
