@@ -170,8 +170,9 @@ def test_no_step_begins_that_may_not_end_in_time(report_of, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_fails_is_told_and_can_be_run_again(report_of):
-    bad = {"bad": "print('oh'); raise SystemExit(7)", "good": "print(1)"}
+def test_what_fails_is_told_and_can_be_run_again(report_of, tmp_path):
+    count = tmp_path / "count"
+    bad = {"bad": "print('oh'); raise SystemExit(7)", "good": f"open({str(count)!r}, 'a').write('x')"}
     rc, text, found = report_of(bad)
     assert rc == 1
     assert "it failed" in text
@@ -182,6 +183,7 @@ def test_what_fails_is_told_and_can_be_run_again(report_of):
     rc, text, _ = report_of(mended, "--again")
     assert rc == 0
     assert "oh" not in text
+    assert count.read_text() == "x"  # once
 
 
 @pytest.mark.slow
