@@ -13,9 +13,8 @@ All works are of random images in CIFAR-10's shape: nothing is needed but what i
 import argparse
 import contextlib
 import datetime
-import json
+import math
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -26,6 +25,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from fedmerge import provenance
+from fedmerge.saving import read_json, write_atomic, write_json
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def stop(process):
 
 
 def run(step, device, log):
-    """Run a Step, what it prints going to the file `log`; return what is known of it."""
+    """Run a Step, what it prints going to the file `log`; return {what: of it}, its exit status as `rc`."""
     words = [sys.executable, *(word.format(device=device) for word in step.words)]
     started, at = time.monotonic(), datetime.datetime.now().isoformat(timespec="seconds")
     with open(log, "w") as out:
@@ -85,23 +88,17 @@ def run(step, device, log):
             rc = f"stopped after {step.minutes:g} minutes"
         finally:
             stop(process)
-    found = {"title": step.title, "command": " ".join(["python", *words[1:]]), "commit": commit(), "at": at}
+    found = {"title": step.title, "command": " ".join(["python", *words[1:]]), "at": at}
     return {**found, "seconds": round(time.monotonic() - started, 1), "rc": rc, "output": log.read_text()}
 
 
-def commit():
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    return git.stdout.strip() or "unknown"
-
-
 def machine(device):
-    """Return {what: of this machine}: device and versions."""
-    found = {"device": device, "processor": platform.machine(), "cores": os.cpu_count()}
+    """Return {what: of this machine}: device, versions, commit."""
+    found = {**provenance.environment(torch.device(device)), "cores": os.cpu_count()}
     if torch.device(device).type == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        found["device"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        found |= {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
-    return found | {"torch": torch.__version__, "Python": platform.python_version()}
+        memory = torch.cuda.get_device_properties(0).total_memory
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "gpu_memory": memory}
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -109,10 +106,12 @@ def machine(device):
 
 
 def number(cell):
+    """Return a cell as a number, where it is one and finite."""
     try:
-        return float(cell.replace(",", ""))
+        value = float(cell.replace(",", ""))
     except ValueError:
         return cell
+    return value if math.isfinite(value) else cell
 
 
 def tables(text):
@@ -151,18 +150,13 @@ class Folder:
 
     def known(self):
         """Return {name: what is known} of the steps that have been run."""
-        return {n: json.loads(self.file(n).read_text()) for n in self.steps if self.file(n).exists()}
+        found = {name: read_json(self.file(name)) for name in self.steps}
+        return {name: step for name, step in found.items() if step is not None}
 
     def forget_failed(self):
         for name, found in self.known().items():
             if found["rc"] != 0:
                 self.file(name).unlink()
-
-    def write(self, path, text):
-        """Write a file at once, or not at all."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(text)
-        part.replace(path)
 
     def report(self, about):
         """Write report.md and report.json of all that has been run."""
@@ -172,10 +166,9 @@ class Folder:
         lines += [f"- open: {', '.join(left) or 'nothing'}", ""]
         for found in known.values():
             lines += section(found)
-        self.write(self.path / "report.md", "\n".join(lines))
+        write_atomic(self.path / "report.md", "\n".join(lines))
         with_tables = {name: {**found, "tables": tables(found["output"])} for name, found in known.items()}
-        whole = {"machine": about, "open": left, "steps": with_tables}
-        self.write(self.path / "report.json", json.dumps(whole, indent=1))
+        write_json(self.path / "report.json", {"machine": about, "open": left, "steps": with_tables})
 
 
 def go(folder, wanted, device, minutes):
@@ -185,9 +178,9 @@ def go(folder, wanted, device, minutes):
     while fits := [name for name in left if time.monotonic() + 60 * folder.steps[name].minutes <= ends]:
         name = fits[0]
         print(f"{name}: at most {folder.steps[name].minutes:g} minutes", flush=True)
-        found = run(folder.steps[name], device, folder.file(name, "log"))
+        found = {**run(folder.steps[name], device, folder.file(name, "log")), "commit": about["commit"]}
         print(f"{name}: exit status {found['rc']}, {found['seconds']} s", flush=True)
-        folder.write(folder.file(name), json.dumps(found, indent=1))
+        write_json(folder.file(name), found)
         folder.report(about)
         left.remove(name)
     folder.report(about)

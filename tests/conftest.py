@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if STARTERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     items.sort(key=lambda item: not ("slurm" in item.fixturenames or item.path.name in LONGEST))
 

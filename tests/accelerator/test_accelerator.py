@@ -4,19 +4,14 @@ import pytest
 import torch
 from conftest import component, train_round
 from device import NAME, build, load, operations
+from few_digits import TINY, few_digits
 
-from fedmerge import partitions
 from fedmerge.config.resolve import resolve
 from fedmerge.local_training import optimizers
 from fedmerge.registry import AXES, specs
-from fedmerge.simulation.experiment import assemble, load_splits
+from fedmerge.simulation.experiment import assemble
 
 pytestmark = [pytest.mark.usefixtures("small_networks"), pytest.mark.slow]
-TINY = {
-    **{"dataset": "DIGITS", "n_clients": 4, "participation": 0.5, "n_epochs": 2, "local_steps": 2, "batch_size": 8},
-    **{"model_name": "small", "norm": "batch", "lr": 0.01, "quiet": True, "parallel_clients": 1},
-    **{"soup_epochs": 1, "n_verts": 2},
-}
 COMPONENTS = [(axis, name) for axis in AXES for name in sorted(specs(axis)) if name not in ("none", "centralised")]
 WIRE = [
     {"value_bits": bits, "downlink": downlink, "algorithm": algorithm}
@@ -49,12 +44,8 @@ def library(request):
 
 
 def two_rounds(settings, device):
-    """Return the model and the rows of two rounds on the digits, with what it reaches, on a device."""
-    settings = resolve({**TINY, **settings})
-    splits = load_splits(settings)
-    splits = type(splits)(splits.train[:40], splits.val[:8], splits.test[:8], 10, splits.mean, splits.std)
-    parts = partitions.partition(splits.train.labels, 4, "iid", 0)
-    run, rows = assemble(settings, splits, parts, device), []
+    """Return the model [dim], on the CPU, and the rows of two rounds on a torch.device, with what it reaches."""
+    run, rows = assemble(resolve({**TINY, "parallel_clients": 1, **settings}), *few_digits(), device), []
     for _ in range(2):
         row = train_round(run)
         columns, _ = run.evaluator.columns(run.server, run.clients.parts)

@@ -4,19 +4,14 @@ import itertools
 
 import pytest
 import torch
+from few_digits import TINY, few_digits
 
 import fedalg
-from fedmerge import partitions
 from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
 from fedmerge.registry import AXES, one_look, requirements, specs
-from fedmerge.simulation.experiment import assemble, load_splits
+from fedmerge.simulation.experiment import assemble
 
-TINY = {
-    **{"dataset": "DIGITS", "n_clients": 4, "participation": 0.5, "n_epochs": 2, "local_steps": 2, "batch_size": 8},
-    **{"model_name": "small", "norm": "batch", "lr": 0.01, "device": "cpu", "quiet": True},
-    **{"soup_epochs": 1, "n_verts": 2},
-}
 PAIRS = [
     ((one, first), (other, second))
     for one, other in itertools.combinations(AXES, 2)
@@ -61,11 +56,7 @@ pytestmark = pytest.mark.usefixtures("small_networks")
 
 @pytest.fixture(scope="module")
 def data(small_networks):
-    """The digits, 40 of them for training, and how they are shared out."""
-    settings = resolve(TINY)
-    splits = load_splits(settings)
-    splits = type(splits)(splits.train[:40], splits.val[:8], splits.test[:8], 10, splits.mean, splits.std)
-    return splits, partitions.partition(splits.train.labels, 4, "iid", 0)
+    return few_digits()
 
 
 def trained(data, **settings):
