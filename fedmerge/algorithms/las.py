@@ -35,6 +35,7 @@ class LaSFL(FedAvg):
             "down_sparsity": 0.02,
             "pretrained": True,
             "head_init": "cof",
+            "head_bits": 8,
             "bn": "frozen",
             "lr": 0.002,
             "lr_decay": 0.95,

@@ -108,6 +108,13 @@ OPTIONS = {
             needs="head_init=cof|ridge",
         ),
         Option(
+            "head_bits",
+            32,
+            "bits",
+            "bits of a number that is sent for the first head, but of counts and of Gram matrices, which are exact",
+            needs="head_init",
+        ),
+        Option(
             "trainable",
             "all",
             ("all", "head", "norms", "bias", "lora"),

@@ -3,23 +3,27 @@
 No client trains for it, and however labels are shared out, it is the head that all of their samples together make.
 """
 
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import nn
 
 from fedmerge import datasets
+from fedmerge.client_update import ClientUpdate
 from fedmerge.errors import InputError
 from fedmerge.networks.flat_model import head_of
+from fedmerge.randomness import generator
+from fedmerge.wire import SERVER, pack, transmit
 
 
 @torch.no_grad()
-def fit_head(kind, trainer, theta, own=None, ridge=0.0):
-    """Put a head of closed form into the initial model `theta [dim]`; return how many numbers a client sends for it,
-    and gets.
+def fit_head(how, trainer, theta, own=None):
+    """Put a head of closed form into the initial model `theta [dim]`; return the bytes that each client with samples
+    sends for it, in order, and those that every client gets.
 
-    Each client sends the sum of its samples' features, class by class, and how many these are; features are what the
-    head is given by the initial network, in evaluation. Weights are
+    Each client sends the sum of its samples' features, for each class that it holds, and how many these are; features
+    are what the head is given by the initial network, in evaluation. Weights are
 
         ncm    the mean of each class's features (FedNCM, Legate et al. 2023)
         cof    these means times the inverse of the covariance within classes, which is estimated by how the clients'
@@ -30,30 +34,50 @@ def fit_head(kind, trainer, theta, own=None, ridge=0.0):
     To the diagonal of what is inverted, `ridge` times its mean is added. All are then made of length 1 a class, so that
     softmax has something to tell, and biases 0.
 
-    trainer: a local_training.Trainer; own: places in a vector that stay with clients, int64 [k]. Raises InputError for
-    a network whose head is not one linear layer, or stays with clients.
+    how: HeadSettings; trainer: a local_training.Trainer; own: places in a vector that stay with clients, int64 [k].
+    Raises InputError for a network whose head is not one linear layer, or stays with clients.
     """
     model = trainer.model
     name = head_of(model.module)
     head = model.module.get_submodule(name)
     if type(head) is not nn.Linear:
-        raise InputError(f"--head_init {kind}: the head of this network, {name}, is no linear layer")
+        raise InputError(f"--head_init {how.kind}: the head of this network, {name}, is no linear layer")
     ends = dict(zip(model.layout.names, accumulate(model.layout.sizes), strict=True))
     end = ends[f"{name}.weight"]
     begin, last = end - head.weight.numel(), ends.get(f"{name}.bias", end)
     if own is not None and ((own >= begin) & (own < last)).any():
-        raise InputError(f"--head_init {kind}: under this --algorithm, the head stays with clients")
+        raise InputError(f"--head_init {how.kind}: under this --algorithm, the head stays with clients")
     model.load(theta)
-    told = Told((told_of(trainer, head, part, kind) for part in trainer.parts if len(part)), *head.weight.shape)
-    weights = WEIGHTS[kind](told, ridge)
-    theta[begin:end] = nn.functional.normalize(weights, eps=1e-30).flatten().to(theta)
+    told = Told(*head.weight.shape)
+    clients = (client for client, part in enumerate(trainer.parts) if len(part))
+    bytes_up = [told.add(how, told_of(trainer, head, trainer.parts[client], how.kind), client) for client in clients]
+    weights = nn.functional.normalize(WEIGHTS[how.kind](told, how.ridge), eps=1e-30).flatten()
+    bytes_down, arrived = how.across(weights.float(), torch.empty(0), SERVER)
+    theta[begin:end] = arrived.weights.dequantise().to(theta)
     theta[end:last] = 0
-    return told.n_numbers, head.weight.numel()
+    return bytes_up, bytes_down
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What a head is made of, and how what makes it is sent."""
+
+    kind: str  # of WEIGHTS
+    ridge: float = 0.0
+    bits: int = 32  # of a sum of features, and of a weight
+    real: bool = False  # bytes are made, and read
+    seed: int = 0  # of what rounds below 16 bits
+
+    def across(self, values, exact, client):
+        """Return the bytes of a message of `values` [n], rounded, and of numbers that are not, and what arrives."""
+        vector = ClientUpdate(torch.cat([values, exact]))
+        rng = generator(self.seed, "rounding", "head", client)
+        return transmit(pack(vector, len(values), self.bits, rng, client=client), self.real)
 
 
 def told_of(trainer, head, part, kind):
-    """Return what a client sends, float32 on the CPU: sums of features, class by class, counts, and half of the Gram
-    matrix with "ridge".
+    """Return what a client tells, float32 on the CPU: the sums [n_classes, width] of its features, class by class; and
+    how many samples each has, with half of the Gram matrix behind these with "ridge".
 
     part: its places in the training images.
     """
@@ -75,30 +99,40 @@ def told_of(trainer, head, part, kind):
                     gram.addmm_(features.t(), features)
     finally:
         hook.remove()
-    counts = torch.bincount(train.labels[part], minlength=n_classes)
-    told = [sums.flatten(), counts.to(sums)]
+    exact = [torch.bincount(train.labels[part], minlength=n_classes).to(sums)]
     if kind == "ridge":
-        told.append(gram[tuple(torch.triu_indices(width, width, device=gram.device))])
-    return torch.cat(told).cpu()
+        exact.append(gram[tuple(torch.triu_indices(width, width, device=gram.device))])
+    return sums.cpu(), torch.cat(exact).cpu()
 
 
 class Told:
-    """What clients told, each in n_numbers: `sums` of features [n_classes, width] and `counts` [n_classes] of each.
+    """What clients told: `sums` of features [n_classes, width] and `counts` [n_classes] of each.
 
     total, count, half: the sums over clients of these, and of halves of their Gram matrices, if they told of them, in
     float64.
     """
 
-    def __init__(self, told, n_classes, width):
-        """told: an iterator, since there may be no room for all Gram matrices."""
-        self.sums, self.counts, self.half = [], [], 0
-        for one in told:
-            sums, counts, half = one.split([n_classes * width, n_classes, len(one) - n_classes * (width + 1)])
-            self.sums.append(sums.view(n_classes, width).clone())  # not a view, which would hold the rest
-            self.counts.append(counts.double())
-            self.half = self.half + half.double()
-        self.n_numbers = len(one)
-        self.total, self.count = sum(one.double() for one in self.sums), sum(self.counts)
+    def __init__(self, n_classes, width):
+        self.sums, self.counts = [], []
+        self.total = torch.zeros(n_classes, width, dtype=torch.float64)
+        self.count, self.half = torch.zeros(n_classes, dtype=torch.float64), 0
+
+    def add(self, how, told, client):
+        """Have a client send what it told, of the classes that it holds; return the bytes.
+
+        They are told one by one, since there may be no room for all Gram matrices. how: HeadSettings.
+        """
+        sums, exact = told
+        n_bytes, arrived = how.across(sums[exact[: len(sums)] > 0].flatten(), exact, client)
+        counts, half = arrived.tail.data.split([len(sums), len(exact) - len(sums)])
+        received = torch.zeros_like(sums)
+        received[counts > 0] = arrived.weights.dequantise().view(-1, sums.shape[1])
+        self.sums.append(received)
+        self.counts.append(counts.double())
+        self.total += received.double()
+        self.count += self.counts[-1]
+        self.half = self.half + half.double()
+        return n_bytes
 
     @property
     def means(self):

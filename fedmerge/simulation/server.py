@@ -13,7 +13,7 @@ from fedmerge.declared import check_vector, mistake
 from fedmerge.errors import InputError
 from fedmerge.registry import ALGORITHMS, COMPRESSORS, MERGING_RULES
 from fedmerge.simulation.cohort import Cohort
-from fedmerge.simulation.head_start import fit_head
+from fedmerge.simulation.head_start import HeadSettings, fit_head
 from fedmerge.simulation.sampling import cohort_size, dropped, sample_clients
 from fedmerge.wire import Crossing, Downlink, DownlinkSettings, dense_bytes, pack, payload_bytes
 
@@ -68,18 +68,20 @@ class Server:
 
     def begin_with(self, trainer):
         """Make the first head, and let the algorithm prepare; trainer: a local_training.Trainer, with all samples."""
-        s, algorithm, up, down = self.settings, self.algorithm, 0, 0
+        s, algorithm = self.settings, self.algorithm
+        clients = [i for i, size in enumerate(self.sizes) if size]
+        up, down = [0] * len(clients), 0
         first = 0 if s.shared_init else dense_bytes(len(algorithm.whole_broadcast(self.theta)))
         if s.head_init:
-            numbers = fit_head(s.head_init, trainer, self.theta, algorithm.own, s.head_ridge)
-            up, down = map(dense_bytes, numbers)
+            how = HeadSettings(s.head_init, s.head_ridge, s.head_bits, s.wire == "real", s.seed)
+            up, down = fit_head(how, trainer, self.theta, algorithm.own)
         n_up = algorithm.begin(self.theta, trainer)
         if n_up is not None:
             check_uploads(algorithm, self.rule.func)
-            up, down = up + dense_bytes(n_up), down + self._mask_bytes(algorithm.own)
-        if up:
+            up, down = [n_bytes + dense_bytes(n_up) for n_bytes in up], down + self._mask_bytes(algorithm.own)
+        if s.head_init or n_up is not None:
             self._open_wire(shared_init=True)  # from here on, everybody has the first model
-            self.before = {i: (up, down + first) for i, size in enumerate(self.sizes) if size}
+            self.before = {i: (n_bytes, down + first) for i, n_bytes in zip(clients, up, strict=True)}
 
     def _mask_bytes(self, own):
         """Return the bytes that tell which weights cross the wire, all but those at `own`, int64 [k]."""

@@ -28,7 +28,7 @@ OTHERS = [
     {"momentum": 0.9, "weight_decay": 0.01, "clip_norm": 1.0},
     {"attack": "label_flip", "attackers": 0.3},
     {"trainable": "lora", "lora_rank": 2},
-    {"head_init": "ridge"},
+    {"head_init": "ridge", "head_bits": 8},
     {"wire": "formula", "algorithm": "las"},
     {"bn_every": 2, "eval_every": 2},
     {"drop_probability": 0.3},

@@ -292,7 +292,7 @@ def test_a_preset_for_pretrained_networks_also_takes_a_start_of_ones_own(tmp_pat
     compact = resolve(given | {"preset": "compact", "pretrained": True})
     published = resolve(given)
     differ = {name for name, value in vars(compact).items() if getattr(published, name) != value}
-    assert differ == {"preset", "head_init", "bn", "lr", "lr_decay"}
+    assert differ == {"preset", "head_init", "head_bits", "bn", "lr", "lr_decay"}
     (tmp_path / "start.pt").write_bytes(b"")
     own = resolve(given | {"init_weights": str(tmp_path / "start.pt")})
     assert (own.pretrained, own.bn, own.lr) == (False, "frozen", 0.002)

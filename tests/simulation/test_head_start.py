@@ -9,7 +9,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.errors import InputError
 from fedmerge.networks.flat_model import head_of
 from fedmerge.simulation.experiment import prepare
-from fedmerge.simulation.head_start import WEIGHTS, Told, fit_head, over
+from fedmerge.simulation.head_start import WEIGHTS, HeadSettings, Told, fit_head, over
 from fedmerge.simulation.run_state import resume
 from fedmerge.wire import dense_bytes
 
@@ -80,8 +80,10 @@ def test_of_many_clients_the_spread_of_means_tells_the_covariance():
     """Of features with the deviations 1, 2 and 3 in each of two classes."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, 600, 5, 3, generator=g) * torch.tensor([1.0, 2, 3]) + torch.tensor([10.0, 20, 30])
-    told = [torch.cat([x[:, i].sum(1).flatten(), torch.full((2,), 5.0)]) for i in range(600)]
-    weights = WEIGHTS["cof"](Told(iter(told), 2, 3), 0.0)
+    told = Told(2, 3)
+    for i in range(600):
+        told.add(HeadSettings("cof"), (x[:, i].sum(1), torch.full((2,), 5.0)), i)
+    weights = WEIGHTS["cof"](told, 0.0)
     expected = torch.tensor([10.0, 20 / 4, 30 / 9]).double() / 6000  # samples of both classes
     torch.testing.assert_close(weights, expected.expand(2, 3), rtol=0.15, atol=0)
 
@@ -105,22 +107,50 @@ def test_all_else_begins_as_without_it(experiment, kind):
 @pytest.mark.parametrize("shared_init", [True, False])
 @pytest.mark.parametrize(("kind", "more"), [("ncm", 0), ("cof", 0), ("ridge", 84 * 85 // 2)])
 def test_its_bytes_are_in_the_first_round_and_are_of_all_clients(experiment, kind, more, shared_init):
-    plain = experiment(shared_init=shared_init, **FEW)
-    run = experiment(head_init=kind, shared_init=shared_init, **FEW)
+    few = FEW | {"partition": "labels:3"}
+    plain = experiment(shared_init=shared_init, **few)
+    run = experiment(head_init=kind, shared_init=shared_init, **few)
     first, second = train_round(plain), train_round(run)
-    up, down = dense_bytes(10 * 84 + 10 + more), dense_bytes(10 * 84)
-    assert second["bytes_up"] == first["bytes_up"] + 6 * up
+    labels, down = run.splits.train.labels, dense_bytes(10 * 84)
+    held = sum(len(labels[part].unique()) for part in run.clients.parts)
+    up = 6 * dense_bytes(10 + more) + 4 * 84 * held
+    assert held < 60
+    assert second["bytes_up"] == first["bytes_up"] + up
     whole = 0 if shared_init else dense_bytes(run.model.layout.dim)
     assert second["bytes_down"] == first["bytes_down"] - 3 * whole + 6 * (down + whole)
     run.history.add(second)
     assert set(run.server.traffic) == set(range(6))
 
 
+@pytest.mark.parametrize(("bits", "atol"), [(16, 3e-4), (8, 0.01)])
+def test_fewer_bits_make_nearly_the_same_head(experiment, bits, atol):
+    exact, rounded = experiment(head_init="ncm", **FEW), experiment(head_init="ncm", head_bits=bits, **FEW)
+    assert not torch.equal(weights_of(rounded), weights_of(exact))
+    torch.testing.assert_close(weights_of(rounded), weights_of(exact), rtol=0, atol=atol)
+    up = [sum(up for up, _ in run.server.before.values()) for run in (exact, rounded)]
+    assert up[1] < up[0] * (bits + 4) / 32
+
+
+@pytest.mark.parametrize("bits", [32, 16, 4])
+def test_real_bytes_say_the_same(experiment, bits):
+    runs = [experiment(head_init="cof", head_bits=bits, wire=wire, **FEW) for wire in ("size", "real")]
+    assert torch.equal(runs[0].server.theta, runs[1].server.theta)
+    assert runs[0].server.before == runs[1].server.before
+
+
+def test_what_is_rounded_is_right_on_average():
+    sums, counts, told = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2), Told(2, 3)
+    for client in range(4000):
+        told.add(HeadSettings("ncm", bits=4), (sums, counts), client)
+    assert (told.sums[0] - sums).abs().max() > 0.05
+    torch.testing.assert_close((told.total / 4000).float(), sums, rtol=0, atol=0.02)
+
+
 def test_a_class_without_samples_has_no_weights(experiment):
     run = experiment(head_init="ncm", **FEW)
     trainer, labels = run.clients.trainer, run.splits.train.labels
     trainer.parts = [part[labels[part] != 4] for part in trainer.parts]
-    fit_head("ncm", trainer, run.server.theta)
+    fit_head(HeadSettings("ncm"), trainer, run.server.theta)
     norms = weights_of(run).norm(dim=1)
     assert norms[4] == 0
     torch.testing.assert_close(norms[torch.arange(10) != 4], torch.ones(9))
@@ -173,4 +203,4 @@ def test_a_network_that_does_something_with_what_its_head_makes_is_refused(monke
     forward = type(run.model.module).forward
     monkeypatch.setattr(type(run.model.module), "forward", lambda self, x: 2 * forward(self, x))
     with pytest.raises(InputError, match="logits are not what its last layer makes"):
-        fit_head("ncm", run.clients.trainer, run.server.theta)
+        fit_head(HeadSettings("ncm"), run.clients.trainer, run.server.theta)
