@@ -1,11 +1,14 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Datasets: fetch a published one, list the labels of one, or make a split by hand one for a dataset.
+"""Datasets: fetch a published one, import one of another library, list the labels of one, or make a split by hand one
+for a dataset.
 
     python data.py --download CIFAR10
+    python data.py --import torchvision:SVHN
+    python data.py --import hf:flwrlabs/femnist --as femnist
     python data.py --labels CIFAR10 --seed 0 --output labels.csv
     python data.py --stamp split.json --dataset CIFAR10 --seed 0
 
-Only the first uses the network. What a dataset is made of is in fedmerge/datasets/, how it is split among the clients
+Only these three use the network. What a dataset is made of is in fedmerge/datasets/, how it is split among the clients
 in fedmerge/partitions/.
 """
 
@@ -21,8 +24,10 @@ from tqdm import tqdm
 from fedmerge import files, partitions, saving
 from fedmerge.config.completion import complete
 from fedmerge.config.kinds import KINDS
+from fedmerge.config.own_data import IMPORTED
 from fedmerge.datasets import *  # noqa: F403
 from fedmerge.datasets import load_dataset
+from fedmerge.datasets.importing import import_dataset
 from fedmerge.errors import InputError
 from fedmerge.registry import having, said
 
@@ -86,8 +91,18 @@ def build_parser():
     parser = argparse.ArgumentParser(prog="data.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--download", choices=having("dataset", "download"), help="fetch it, check its MD5")
+    what.add_argument(
+        "--import",
+        dest="source",
+        nargs="+",
+        metavar=("KIND:NAME", "OPTION=VALUE"),
+        help=f"write it as NAME.npz, which --dataset NAME reads; KIND: {', '.join(IMPORTED)}; of its options, train, "
+        "test, image, label and domain name parts and columns, the others are the library's",
+    )
     what.add_argument("--labels", metavar="NAME", help="write position and label of its training images as CSV")
     what.add_argument("--stamp", metavar="FILE", help="check a split made by hand and say in it for which data it is")
+    parser.add_argument("--as", dest="name", metavar="NAME", help="of --import [the last part of its name]")
+    parser.add_argument("--image_size", type=KINDS["count"], metavar="N", help="of --import: pixels of all its images")
     parser.add_argument("--dataset", help="of --stamp")
     parser.add_argument("--seed", type=KINDS["integer"], default=0, help="it draws the validation images, cut off [0]")
     parser.add_argument("--shift", choices=["label", "feature"], default="label", help="as of fedalg.py [label]")
@@ -106,6 +121,14 @@ def do(args):
     """Do what the command line asks for. Raises InputError and OSError."""
     if args.download:
         return download(args.download, args.data_root)
+    if args.source:
+        given, *options = args.source
+        if any("=" not in option for option in options):
+            raise InputError(f"--import {given}: after it come options, NAME=VALUE, not {' '.join(options)}")
+        options = dict(option.split("=", 1) for option in options)
+        return print(import_dataset(given, options, args.data_root, args.name, args.image_size))
+    if args.name or args.image_size:
+        raise InputError("--as and --image_size are of --import")
     if args.stamp and not args.dataset:
         raise InputError("--stamp needs --dataset")
     args.dataset = args.dataset or args.labels

@@ -15,4 +15,4 @@ def did_you_mean(word, known, before=""):
 
 def reason(error):
     """Return what an exception says, in one line."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+IMPORTED = ("torchvision", "hf", "medmnist")  # the kinds of which datasets/importing.py makes an .npz
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
@@ -12,11 +13,13 @@ def place_of(name, root):
     if not NAME.fullmatch(name):
         return None
     folder, file = Path(root) / name, Path(root) / f"{name}.npz"
-    return folder if folder.is_dir() else file if file.is_file() else None
+    return file if file.is_file() else folder if folder.is_dir() else None  # torchvision's files are in a folder
 
 
 def hint(name, root):
     """Return a sentence on what may be meant by a name that is that of no dataset, "" if nothing is."""
+    if name.split(":")[0] in IMPORTED and ":" in name:
+        return f"; first: python data.py --import {name} --data_root {root}"
     if name.endswith(".npz") and place_of(name.removesuffix(".npz"), root):
         return "; leave out .npz"
     if not NAME.fullmatch(name) and os.path.basename(name) == name:

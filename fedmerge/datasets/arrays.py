@@ -1,6 +1,7 @@
 """A file of arrays, NAME.npz: images and labels as Keras keeps its datasets, or as MedMNIST publishes them."""
 
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ VALIDATION = ("val_images", "val_labels")  # of the latter; they become part of 
 
 
 def load_arrays(path):
-    """Return (training Images, test Images, number of classes) of an .npz file.
+    """Return (training Images, test Images, number of classes, names of the domains) of an .npz file.
 
     It has the arrays x_train, y_train, x_test, y_test or train_images, train_labels, test_images, test_labels: images
-    uint8 [N, H, H] or [N, H, H, 1 or 3], labels whole numbers [N] or [N, 1] from 0. Raises InputError for any other.
+    uint8 [N, H, H] or [N, H, H, 1 or 3], labels whole numbers [N] or [N, 1] from 0. Besides, it may have train_domains
+    and test_domains, [N]: whose an image is, text or numbers. Raises InputError for any other.
     """
     try:
         with files.open_regular(path, files.ARCHIVE) as file:
@@ -43,7 +45,7 @@ def _check_sizes(file):
 
 
 def _of_arrays(found):
-    """Return (training Images, test Images, number of classes) of arrays by their names. Raises InputError."""
+    """Return what `load_arrays` does, of arrays by their names. Raises InputError."""
     layout = next((one for one in LAYOUTS if {name for pair in one.values() for name in pair} <= set(found)), None)
     if layout is None:
         wanted = " or ".join(", ".join(name for pair in one.values() for name in pair) for one in LAYOUTS)
@@ -60,7 +62,24 @@ def _of_arrays(found):
     absent = (torch.bincount(train.labels, minlength=n_classes) == 0).nonzero().flatten().tolist()
     if absent:
         raise InputError(f"no training image has the label {absent[0]}, though there are labels up to {n_classes - 1}")
-    return train, test, n_classes
+    parts, names = _with_domains(found, {"train": train, "test": test})
+    return parts["train"], parts["test"], n_classes, names
+
+
+def _with_domains(found, parts):
+    """Return the parts {name: Images} with the domains that the arrays have, and the names of these."""
+    arrays = {part: np.asarray(found[f"{part}_domains"]) for part in parts if f"{part}_domains" in found}
+    if not arrays:
+        return parts, ()
+    for part, images in parts.items():
+        own = arrays.get(part)
+        if own is None or own.dtype.kind not in "iuU" or own.shape != (len(images),):
+            said = "missing" if own is None else f"{own.dtype} {list(own.shape)}"
+            raise InputError(f"{part}_domains is {said}, not text or whole numbers [{len(images)}]: one an image")
+    names = np.unique(np.concatenate(list(arrays.values())))
+    numbers = {part: torch.from_numpy(np.searchsorted(names, own)) for part, own in arrays.items()}
+    parts = {part: replace(images, domains=numbers[part]) for part, images in parts.items()}
+    return parts, tuple(map(str, names))
 
 
 def _images(found, images, labels):

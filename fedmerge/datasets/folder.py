@@ -20,14 +20,22 @@ def load_folder(folder, size):
     whatever the seed. Classes are those of all domains together, in order of their names.
     """
     images, labels, domains, classes, names = _read(folder, size)
-    rng, tested = generator(0, "test of a folder"), torch.zeros(len(labels), dtype=torch.bool)
-    for group in (domains * len(classes) + labels).unique():
-        members = (domains * len(classes) + labels == group).nonzero().flatten()
+    tested = tested_places(domains * len(classes) + labels)
+    whole = Images(images, labels, domains)
+    return whole[~tested], whole[tested], len(classes), names
+
+
+def tested_places(groups):
+    """Return which of the images, of groups int64 [N], are tested on, bool [N]: a fifth of every group, at least one
+    unless it has only one.
+    """
+    rng, tested = generator(0, "test of a folder"), torch.zeros(len(groups), dtype=torch.bool)
+    for group in groups.unique():
+        members = (groups == group).nonzero().flatten()
         if len(members) > 1:
             n = max(1, round(FOLDER_TEST * len(members)))
             tested[members[torch.randperm(len(members), generator=rng)[:n]]] = True
-    whole = Images(images, labels, domains)
-    return whole[~tested], whole[tested], len(classes), names
+    return tested
 
 
 def _read(folder, size):

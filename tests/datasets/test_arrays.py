@@ -24,14 +24,26 @@ MED = {
 def test_both_layouts_are_the_same_data(tmp_path):
     np.savez(tmp_path / "keras.npz", **KERAS)
     np.savez_compressed(tmp_path / "med.npz", **MED)
-    train, test, n_classes = load_arrays(tmp_path / "keras.npz")
-    assert n_classes == 3
+    train, test, n_classes, domains = load_arrays(tmp_path / "keras.npz")
+    assert (n_classes, domains, train.domains) == (3, (), None)
     assert torch.equal(train.images, torch.from_numpy(X[:20]).permute(0, 3, 1, 2))
     assert test.labels.tolist() == Y[20:].tolist()
-    grey, test, _ = load_arrays(tmp_path / "med.npz")  # validation images are trained on
+    grey, test, *_ = load_arrays(tmp_path / "med.npz")  # validation images are trained on
     assert torch.equal(grey.images, train.images[:, :1])
     assert grey.labels.tolist() == Y[:20].tolist()
     assert test.images.shape == (10, 1, 12, 12)
+
+
+def test_images_have_domains_by_name(tmp_path):
+    whose = {"train_domains": np.array(["b", "a"] * 10), "test_domains": np.array(["c", "b"] * 5)}
+    np.savez(tmp_path / "mine.npz", **KERAS, **whose)
+    splits = load_dataset("mine", tmp_path, 0, validation=False)
+    assert splits.domains == ("a", "b", "c")
+    assert splits.test.domains.tolist() == [2, 1] * 5
+    of_a = splits.train.images[splits.train.domains == 0]
+    assert {tuple(image.flatten().tolist()) for image in of_a} == {
+        tuple(x.transpose(2, 0, 1).flatten().tolist()) for x in X[1:20:2]
+    }
 
 
 @pytest.mark.parametrize(("size", "seen"), [(None, 12), (32, 32), (8, 8)])
@@ -63,6 +75,9 @@ WRONG = {
     "has x_train, y_train, but not x_train, y_train, x_test, y_test or": {k: KERAS[k] for k in ("x_train", "y_train")},
     "images of training and test differ": KERAS | {"x_test": X[20:, :8, :8]},
     "no training image has the label 1, though": KERAS | {"y_train": np.where(Y == 1, 0, Y)[:20]},
+    "train_domains is missing, not text": KERAS | {"test_domains": np.array(list("abcdefghij"))},
+    "test_domains is <U1 [9], not text or whole numbers [10]": KERAS
+    | {"train_domains": np.arange(20), "test_domains": np.array(list("abcdefghi"))},
     "has no test images": KERAS | {"x_test": X[:0], "y_test": Y[:0]},
     "is no .npz of arrays": KERAS | {"y_test": np.array([{"a": 1}] * 10, dtype=object)},
 }
@@ -94,7 +109,7 @@ def test_any_bytes_are_a_dataset_or_refused(whole, data):
     spoilt = place.map(lambda change: good[: change[0]] + change[1] + good[change[0] + len(change[1]) :])
     path.write_bytes(data.draw(st.one_of(st.binary(max_size=50), cut, spoilt)))
     try:
-        train, _, n_classes = load_arrays(path)
+        train, _, n_classes, _ = load_arrays(path)
     except InputError as error:
         words = str(error)
         if not words.startswith(str(path)):
