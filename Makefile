@@ -54,7 +54,7 @@ docs: .venv/docs.stamp
 benchmark: .venv/test.stamp
 	$(BIN)/python benchmarks/$(BENCHMARK).py $(ARGS)
 
-# all that needs a GPU, tests and rows of benchmarks/README.md, in pieces of nine minutes: call it until nothing is left
+# all that needs a GPU, tests and rows of benchmarks/README.md, in pieces of nine minutes: call it until it says so
 gpu-report: .venv/test.stamp
 	$(BIN)/python benchmarks/gpu_report.py $(ARGS)
 

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad, vmap
 
-from fedmerge import networks
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fedmerge import networks
 
 WORKS = {  # model, channels, pixels, batch
     "digits": ("cnn", 1, 8, 16),

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fedmerge import networks
-
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last: what a peer imports is its own
+
+from fedmerge import networks
 
 PEERS = {"pfl": ["pfl[pytorch]", "torchvision"], "flwr": ["flwr[simulation]", "torch", "torchvision"]}
 LR, MOMENTUM = 0.01, 0.9

@@ -1,10 +1,15 @@
 """What benchmarks compare: a bare loop must train the models that a round of this program trains."""
 
-import importlib
+import contextlib
+import io
 import json
+import os
 import re
+import runpy
+import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +23,7 @@ import settings
 
 from fedmerge import datasets
 from fedmerge.datasets import images
+from fedmerge.errors import InputError
 
 
 def cut_down(monkeypatch, name):
@@ -89,15 +95,32 @@ def test_a_setting_is_one_in_its_rounds_and_not_after(work, capsys, monkeypatch)
         return x
 
     monkeypatch.setattr(datasets.Splits, "normalise", watched)
-    ways = {name: settings.WAYS["cpu"][name] for name in ("as it is", "contiguous memory", "1 client at once")}
+    ways = {"as it is": ({}, settings.PLAIN), "contiguous memory": settings.WAYS["cpu"]["machine"]["contiguous memory"]}
+    ways |= {name: ({"parallel_clients": n}, settings.PLAIN) for name, n in (("two", 2), ("many", 99))}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     settings.compare(work, ways, 1, "cpu")
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()]
+    ways.pop("many")  # as many as the clients of a round: two once more
     assert [row[:2] for row in rows] == [[work, name] for name in ways]
     assert all(float(row[5]) < 1e-5 for row in rows)
-    formats = formats[len(ways) :]  # a network is tried on two images when it is made
+    formats = formats[len(ways) + 1 :]  # a network is tried on two images when it is made
     a_round = len(formats) // 6  # of three ways and two rounds
     assert formats == 2 * ([True] * a_round + [False] * a_round + [True] * a_round)
     assert images.MEMORY is torch.channels_last
+
+
+@pytest.mark.slow
+def test_a_way_that_fails_is_told_and_the_others_are_compared(work, capsys, monkeypatch):
+    def refused(run, r):
+        raise RuntimeError("no such graph\nof this driver")
+
+    bad = ({"capture": False}, lambda: settings.other(settings, "train_round", refused))
+    ways = {"as it is": ({}, settings.PLAIN), "bad": bad, "two": ({"parallel_clients": 2}, settings.PLAIN)}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    settings.compare(work, ways, 5, "cpu", minutes=0)  # one round that counts
+    failed, *rows = capsys.readouterr().out.splitlines()
+    assert failed == f"| {work} | bad | failed: no such graph | | | |"
+    assert [row.split("|")[2].strip() for row in rows] == ["as it is", "two"]
 
 
 @pytest.mark.slow
@@ -147,11 +170,12 @@ def test_a_report_goes_on_where_it_was(report_of, tmp_path):
     }
     rc, text, found = report_of(steps, "--steps", "first")
     assert rc == 0
-    assert "- open: long" in text
+    assert "- open: long\n- failed: nothing" in text
+    assert "- left out: pfl, which has no environment here" in text or gpu_report.installed("pfl")
     assert TABLE.strip() in text
     assert found["open"] == ["long"]
     assert found["steps"]["first"]["tables"] == [[{"work": "W1", "ratio": 0.71, "bytes": 1024}]]
-    assert found["machine"]["torch"] == torch.__version__
+    assert found["machine"]["torch"] == found["steps"]["first"]["machine"]["torch"] == torch.__version__
     rc, text, found = report_of({**steps, "long": "print('ready')"})
     assert rc == 0
     assert "- open: nothing" in text
@@ -159,12 +183,16 @@ def test_a_report_goes_on_where_it_was(report_of, tmp_path):
     assert count.read_text() == "x"  # once
 
 
+def made_up(step):
+    return {"title": step.title, "command": "", "at": "", "seconds": 0}
+
+
 @pytest.mark.slow
 def test_no_step_begins_that_may_not_end_in_time(report_of, monkeypatch):
-    monkeypatch.setattr(gpu_report, "run", lambda step, *_: pytest.fail("it began"))
-    now = iter([0, *range(100, 200)])  # 100 seconds are gone when the first step could begin
+    now = iter([0, *range(100, 200)])  # 100 seconds are gone when the second step could begin
     monkeypatch.setattr(gpu_report.time, "monotonic", lambda: next(now))
-    rc, _, found = report_of({"long": ("pass", 9)}, "--minutes", "9")
+    monkeypatch.setattr(gpu_report, "run", lambda step, *_: {"rc": 0, "output": "", "errors": "", **made_up(step)})
+    rc, _, found = report_of({"short": ("pass", 9), "long": ("pass", 9)}, "--minutes", "9")
     assert rc == 3
     assert found["open"] == ["long"]
 
@@ -180,6 +208,9 @@ def test_what_fails_is_told_and_can_be_run_again(report_of, tmp_path):
     assert [step["rc"] for step in found["steps"].values()] == [7, 0]
     mended = {**bad, "bad": "print('well')"}
     assert report_of(mended)[0] == 1
+    rc, text, found = report_of(mended, "--again", "--steps", "good")
+    assert (rc, found["open"], found["failed"]) == (0, [], ["bad"])  # nothing is forgotten that is not run
+    assert "oh" in text
     rc, text, _ = report_of(mended, "--again")
     assert rc == 0
     assert "oh" not in text
@@ -200,16 +231,76 @@ def test_a_step_that_takes_too_long_is_stopped_with_what_it_started(report_of, t
     assert (alive.stat().st_size if alive.exists() else 0) == size
 
 
-def test_the_steps_are_commands_that_are_there(monkeypatch):
-    for name, step in gpu_report.all_steps().items():
-        if name == "tests":
-            continue
-        path, *words = (word.format(device="cuda") for word in step.words)
-        script = importlib.import_module((ROOT / path).relative_to(ROOT / "benchmarks").stem)
-        monkeypatch.setattr(sys, "argv", [path, *words, "--help"])  # words before it are read first
-        with pytest.raises(SystemExit) as ended:
-            script.main()
-        assert ended.value.code == 0, name
+@pytest.mark.slow
+def test_what_a_step_prints_never_stops_the_report(report_of):
+    printed = b"| a | b |\n|---|---|\n| 1 | - |\nwarning\n| 2 |\n| - | - |\n| 3 " + b"\xe2\x82"
+    code = f"import sys; sys.stdout.buffer.write({printed!r})"
+    rc, _, found = report_of({"odd": code})
+    assert rc == 0
+    assert found["steps"]["odd"]["tables"] == [[{"a": 1, "b": "-"}, {"a": "-", "b": "-"}]]
+    assert report_of({"odd": code})[0] == 0
+
+
+def go_slowly(folder):
+    """What a child process does: make a report of a step that says who it is and takes a minute."""
+    code = "import os, time; print(os.getpid()); time.sleep(60)"
+    gpu_report.all_steps = lambda: {"slow": gpu_report.Step("title", ("-c", code), 2)}
+    sys.exit(gpu_report.main(["--folder", str(folder), "--device", "cpu"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+def test_no_step_begins_beside_one_that_was_left(number, spawn, tmp_path):
+    """A report that is ended ends its step, too, or, if it is killed, the next one says that the step is going on."""
+    report, log, folder = (
+        spawn(tmp_path, function=go_slowly),
+        tmp_path / "cpu_slow.out",
+        gpu_report.Folder(tmp_path, {}, "cpu"),
+    )
+    while not log.exists() or not log.read_text().endswith("\n"):
+        time.sleep(0.01)
+    with pytest.raises(InputError, match="a step of another call is going on there"), folder.alone():
+        pass
+    os.kill(report.pid, number)
+    report.join()
+    if number == signal.SIGKILL:
+        with pytest.raises(InputError, match="a step of another call is going on there"), folder.alone():
+            pass
+        os.kill(int(log.read_text()), signal.SIGKILL)
+        time.sleep(0.2)
+    else:
+        assert report.exitcode == 128 + number
+    with folder.alone():
+        assert list(tmp_path.glob("*.json")) == []
+
+
+def ask_for_help(commands, path):
+    """What a child process does: ask each of the scripts for its help, as if none had been imported before."""
+    said, paths = {}, [folder for folder in sys.path if Path(folder).resolve() not in (ROOT, ROOT / "benchmarks")]
+    for name, words in commands.items():
+        for module in [m for m in sys.modules if m.split(".")[0] == "fedmerge" or m in SCRIPTS]:
+            del sys.modules[module]
+        sys.path[:], sys.argv = [str(ROOT / "benchmarks"), *paths], [*words, "--help"]  # words before it are read first
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                runpy.run_path(words[0], run_name="__main__")
+            except SystemExit as ended:
+                said[name] = ended.code
+            except ImportError as error:
+                said[name] = str(error)
+    path.write_text(json.dumps(said))
+
+
+SCRIPTS = [path.stem for path in (ROOT / "benchmarks").glob("*.py")]
+
+
+def test_the_steps_are_commands_that_are_there(spawn, tmp_path):
+    commands = {
+        name: [word.format(device="cuda") for word in step.words] for name, step in gpu_report.all_steps().items()
+    }
+    commands.pop("tests")
+    spawn(commands, tmp_path / "said", function=ask_for_help).join()
+    assert json.loads((tmp_path / "said").read_text()) == dict.fromkeys(commands, 0)
 
 
 @pytest.mark.parametrize(
