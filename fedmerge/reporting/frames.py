@@ -43,6 +43,7 @@ def load_runs(folder: str | Path = "metrics") -> pd.DataFrame:
     return pd.concat([pd.DataFrame(rows) for rows in (first, settings, figures)], axis=1)
 
 
+WAYS = ("bytes_up", "bytes_down")
 FIRST = ("run", "state", "split")
 FIGURES = ("rounds", *scores.NAMES.split(), "bytes_up", "bytes_down", "seconds", "less_up", "less_in_all")
 
@@ -63,15 +64,20 @@ def _figures(run):
 
 def load_rounds(folder: str | Path = "metrics") -> pd.DataFrame:
     """Return the rounds of all runs of a folder, a row each: `run`, `epoch`, accuracies and losses of `train`, `val`
-    and `test`, `bytes_up` and `bytes_down` of all clients of the round, `train_seconds`, `eval_seconds`, `clients`.
+    and `test`, `bytes_up` and `bytes_down` of all clients of the round, `bytes_up_total` and `bytes_down_total` of all
+    rounds up to it, `train_seconds`, `eval_seconds`, `clients`.
 
     Raises InputError as load_runs does.
 
     >>> load_rounds("results/compact_digits").groupby("run").bytes_up.sum().min() > 0
     np.True_
     """
-    found = [run.rounds.assign(run=name_of(run)) for run in _runs_of(folder)]
-    frame = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["run", *records.LIMITS])
+    found = [
+        run.rounds.assign(run=name_of(run), **{f"{way}_total": run.rounds[way].cumsum() for way in WAYS})
+        for run in _runs_of(folder)
+    ]
+    columns = ["run", *records.LIMITS, *(f"{way}_total" for way in WAYS)]
+    frame = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
     frame = frame.astype({"epoch": int, "clients": int})
     return frame[["run", *frame.columns.drop("run")]]
 

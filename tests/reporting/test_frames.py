@@ -54,6 +54,9 @@ def test_a_row_a_round(folder):
     assert rounds.groupby("run").size().tolist() == [2, 2, 2, 2]
     assert rounds["epoch"].tolist() == [1, 2] * 4
     assert rounds["bytes_up"].sum() == 3 * 8e6
+    last = rounds[rounds.epoch == 2]
+    assert last.bytes_up_total.tolist() == rounds.groupby("run", sort=False).bytes_up.sum().tolist()
+    assert (rounds.bytes_down_total >= rounds.bytes_down).all()
 
 
 def test_a_folder_without_runs_is_empty_and_none_is_refused(tmp_path):
