@@ -2,9 +2,13 @@
 
 import os
 import re
+import zipfile
 from pathlib import Path
 
+from fedmerge import files
+
 IMPORTED = ("torchvision", "hf", "medmnist")  # the kinds of which datasets/importing.py makes an .npz
+IMAGES = ("x_train", "train_images")  # what an .npz may call them
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
@@ -14,6 +18,23 @@ def place_of(name, root):
         return None
     folder, file = Path(root) / name, Path(root) / f"{name}.npz"
     return file if file.is_file() else folder if folder.is_dir() else None  # torchvision's files are in a folder
+
+
+def pixels_of(path):
+    """Return how many pixels high the images of NAME.npz are, by the head of its array, which alone is read.
+
+    None if that cannot be told: whoever loads the file says what is wrong with it.
+    """
+    from numpy.lib import format as npy
+
+    try:
+        with files.open_regular(path, files.ARCHIVE) as raw, zipfile.ZipFile(raw) as archive:
+            name = next(f"{images}.npy" for images in IMAGES if f"{images}.npy" in archive.namelist())
+            with archive.open(name) as file:
+                read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+                return int(read(file)[0][1])
+    except Exception:  # zipfile and numpy have an exception of its own for each way to be bad
+        return None
 
 
 def hint(name, root):

@@ -12,7 +12,7 @@ from fedmerge import files
 from fedmerge.config.kinds import split_of
 from fedmerge.config.option_help import FOLDER_SIZE, MODEL, NORMS
 from fedmerge.config.options import REGISTRIES, acts, all_options
-from fedmerge.config.own_data import hint, place_of
+from fedmerge.config.own_data import hint, pixels_of, place_of
 from fedmerge.config.split_files import hand_made, split_path
 from fedmerge.errors import InputError, did_you_mean
 from fedmerge.randomness import round_half_up
@@ -84,11 +84,11 @@ def with_defaults(given):
 
 
 def _own_size(args):
-    """Return how many pixels high the images of the dataset are, None if its file must be asked."""
+    """Return how many pixels high the images of the dataset are, None if that is not known."""
     if args.dataset in specs("dataset"):
         return said("dataset", args.dataset, "pixels")
     place = place_of(args.dataset, args.data_root)
-    return FOLDER_SIZE if place is None or place.is_dir() else None
+    return FOLDER_SIZE if place is None or place.is_dir() else pixels_of(place)
 
 
 def _default_bn(args):

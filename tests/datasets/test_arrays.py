@@ -11,6 +11,7 @@ from fedmerge.config.resolve import resolve
 from fedmerge.datasets import load_dataset
 from fedmerge.datasets.arrays import load_arrays
 from fedmerge.errors import InputError
+from fedmerge.simulation.experiment import prepare
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.integers(0, 256, (30, 12, 12, 3), dtype=np.uint8), np.arange(30) % 3
@@ -53,6 +54,22 @@ def test_images_are_of_the_size_that_is_asked_for(tmp_path, size, seen):
     splits = load_dataset(args.dataset, args.data_root, 0, args.image_size)
     assert splits.image_size == seen
     assert splits.normalise(splits.test.images).shape == (10, 3, seen, seen)
+
+
+def test_the_size_that_images_have_is_no_setting(tmp_path):
+    for name, arrays in (("keras", KERAS), ("med", MED)):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        sizes = [resolve({"dataset": name, "data_root": str(tmp_path), "image_size": n}).image_size for n in (12, 16)]
+        assert sizes == [None, 16]
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 no more")
+    assert resolve({"dataset": "bad", "data_root": str(tmp_path), "image_size": 12}).image_size == 12
+
+
+def test_images_that_are_too_small_for_a_network_are_the_files_fault(tmp_path):
+    small = {name: array[:, :3, :3] if array.ndim > 1 else array for name, array in KERAS.items()}
+    np.savez(tmp_path / "small.npz", **small)
+    with pytest.raises(InputError, match="--model_name cnn needs images of 4 pixels, not 3"):
+        prepare(resolve({"dataset": "small", "data_root": str(tmp_path), "model_name": "cnn", "n_clients": 3}))
 
 
 def test_a_run_on_one(tmp_path):
