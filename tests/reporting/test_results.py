@@ -42,7 +42,7 @@ def wanted(args):
 
 
 def is_run_of(mine, settings):
-    before = {"shared_init": False}  # what a record without it means
+    before = {"shared_init": False, "head_bits": 32}  # what a record without it means
     settings = settings | {"init_weights": settings.get("init_weights") is None}
     return all(value == settings.get(name, before.get(name, value)) for name, value in mine.items())
 
