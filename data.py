@@ -119,6 +119,8 @@ def build_parser():
 
 def do(args):
     """Do what the command line asks for. Raises InputError and OSError."""
+    if (args.name or args.image_size) and not args.source:
+        raise InputError("--as and --image_size are of --import")
     if args.download:
         return download(args.download, args.data_root)
     if args.source:
@@ -127,8 +129,6 @@ def do(args):
             raise InputError(f"--import {given}: after it come options, NAME=VALUE, not {' '.join(options)}")
         options = dict(option.split("=", 1) for option in options)
         return print(import_dataset(given, options, args.data_root, args.name, args.image_size))
-    if args.name or args.image_size:
-        raise InputError("--as and --image_size are of --import")
     if args.stamp and not args.dataset:
         raise InputError("--stamp needs --dataset")
     args.dataset = args.dataset or args.labels

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fedmerge import provenance
-from fedmerge.errors import InputError
+from fedmerge.errors import InputError, reason
 from fedmerge.saving import read_json, write_atomic, write_json
 
 
@@ -121,7 +121,8 @@ def ending_with_children():
     def end(number, frame):
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heard}  # nohup's choice stays
     try:
         yield
     finally:
@@ -195,6 +196,11 @@ class Folder:
         found = {name: read_json(self.file(name, ".json")) for name in self.steps}
         return {name: step for name, step in found.items() if step is not None}
 
+    def left(self, wanted, again=False):
+        """Return those of the steps `wanted` that have not been run, or, with `again`, that failed."""
+        known = self.known()
+        return [name for name in wanted if name not in known or (again and known[name]["rc"] != 0)]
+
     def report(self, about):
         """Write report.md and report.json of all that has been run."""
         known = self.known()
@@ -226,10 +232,9 @@ def go(folder, wanted, minutes, again=False):
 
     The first always begins. Returns the names of those left.
     """
-    ends, about, known = time.monotonic() + 60 * minutes, machine(folder.device), folder.known()
-    left = [name for name in wanted if name not in known or (again and known[name]["rc"] != 0)]
-    begun = False
+    ends, about, begun = time.monotonic() + 60 * minutes, machine(folder.device), False
     with ending_with_children(), folder.alone() as lock:
+        left = folder.left(wanted, again)
         while fits := [n for n in left if not begun or time.monotonic() + 60 * folder.steps[n].minutes <= ends]:
             name, begun = fits[0], True
             print(f"{name}: at most {folder.steps[name].minutes:g} minutes", flush=True)
@@ -256,12 +261,17 @@ def main(argv=None):
     if not wanted:
         parser.error(f"--steps {' '.join(args.steps)}: there are {', '.join(steps)}")
     folder = Folder(args.folder, steps, args.device)
+    try:
+        known, longest = folder.known(), max((steps[n].minutes for n in folder.left(wanted, args.again)), default=0)
+        torch.device(args.device)
+    except (InputError, RuntimeError) as error:
+        parser.error(reason(error))
     if args.list:
         for name in wanted:
-            print(f"{name}: {steps[name].title}: {folder.known().get(name, {'rc': 'open'})['rc']}")
+            print(f"{name}: {steps[name].title}: {known.get(name, {'rc': 'open'})['rc']}")
         return 0
-    if max(steps[name].minutes for name in wanted) > args.minutes:
-        parser.error(f"--minutes {args.minutes:g}: a step may take {max(steps[n].minutes for n in wanted):g}")
+    if longest > args.minutes:
+        parser.error(f"--minutes {args.minutes:g}: a step may take {longest:g}")
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
     try:

@@ -109,6 +109,8 @@ def compare(work, ways, n_rounds, device, minutes=math.inf):
                 del runs[name], times[name]
             else:
                 times[name].append(seconds)
+        if AS_IT_IS not in runs:
+            return tell_alone(work, times)
         if r == 1:
             plain = runs[AS_IT_IS].server.theta
             apart = {name: ((run.server.theta - plain).norm() / plain.norm()).item() for name, run in runs.items()}
@@ -120,6 +122,13 @@ def compare(work, ways, n_rounds, device, minutes=math.inf):
         print(f"| {work} | {name} | {columns} | {apart[name]:.0e} |", flush=True)
 
 
+def tell_alone(work, times):
+    """Print the median seconds of the ways {name: seconds of rounds} where there is nothing to compare them with."""
+    for name, (_, *seconds) in times.items():
+        if seconds:
+            print(f"| {work} | {name} | {statistics.median(seconds):.3f} | | | |", flush=True)
+
+
 def evaluations(work, n_rounds, device):
     """Print a row for each size of batches: median seconds of an evaluation, and those of the program's own size."""
     run, sizes = experiment(work, device), BATCHES[torch.device(device).type]
@@ -129,7 +138,9 @@ def evaluations(work, n_rounds, device):
     for _ in range(n_rounds + 1):  # the first warms up
         for size, seconds in times.items():
             with other(datasets, "batch_size", lambda *_, size=size: size):
-                seconds.append(timed(run.evaluator.predict, run.server.theta, judged))
+                took = attempt(work, size, timed, run.evaluator.predict, run.server.theta, judged)
+            seconds.append(took)
+        times = {size: seconds for size, seconds in times.items() if None not in seconds}  # too large for the memory
     of_own = statistics.median(times[own][1:])
     for size, (_, *seconds) in times.items():
         median = statistics.median(seconds)

@@ -22,7 +22,8 @@ def load_arrays(path):
 
     It has the arrays x_train, y_train, x_test, y_test or train_images, train_labels, test_images, test_labels: images
     uint8 [N, H, H] or [N, H, H, 1 or 3], labels whole numbers [N] or [N, 1] from 0. Besides, it may have train_domains
-    and test_domains, [N]: whose an image is, text or numbers. Raises InputError for any other.
+    and test_domains, [N], the former for the images published for validation, too: whose an image is, text or numbers.
+    Raises InputError for any other.
     """
     try:
         with files.open_regular(path, files.ARCHIVE) as file:
@@ -76,6 +77,8 @@ def _with_domains(found, parts):
         if own is None or own.dtype.kind not in "iuU" or own.shape != (len(images),):
             said = "missing" if own is None else f"{own.dtype} {list(own.shape)}"
             raise InputError(f"{part}_domains is {said}, not text or whole numbers [{len(images)}]: one an image")
+    if len({own.dtype.kind for own in arrays.values()}) > 1:  # lest numbers of two kinds meet as floats
+        arrays = {part: own.astype(str) for part, own in arrays.items()}
     names = np.unique(np.concatenate(list(arrays.values())))
     numbers = {part: torch.from_numpy(np.searchsorted(names, own)) for part, own in arrays.items()}
     parts = {part: replace(images, domains=numbers[part]) for part, images in parts.items()}

@@ -9,6 +9,7 @@ every class is tested on.
 """
 
 import inspect
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ from tqdm import tqdm
 
 from fedmerge import files, saving
 from fedmerge.config.own_data import NAME
-from fedmerge.datasets.arrays import load_arrays
 from fedmerge.datasets.folder import tested_places
 from fedmerge.errors import InputError, did_you_mean, reason
 from fedmerge.registry import DATASETS
 
+SIZES = ("28", "64", "128", "224")  # of MedMNIST's images
+NO_SETS = ("VisionDataset", "FakeData", "ImageFolder", "DatasetFolder")  # of torchvision.datasets
+HEADS = 2**16  # bytes that an .npz has beside its arrays, generously
+SMALLER = "a smaller --image_size"
 PARTS = {"train": ("train", "trainval"), "test": ("test", "validation", "val", "valid")}  # what libraries call them
 
 
@@ -35,26 +39,45 @@ def import_dataset(given, options, root, name=None, size=None):
     kind, _, of = given.partition(":")
     if kind not in KINDS or not of:
         raise InputError(f"--import {given}: begins with none of {', '.join(f'{one}:NAME' for one in KINDS)}")
-    name = name or Path(of).name
-    path = Path(root) / f"{name}.npz"
-    if not NAME.fullmatch(name) or name in DATASETS:
-        why = "is a dataset of this program" if name in DATASETS else "has more than letters, digits, dots and hyphens"
-        raise InputError(f"--import {given}: the name {name} {why}: give another with --as")
-    if path.exists():
-        raise InputError(f"--import {given}: {path} is there already: remove it, or give another name with --as")
-    files.check_writable(path)
+    name, root = name or Path(of).name, Path(root)
+    path = root / f"{name}.npz"
     try:
-        train, test = KINDS[kind](of, dict(options), Path(root))
+        _check_place(name, path)
+        train, test = KINDS[kind](of, dict(options), root)
         arrays = _arrays({"train": train} | ({"test": test} if test is not None else {}), size)
+        if sum(array.nbytes for array in arrays.values()) > files.ARCHIVE - HEADS:
+            raise InputError(f"has more than the {files.ARCHIVE} bytes that are read of such a file: {SMALLER}")
     except InputError as error:
         raise InputError(f"--import {given}: {error}") from None
+    saving.remove_leftovers(path)
     with saving.replacing(path) as file:
         np.savez(file, **arrays)
-    load_arrays(path)
+    return f"{path}: {_described(arrays)}: --dataset {name}"
+
+
+def _described(arrays):
+    """Return in words what is in the arrays of an .npz."""
     n_train, n_test = (len(arrays[f"{part}_labels"]) for part in ("train", "test"))
-    side, users = arrays["train_images"].shape[1], len(set(arrays.get("train_domains", ())))
-    words = f"{path}: {n_train} training and {n_test} test images of {len(arrays['classes'])} classes, {side} pixels"
-    return words + (f", {users} domains" if users else "") + f": --dataset {name}"
+    train, test = (set(arrays.get(f"{part}_domains", ())) for part in ("train", "test"))
+    words = f"{n_train} training and {n_test} test images of {len(arrays['classes'])} classes, "
+    words += f"{arrays['train_images'].shape[1]} pixels" + (f", {len(train)} domains" if train else "")
+    return words + (f", and {len(test - train)} in the test images alone" if test - train else "")
+
+
+def _check_place(name, path):
+    """Raise InputError unless a dataset of this name can be written there, and be read after that."""
+    if name in DATASETS:
+        raise InputError(f"the name {name} is a dataset of this program: give another with --as")
+    if not NAME.fullmatch(name):
+        raise InputError(f"the name {name!r} is not one of letters, digits, dots and hyphens: give another with --as")
+    if path.exists():
+        raise InputError(f"{path} is there already: remove it, or give another name with --as")
+    if any(path.with_suffix("").glob("*/*/*.[pPjJ][nNpP]*")):
+        raise InputError(f"{path.with_suffix('')} is a dataset of this name: give another with --as")
+    files.check_writable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent}: cannot be written to")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -65,19 +88,34 @@ def import_dataset(given, options, root, name=None, size=None):
 def of_torchvision(name, options, root):
     import torchvision
 
-    known = [one for one in torchvision.datasets.__all__ if one not in ("FakeData", "ImageFolder", "DatasetFolder")]
+    found = {one: getattr(torchvision.datasets, one) for one in torchvision.datasets.__all__ if one not in NO_SETS}
+    known = [one for one, cls in found.items() if inspect.isclass(cls)]
     if name not in known:
         raise InputError(f"torchvision.datasets has no {name}{did_you_mean(name, known)}")
-    build = getattr(torchvision.datasets, name)
+    build = found[name]
     parameters = _parameters(build)
-    parts = {kind: [options.pop(kind)] if kind in options else names for kind, names in PARTS.items()}
-    given = {key: int(value) if value.isdigit() else value for key, value in options.items()}
+    wanted = {kind: options.pop(kind) for kind in PARTS if kind in options}
+    given = {key: int(value) if value.isdecimal() else value for key, value in options.items()}
     given |= {"download": True} if "download" in parameters else {}
+    if wanted and ("train" in parameters or "split" not in parameters):
+        raise InputError(f"its parts have no names: leave out {', '.join(f'{one}=' for one in wanted)}")
     if "train" in parameters:
         return [_first(build, root, [given | {"train": kind == "train"}]) for kind in PARTS]
     if "split" not in parameters:
         return _first(build, root, [given]), None
-    return [_first(build, root, [given | {"split": which} for which in names]) for names in parts.values()]
+    train, test = _part_names(wanted)
+    return [_first(build, root, [given | {"split": which} for which in names]) for names in (train, test)]
+
+
+def _part_names(wanted):
+    """Return what the training part may be called, and the test part: never the same one.
+
+    wanted: {"train": name, "test": name}, as far as they are given. Raises InputError if both are one.
+    """
+    if len(set(wanted.values())) < len(wanted):
+        raise InputError(f"the part {wanted['test']} cannot be trained on and tested on: leave out test=")
+    taken = set(wanted.values())
+    return [[wanted[kind]] if kind in wanted else [n for n in PARTS[kind] if n not in taken] for kind in PARTS]
 
 
 def _parameters(build):
@@ -97,10 +135,10 @@ def _first(build, root, ways):
     for way in ways:
         try:
             return build(str(root), **way)
-        except (OSError, RuntimeError) as lost:
-            raise InputError(f"could not be fetched, nor is it in {root}: {reason(lost)}") from None
         except (TypeError, ValueError) as refused:  # an option that it does not have; a part that it does not have
             error = error or refused
+        except Exception as lost:  # of the network, of the file system, of a package that it needs
+            raise InputError(f"could not be fetched, nor is it in {root}: {reason(lost)}") from None
     raise InputError(reason(error))
 
 
@@ -115,17 +153,19 @@ def of_hugging_face(name, options, root):
         found = datasets.load_dataset(name, **options)
     except Exception as error:  # of its own, of the hub's, of the file system and of the network
         raise InputError(f"could not be loaded: {reason(error)}") from None
-    parts = {}
-    for kind, names in PARTS.items():
-        parts[kind] = wanted[kind] or next((one for one in names if one in found), None)
-        if parts[kind] not in (*found, *([None] if kind == "test" else [])):
+    if not isinstance(found, datasets.DatasetDict):
+        raise InputError("is read as a whole: leave out split= and streaming=; train=NAME and test=NAME name parts")
+    names = _part_names({kind: name for kind, name in wanted.items() if name})
+    train, test = (next((one for one in own if one in found), None) for own in names)
+    for kind, part in (("train", train), ("test", test)):
+        if part is None and (kind == "train" or wanted[kind]):
             raise InputError(f"its parts are {', '.join(found)}: say which is meant, {kind}=NAME")
-    features = found[parts["train"]].features
+    features = found[train].features
     columns["image"] = _column("image", columns["image"], features, datasets.Image)
     columns["label"] = _column("label", columns["label"], features, datasets.ClassLabel)
     if columns["domain"] is not None and columns["domain"] not in features:
         raise InputError(f"has no column {columns['domain']}, but {', '.join(features)}")
-    return [None if part is None else Rows(found[part], columns) for part in parts.values()]
+    return [None if part is None else Rows(found[part], columns) for part in (train, test)]
 
 
 def _column(kind, given, features, of_class):
@@ -163,10 +203,11 @@ def of_medmnist(name, options, root):
     if medmnist.INFO[name]["task"].startswith("multi-label") or name.endswith("3d"):
         raise InputError("has several labels an image, or images of three dimensions, which no network here takes")
     build, folder = getattr(medmnist, medmnist.INFO[name]["python_class"]), root / "downloads"
-    folder.mkdir(exist_ok=True)
-    size = {"size": int(options.pop("size"))} if options.get("size", "").isdigit() else {}
-    if options:
-        raise InputError(f"its only option is size=N, pixels, not {', '.join(options)}")
+    size = options.pop("size", SIZES[0])
+    if options or size not in SIZES:
+        raise InputError(f"its only option is size={' or '.join(SIZES)}, pixels")
+    size = {"size": int(size)}
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         parts = {part: build(part, download=True, root=str(folder), **size) for part in ("train", "val", "test")}
     except (OSError, RuntimeError, AssertionError) as error:
@@ -184,11 +225,12 @@ KINDS = {"torchvision": of_torchvision, "hf": of_hugging_face, "medmnist": of_me
 def _arrays(parts, size):
     """Return {name: array} for an .npz of the `parts` {"train": part, ...}: images, labels, domains, classes."""
     read = {kind: _read(part, kind, size) for kind, part in parts.items()}
-    if not len(read["train"][1]):
-        raise InputError("has no training images")
-    if "test" not in read:
+    if len(read["train"][1]) and "test" not in read:
         read = _divided(*read["train"])
-    if any(images.shape[3] == 3 for images, *_ in read.values()):  # a part of grey ones beside one in colour
+    for kind, (_, labels, _) in read.items():
+        if not len(labels):
+            raise InputError(f"has no {kind} images" + " with one image a class" * ("test" not in parts))
+    if len({images.shape[3] for images, *_ in read.values()}) > 1:  # a part of grey ones beside one in colour
         read = {k: (images.repeat(3 // images.shape[3], 3), *more) for k, (images, *more) in read.items()}
     classes, labels = np.unique(read["train"][1], return_inverse=True)
     arrays = {"classes": classes.astype(str)}
@@ -222,10 +264,16 @@ def _read(part, kind, size):
     from PIL import Image
 
     images, labels, domains, grey = None, [], [], True
-    bar = tqdm((part[i] for i in range(len(part))), desc=kind, total=len(part), unit="image", disable=None)
-    for place, (image, label, *domain) in enumerate(bar):
-        if not isinstance(image, Image.Image) or image.mode.startswith(("I", "F")):
+    for place in tqdm(range(len(part)), desc=kind, unit="image", disable=None):
+        try:
+            image, label, *domain = part[place]
+            colours = image.convert("RGB") if isinstance(image, Image.Image) else None
+        except Exception as error:  # a damaged image can raise nearly anything
+            raise InputError(f"{kind} image {place}: {reason(error)}") from None
+        if colours is None or image.mode.startswith(("I", "F")):
             raise InputError(f"{kind} image {place} is no image of 8 bits a channel")
+        if None in domain:
+            raise InputError(f"{kind} image {place} has no domain")
         if size is None and image.width != image.height:
             raise InputError(f"{kind} image {place} has {image.width} x {image.height} pixels: --image_size N")
         side = size or image.width
@@ -234,10 +282,9 @@ def _read(part, kind, size):
         if side != images.shape[1]:
             raise InputError(f"{kind} image {place} has {side} pixels a side, others {images.shape[1]}: --image_size N")
         grey = grey and image.mode in ("1", "L")
-        image = image.convert("RGB")
         if image.size != (side, side):
-            image = image.resize((side, side), Image.Resampling.BILINEAR)
-        images[place] = image
+            colours = colours.resize((side, side), Image.Resampling.BILINEAR)
+        images[place] = colours
         labels.append(_label(label, kind, place))
         domains += map(str, domain)
     if images is None:
@@ -247,13 +294,14 @@ def _read(part, kind, size):
 
 def _room(n, side):
     if n * side * side * 3 > files.ARCHIVE:
-        raise InputError(f"{n} images of {side} pixels are more than {files.ARCHIVE} bytes: a smaller --image_size")
+        raise InputError(f"{n} images of {side} pixels in colour are more than {files.ARCHIVE} bytes: {SMALLER}")
     return np.empty((n, side, side, 3), np.uint8)
 
 
 def _label(label, kind, place):
     """Return a label as int or str. Raises InputError for what is none, such as several of them, or less than 0."""
     label = label.item() if hasattr(label, "item") and np.ndim(label) == 0 else label
-    if isinstance(label, bool) or not isinstance(label, (int, str)) or (isinstance(label, int) and label < 0):
+    label = int(label) if isinstance(label, bool) else label
+    if not isinstance(label, (int, str)) or (isinstance(label, int) and label < 0):
         raise InputError(f"{kind} image {place} has the label {label!r:.40}, which names no class")
     return label

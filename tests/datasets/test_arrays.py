@@ -47,6 +47,13 @@ def test_images_have_domains_by_name(tmp_path):
     }
 
 
+def test_large_numbers_of_users_are_not_one(tmp_path):
+    n = 2**53
+    whose = {"train_domains": np.arange(n, n + 20, dtype=np.uint64), "test_domains": np.arange(n, n + 10)}
+    np.savez(tmp_path / "mine.npz", **KERAS, **whose)
+    assert len(load_arrays(tmp_path / "mine.npz")[3]) == 20
+
+
 @pytest.mark.parametrize(("size", "seen"), [(None, 12), (32, 32), (8, 8)])
 def test_images_are_of_the_size_that_is_asked_for(tmp_path, size, seen):
     np.savez(tmp_path / "mine.npz", **KERAS)

@@ -1,5 +1,6 @@
 """Datasets of other libraries as an .npz: made ones in each library's form, and what is refused."""
 
+import shutil
 import sys
 import types
 
@@ -10,6 +11,7 @@ import torchvision
 from PIL import Image
 
 import data
+from fedmerge import files
 from fedmerge.config.own_data import IMPORTED
 from fedmerge.config.resolve import resolve
 from fedmerge.datasets import load_dataset
@@ -85,8 +87,23 @@ def test_images_that_are_not_square_need_a_size(tmp_path, torchvision_has):
     with pytest.raises(InputError, match="train image 0 has 20 x 12 pixels: --image_size N"):
         import_dataset("torchvision:Made", {"side": "20"}, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    import_dataset("torchvision:Made", {"side": "20", "train": "test"}, tmp_path, size=12)
+    import_dataset("torchvision:Made", {"side": "20", "train": "test", "test": "trainval"}, tmp_path, size=12)
     assert load_dataset("Made", tmp_path, 0, validation=False).train.images.shape == (10, 3, 12, 12)
+
+
+def test_what_is_more_than_is_read_of_a_file_is_not_written(tmp_path, torchvision_has, monkeypatch):
+    torchvision_has(Made)
+    monkeypatch.setattr(files, "ARCHIVE", 2**16 + 40 * 12 * 12 * 3)  # labels and classes are too much
+    with pytest.raises(InputError, match="has more than the 82816 bytes that are read of such a file"):
+        import_dataset("torchvision:Made", {}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_import_left_is_removed(tmp_path, torchvision_has):
+    torchvision_has(Made)
+    (tmp_path / ".Made.npz.1.tmp").write_bytes(b"half")
+    import_dataset("torchvision:Made", {}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["Made.npz"]
 
 
 def write_idx(path, array):
@@ -136,6 +153,39 @@ def test_natural_users_of_hugging_face(tmp_path, hugging_face, monkeypatch):
         import_dataset(hugging_face, {"label": "class"}, tmp_path, "other")
     with pytest.raises(InputError, match="its parts are train: say which is meant, test=NAME"):
         import_dataset(hugging_face, {"test": "held"}, tmp_path, "other")
+    for options in ({"split": "train"}, {"streaming": "true"}):
+        with pytest.raises(InputError, match="leave out split= and streaming="):
+            import_dataset(hugging_face, options, tmp_path, "other")
+    with pytest.raises(InputError, match="cannot be trained on and tested on"):
+        import_dataset(hugging_face, {"train": "train", "test": "train"}, tmp_path, "other")
+
+
+def test_a_part_is_never_trained_on_and_tested_on(tmp_path, hugging_face, monkeypatch):
+    """Of a folder whose one part is called test, a fifth is tested on; the parts of another are each used once."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "hub" / "train.parquet").rename(tmp_path / "hub" / "test.parquet")
+    with pytest.raises(InputError, match="its parts are test: say which is meant, train=NAME"):
+        import_dataset(hugging_face, {}, tmp_path, "other")
+    words = import_dataset(hugging_face, {"train": "test"}, tmp_path, "one")
+    assert "32 training and 8 test images" in words
+    shutil.copy(tmp_path / "hub" / "test.parquet", tmp_path / "hub" / "validation.parquet")
+    words = import_dataset(hugging_face, {"train": "validation"}, tmp_path, "two")
+    assert "40 training and 40 test images" in words
+
+
+def test_whose_an_image_is_must_be_known_and_is_told(tmp_path, torchvision_has):
+    class Owned(Made):
+        owner = None
+
+        def __getitem__(self, place):
+            return *super().__getitem__(place), self.owner or f"{self.places[0]}"
+
+    torchvision_has(Owned)
+    words = import_dataset("torchvision:Owned", {}, tmp_path)
+    assert "12 pixels, 1 domains, and 1 in the test images alone" in words
+    Owned.__getitem__ = lambda self, place: (*Made.__getitem__(self, place), None)
+    with pytest.raises(InputError, match="train image 0 has no domain"):
+        import_dataset("torchvision:Owned", {}, tmp_path, "other")
 
 
 class MadeOfMed:
@@ -154,8 +204,10 @@ def test_medmnist_is_trained_on_its_validation_images_too(tmp_path, monkeypatch)
         "chestmnist": {"task": "multi-label, binary-class", "python_class": "Made"},
     }
     monkeypatch.setitem(sys.modules, "medmnist", types.SimpleNamespace(INFO=info, Made=MadeOfMed))
-    import_dataset("medmnist:madmnist", {}, tmp_path)
-    splits = load_dataset("madmnist", tmp_path, 0, validation=False)
+    with pytest.raises(InputError, match="its only option is size=28 or 64"):
+        import_dataset("medmnist:madmnist", {"size": "32"}, tmp_path)
+    import_dataset("medmnist:madmnist", {}, tmp_path / "new")
+    splits = load_dataset("madmnist", tmp_path / "new", 0, validation=False)
     assert (len(splits.train), len(splits.test)) == (30, 10)
     for name, why in (("chestmnist", "several labels an image"), ("pathmnist", "medmnist has no pathmnist")):
         with pytest.raises(InputError, match=why):
@@ -169,7 +221,16 @@ def test_medmnist_is_trained_on_its_validation_images_too(tmp_path, monkeypatch)
         ("hf:", [], "begins with none of"),
         ("torchvision:SVHM", [], "no SVHM (did you mean SVHN?)"),
         ("torchvision:CIFAR10", [], "the name CIFAR10 is a dataset of this program: give another with --as"),
-        ("torchvision:SVHN", ["--as", "a_b"], "the name a_b has more than letters"),
+        ("torchvision:SVHN", ["--as", "a_b"], "the name 'a_b' is not one of letters"),
+        ("hf:.", [], "the name '' is not one of letters"),
+        ("torchvision:VisionDataset", [], "torchvision.datasets has no VisionDataset"),
+        ("torchvision:wrap_dataset_for_transforms_v2", ["--as", "wrap"], "torchvision.datasets has no wrap"),
+        ("torchvision:Made", ["train=test", "test=test"], "the part test cannot be trained on and tested on"),
+        ("torchvision:Undivided", ["train=all"], "its parts have no names: leave out train="),
+        ("torchvision:Cut", [], "train image 7: image file is truncated"),
+        ("torchvision:Lost", [], "could not be fetched, nor is it in"),
+        ("torchvision:Single", [], "has no test images with one image a class"),
+        ("torchvision:Made", ["--as", "folder"], "folder is a dataset of this name"),
         ("torchvision:EMNIST", [], "split"),
         ("torchvision:Made", ["nothing=1"], "unexpected keyword argument 'nothing'"),
         ("torchvision:Made", ["test"], "options, NAME=VALUE, not test"),
@@ -195,20 +256,36 @@ def test_what_is_refused_is_one_line(tmp_path, torchvision_has, capsys, given, m
             image, label = super().__getitem__(place)
             return image, 9 if self.places[place] == 35 else label
 
-    for cls in (Made, Bad, Deep, Strange, type("Large", (Made,), {})):
+    class Cut(Made):
+        def __getitem__(self, place):
+            if place == 7:
+                raise OSError("image file is truncated")
+            return super().__getitem__(place)
+
+    class Lost(Made):
+        def __init__(self, root, split="train", download=False):
+            raise ModuleNotFoundError("No module named 'lmdb'")
+
+    class Single(Undivided):
+        def __getitem__(self, place):
+            return super().__getitem__(place)[0], place
+
+    for cls in (Made, Undivided, Bad, Deep, Strange, Cut, Lost, Single, type("Large", (Made,), {})):
         torchvision_has(cls)
     (tmp_path / "there.npz").write_bytes(b"mine")
+    (tmp_path / "folder" / "domain" / "class").mkdir(parents=True)
+    (tmp_path / "folder" / "domain" / "class" / "1.png").write_bytes(b"")
     with pytest.raises(SystemExit):
         data.main(["--import", given, *more, "--data_root", str(tmp_path)])
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert why in said
-    assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "there.npz"]
     assert (tmp_path / "there.npz").read_bytes() == b"mine"
 
 
 def test_options_of_the_import_are_of_nothing_else(capsys):
     with pytest.raises(SystemExit):
-        data.main(["--labels", "DIGITS", "--as", "mine"])
+        data.main(["--download", "CIFAR10", "--as", "mine"])
     assert "--as and --image_size are of --import" in capsys.readouterr().err
 
 
