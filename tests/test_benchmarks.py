@@ -246,6 +246,7 @@ def test_what_a_step_prints_never_stops_the_report(report_of):
 
 def go_slowly(folder):
     """What a child process does: make a report of a step that says who it is and takes a minute."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     code = "import os, time; print(os.getpid()); time.sleep(60)"
     gpu_report.all_steps = lambda: {"slow": gpu_report.Step("title", ("-c", code), 2)}
     sys.exit(gpu_report.main(["--folder", str(folder), "--device", "cpu"]))
@@ -275,6 +276,16 @@ def test_no_step_begins_beside_one_that_was_left(number, spawn, tmp_path):
         assert report.exitcode == 128 + number
     with folder.alone():
         assert list(tmp_path.glob("*.json")) == []
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with gpu_report.ending_with_children():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert callable(signal.getsignal(signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def ask_for_help(commands, path):
