@@ -107,15 +107,16 @@ def test_all_else_begins_as_without_it(experiment, kind):
 @pytest.mark.parametrize("shared_init", [True, False])
 @pytest.mark.parametrize(("kind", "more"), [("ncm", 0), ("cof", 0), ("ridge", 84 * 85 // 2)])
 def test_its_bytes_are_in_the_first_round_and_are_of_all_clients(experiment, kind, more, shared_init):
-    few = FEW | {"partition": "labels:3"}
+    few = FEW | {"dirichlet": 0.1}
     plain = experiment(shared_init=shared_init, **few)
     run = experiment(head_init=kind, shared_init=shared_init, **few)
     first, second = train_round(plain), train_round(run)
     labels, down = run.splits.train.labels, dense_bytes(10 * 84)
-    held = sum(len(labels[part].unique()) for part in run.clients.parts)
-    up = 6 * dense_bytes(10 + more) + 4 * 84 * held
-    assert held < 60
-    assert second["bytes_up"] == first["bytes_up"] + up
+    held = [len(labels[part].unique()) for part in run.clients.parts]
+    up = [dense_bytes(84 * n + 10 + more) for n in held]
+    assert len(set(held)) > 1
+    assert [run.server.before[client][0] for client in range(6)] == up
+    assert second["bytes_up"] == first["bytes_up"] + sum(up)
     whole = 0 if shared_init else dense_bytes(run.model.layout.dim)
     assert second["bytes_down"] == first["bytes_down"] - 3 * whole + 6 * (down + whole)
     run.history.add(second)
@@ -129,6 +130,10 @@ def test_fewer_bits_make_nearly_the_same_head(experiment, bits, atol):
     torch.testing.assert_close(weights_of(rounded), weights_of(exact), rtol=0, atol=atol)
     up = [sum(up for up, _ in run.server.before.values()) for run in (exact, rounded)]
     assert up[1] < up[0] * (bits + 4) / 32
+
+
+def test_the_server_has_the_head_that_clients_get(experiment):
+    assert len(weights_of(experiment(head_init="ncm", head_bits=4, **FEW)).unique()) <= 16
 
 
 @pytest.mark.parametrize("bits", [32, 16, 4])
